@@ -1,0 +1,62 @@
+"""Everything that is run on this project: `nox -s tests`, `nox -s lint`, ..."""
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"
+
+OLDEST = ["jax==0.9.0", "jaxlib==0.9.0", "equinox==0.13.4", "optax==0.2.5"]
+TESTS = ("pytest", "-n", "2", "--durations=15")
+
+
+def _groups(session: nox.Session, *names: str) -> None:
+    groups = nox.project.load_toml("pyproject.toml")
+    for name in names:
+        session.install(*nox.project.dependency_groups(groups, name))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job: fit NIST's Thurber data and draw the fit."""
+    session.install(".[plot]")
+    session.run("python", "examples/quickstart.py")
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def tests(session: nox.Session) -> None:
+    """The test suite on the newest jax for each Python."""
+    session.install(".")
+    _groups(session, "test")
+    session.run(*TESTS, *session.posargs)
+
+
+@nox.session(python="3.11")
+def oldest(session: nox.Session) -> None:
+    """The test suite on the oldest versions that pyproject.toml allows."""
+    session.install(".", *OLDEST)
+    _groups(session, "test")
+    session.run(*TESTS, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and format."""
+    _groups(session, "dev")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types."""
+    session.install(".")
+    _groups(session, "dev")
+    session.run("pyright")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """All peers in one run; `nox -s bench -- --write` stores bench/RESULTS.md."""
+    session.install(".")
+    _groups(session, "bench")
+    session.run("python", "-m", "bench", *session.posargs)
