@@ -1,0 +1,210 @@
+"""Bounds: the interior, the Coleman-Li scaling, and the choice of a step.
+
+Branch, Coleman and Li, "A subspace, interior, and conjugate gradient method for
+large-scale bound-constrained minimization problems", SIAM J. Sci. Comput. 21 (1999).
+Every function here is exact for infinite bounds. Equal bounds fix a parameter.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfit._model import Reduced, Step
+from jaxfit._small import norm
+
+Vector = Float[Array, " n"]
+
+
+class Bounds(NamedTuple):
+    """Lower and upper bounds of the flat parameters."""
+
+    lower: Vector
+    upper: Vector
+
+    @property
+    def free(self) -> Bool[Array, " n"]:
+        """Parameters that may move."""
+        return self.lower < self.upper
+
+    def contains(self, x: Vector) -> Bool[Array, ""]:
+        """Whether x lies within the bounds; False for NaN."""
+        return jnp.all((x >= self.lower) & (x <= self.upper))
+
+    def project(self, x: Vector) -> Vector:
+        """The nearest point within the bounds."""
+        return jnp.clip(x, self.lower, self.upper)
+
+
+def start_inside(x: Vector, bounds: Bounds) -> Vector:
+    """Move a start off its bounds, by 1e-10 max(1, |bound|) in float64 (as SciPy)."""
+    step = 1e-10 if x.dtype == jnp.float64 else 4 * float(jnp.finfo(x.dtype).eps)
+    lower, upper = bounds
+    lower_gap = step * jnp.maximum(1, jnp.abs(lower))
+    upper_gap = step * jnp.maximum(1, jnp.abs(upper))
+    at_lower = (x - lower <= lower_gap) & (x - lower <= upper - x)
+    at_upper = (upper - x <= upper_gap) & (upper - x < x - lower)
+    at_lower, at_upper = at_lower & jnp.isfinite(lower), at_upper & jnp.isfinite(upper)
+    moved = jnp.where(at_lower, lower + lower_gap, x)
+    moved = jnp.where(at_upper, upper - upper_gap, moved)
+    moved = jnp.where((moved < lower) | (moved > upper), 0.5 * (lower + upper), moved)
+    return jnp.where(bounds.free, moved, lower)
+
+
+def stay_inside(x: Vector, bounds: Bounds, strictly: bool) -> Vector:
+    """Move what a rounded step has put on or beyond a bound.
+
+    SciPy keeps every parameter strictly inside, at the next number. Otherwise that
+    number counts as the bound too: a parameter on its bound has no further gain to
+    promise, and the Coleman-Li scaling frees it when the gradient turns.
+    """
+    lower, upper = bounds
+    above, below = jnp.nextafter(lower, upper), jnp.nextafter(upper, lower)
+    if strictly:
+        x = jnp.where(x <= lower, above, jnp.where(x >= upper, below, x))
+    else:
+        x = jnp.where(x <= above, lower, jnp.where(x >= below, upper, x))
+    return jnp.where(bounds.free, x, lower)
+
+
+def coleman_li(
+    x: Vector, gradient: Vector, bounds: Bounds
+) -> tuple[Vector, Float[Array, " n"]]:
+    """The scaling v and its derivative (eq. 2.2): the distance to the bound ahead.
+
+    v is the distance to the bound that a descent step approaches, 1 where there is
+    none, and 0 for a fixed parameter.
+    """
+    to_upper = (gradient < 0) & (bounds.upper < jnp.inf)
+    to_lower = (gradient > 0) & (bounds.lower > -jnp.inf)
+    v = jnp.where(to_upper, bounds.upper - x, jnp.where(to_lower, x - bounds.lower, 1))
+    dv = jnp.where(to_upper, -1, jnp.where(to_lower, 1, 0)).astype(x.dtype)
+    return jnp.where(bounds.free, v, 0), dv
+
+
+def snap(
+    x: Vector,
+    gradient: Vector,
+    squared_norms: Vector,
+    bounds: Bounds,
+    reach: Float[Array, ""],
+) -> Vector:
+    """x with every parameter that has come to its bound put on it exactly.
+
+    That is a parameter whose own minimum, x - g / |J_i|², lies beyond the bound, and
+    whose distance from it is below `reach` / |J_i|, too short for the fit to notice.
+    """
+    curvature = jnp.where(squared_norms > 0, squared_norms, jnp.inf)
+    reach = jnp.minimum(reach / jnp.sqrt(curvature), jnp.abs(gradient) / curvature)
+    at_lower = (gradient > 0) & (x - bounds.lower <= reach)
+    at_upper = (gradient < 0) & (bounds.upper - x <= reach)
+    return jnp.where(at_lower, bounds.lower, jnp.where(at_upper, bounds.upper, x))
+
+
+def active_set(x: Vector, bounds: Bounds) -> Int[Array, " n"]:
+    """-1 at a lower bound, 1 at an upper bound, 0 between."""
+    at_upper = jnp.where(x >= bounds.upper, 1, 0)
+    return jnp.where(x <= bounds.lower, -1, at_upper)
+
+
+# The step
+
+
+class Hat(NamedTuple):
+    """The quadratic model gᵀp + pᵀB p / 2 in scaled variables, x = x_k + d p."""
+
+    reduced: Reduced  # B = d JᵀJ d + C
+    gradient: Vector  # d Jᵀr
+    scaling: Vector  # d
+
+    def value(self, p: Vector) -> Float[Array, ""]:
+        """The change of cost that the model predicts."""
+        return jnp.sum(p * (self.gradient + 0.5 * self.reduced.image(p)))
+
+
+def _distance_to_bound(x, step, bounds):
+    """The largest t for which x + t step is within bounds, and which bounds it hits."""
+    moving = step != 0
+    divisor = jnp.where(moving, step, 1)
+    distances = jnp.maximum((bounds.lower - x) / divisor, (bounds.upper - x) / divisor)
+    distances = jnp.where(moving, distances, jnp.inf)
+    nearest = jnp.min(distances)
+    return nearest, (distances == nearest) & moving
+
+
+def _minimise_on_line(hat, origin, direction, low, high):
+    """The minimiser t in [low, high] of the model along origin + t direction."""
+    image = hat.reduced.image(direction)
+    curvature = jnp.sum(direction * image)
+    slope = jnp.sum(direction * hat.gradient) + jnp.sum(origin * image)
+    vertex = jnp.clip(-slope / jnp.where(curvature > 0, curvature, 1), low, high)
+    t = jnp.where(curvature > 0, vertex, jnp.where(slope < 0, high, low))
+    point = origin + t * direction
+    return point, hat.value(point)
+
+
+def select_step(
+    x: Vector,
+    step: Step,
+    hat: Hat,
+    radius: Float[Array, ""],
+    theta: Float[Array, ""],
+    bounds: Bounds,
+) -> Step:
+    """The best of three steps, in the scaled variables.
+
+    Where the trust-region step p leaves the bounds: p cut short of the bound it hits,
+    p reflected at that bound, and the scaled gradient (sections 3 and 4 of the paper;
+    strides as in SciPy's `trf`).
+    """
+    d, p = hat.scaling, step.p
+    inside = bounds.contains(x + d * p)
+
+    # p up to the bound, and reflected there
+    stride, hits = _distance_to_bound(x, d * p, bounds)
+    stride = jnp.where(inside, 1, stride)
+    reflected = jnp.where(hits, -p, p)
+    at_bound = stride * p
+    a = jnp.sum(reflected * reflected)
+    b = jnp.sum(at_bound * reflected)
+    c = jnp.minimum(jnp.sum(at_bound * at_bound) - radius**2, 0)
+    root = jnp.sqrt(jnp.maximum(b * b - a * c, 0))
+    q = -(b + jnp.where(b < 0, -root, root))
+    to_radius = jnp.maximum(
+        q / jnp.where(a > 0, a, 1), jnp.where(q != 0, c / jnp.where(q != 0, q, 1), 0)
+    )
+    to_bound, _ = _distance_to_bound(x + d * at_bound, d * reflected, bounds)
+    reach = jnp.minimum(to_bound, to_radius)
+    low = (1 - theta) * stride / jnp.where(reach > 0, reach, 1)
+    high = jnp.where(reach == to_bound, theta * to_bound, to_radius)
+    reflection, reflection_value = _minimise_on_line(
+        hat, at_bound, reflected, low, high
+    )
+    possible = (reach > 0) & (low <= high)
+    reflection_value = jnp.where(possible, reflection_value, jnp.inf)
+
+    # p cut short of the bound
+    cut = theta * at_bound
+    cut_value = hat.value(cut)
+
+    # the scaled gradient
+    length = norm(hat.gradient)
+    to_radius = radius / jnp.where(length > 0, length, 1)
+    to_bound, _ = _distance_to_bound(x, -d * hat.gradient, bounds)
+    high = jnp.where(to_bound < to_radius, theta * to_bound, to_radius)
+    descent, descent_value = _minimise_on_line(
+        hat, jnp.zeros_like(p), -hat.gradient, jnp.zeros_like(high), high
+    )
+
+    use_cut = (cut_value < reflection_value) & (cut_value < descent_value)
+    use_reflection = (reflection_value < cut_value) & (reflection_value < descent_value)
+
+    def chosen(cut, reflection, descent):
+        return jnp.where(use_cut, cut, jnp.where(use_reflection, reflection, descent))
+
+    p = chosen(cut, reflection, descent)
+    value = chosen(cut_value, reflection_value, descent_value)
+    best = Step(p, step.alpha, -value, -jnp.sum(hat.gradient * p), norm(p))
+    return jax.tree.map(functools.partial(jnp.where, inside), step, best)
