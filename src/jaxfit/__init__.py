@@ -1,0 +1,20 @@
+"""Nonlinear least squares as one compiled JAX program."""
+
+from jaxfit import losses
+from jaxfit._linearize import Linearization, Shared, Whole, merge
+from jaxfit._options import Options
+from jaxfit._solution import Solution, Status
+from jaxfit._solve import solve
+
+__all__ = [
+    "Linearization",
+    "Options",
+    "Shared",
+    "Solution",
+    "Status",
+    "Whole",
+    "losses",
+    "merge",
+    "solve",
+]
+__version__ = "0.1.0"

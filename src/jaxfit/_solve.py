@@ -1,0 +1,149 @@
+"""One fit as one `lax.while_loop`: bounded Trust Region Reflective least squares.
+
+The method is that of Branch, Coleman and Li (SIAM J. Sci. Comput. 21, 1999), which
+SciPy's `trf` implements with an inner loop that shrinks the trust region until a step
+is accepted. Here the loop is flat. One trip evaluates one trial point, accepts or
+refuses it, adjusts the radius, asks whether the fit is over, and proposes the next
+point:
+
+    while_loop(linearize -> accept -> update_radius -> stopping_tests -> propose)
+
+The start is the first trial point, so that the user's function stands in the program
+once. `_trip.py` has the trip.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jaxfit import _bounds
+from jaxfit._compile import compiled
+from jaxfit._linearize import Whole, is_linear, linearize, trace_rows, unwrap_shared
+from jaxfit._options import Options, resolve
+from jaxfit._parameters import Parameters
+from jaxfit._small import varying_with
+from jaxfit._solution import RUNNING, Solution
+from jaxfit._trip import Problem, State, initial_state, trip
+from jaxfit.losses import Loss
+
+DEFAULTS = Options()
+
+
+def solve(
+    fn: Callable[[PyTree, PyTree], PyTree],
+    x0: PyTree,
+    data: PyTree = None,
+    *,
+    bounds: tuple[PyTree, PyTree] | None = None,
+    weights: PyTree | None = None,
+    loss: Loss | None = None,
+    options: Options | None = None,
+    rows: Whole | None = None,
+) -> Solution:
+    """Minimise half the sum of the squared residuals `fn(x, data)` over x.
+
+    Bounded Trust Region Reflective least squares (Branch, Coleman and Li, 1999) as one
+    XLA program. Pure: it works under `jit`, `vmap`, `scan` and `shard_map`; called
+    eagerly it is compiled once for each function and each set of shapes.
+
+    Args:
+        fn: residuals of (x, data): an array or a pytree of arrays of any shapes.
+            Complex residuals count as their real and imaginary parts.
+        x0: the start: a pytree of real floating arrays or scalars. Their common dtype
+            is the dtype of the fit.
+        data: passed on to `fn`; a pytree.
+        bounds: None, or (lower, upper), each a number or a pytree that matches or
+            prefixes `x0`. Equal bounds fix a parameter at that value.
+        weights: None, or non-negative numbers that multiply the squared residuals, such
+            as 1/sigma², in the residuals' structure or broadcast to it. A residual of
+            weight zero does not count and may be NaN.
+        loss: a robust loss from `jaxfit.losses`; None is plain least squares.
+        options: tolerances, scaling, the Jacobian: see `Options`.
+        rows: how residual rows are visited; None is `Whole()`.
+
+    Returns:
+        A `Solution`. Its `success` is a certificate. Nothing is raised for what only
+        the numbers show: a start outside its bounds or NaN data is a status.
+
+    Raises:
+        ValueError, TypeError: at trace time, for arguments of the wrong kind or shape.
+    """
+    check_callable(fn)
+    options = DEFAULTS if options is None else options
+    check_arguments(loss, options, rows)
+    callables = fn, options.jac
+    if options.jac is not None:
+        options = dataclasses.replace(options, jac=None)
+    arguments = x0, data, bounds, weights, loss, options
+    return compiled(_solve, callables, arguments)
+
+
+def check_callable(fn) -> None:
+    """Refuse what is no residual function."""
+    if not callable(fn):
+        raise TypeError(f"fn is {fn!r}; expected a function (x, data) -> residuals.")
+
+
+def check_arguments(loss, options, rows) -> None:
+    """Refuse arguments of the wrong class."""
+    if not isinstance(options, Options):
+        raise TypeError(f"options is {options!r}; expected jaxfit.Options(...).")
+    if not (loss is None or isinstance(loss, Loss)):
+        raise TypeError(
+            f"loss is {loss!r}; expected None or an instance of a loss, such as "
+            "jaxfit.losses.Huber(1.0)."
+        )
+    if not (rows is None or isinstance(rows, Whole)):
+        raise TypeError(f"rows is {rows!r}; expected None or jaxfit.Whole().")
+
+
+def _solve(callables, arguments) -> Solution:
+    """`solve` without its compilation."""
+    fn, jac = callables
+    x0, data, bounds, weights, loss, options = arguments
+    parameters = Parameters(x0)
+    start = parameters.ravel(x0, "x0")
+    start = varying_with(start, (data, weights, bounds, loss, options))
+    rows = trace_rows(fn, jac, parameters.unravel, unwrap_shared(data), weights, start)
+    start = varying_with(start, rows.constants)
+    x_scale = options.x_scale
+    if x_scale is not None:
+        x_scale = parameters.ravel(x_scale, "x_scale")
+    problem = Problem(
+        linearize=functools.partial(linearize, rows, loss),
+        limits=resolve(options, parameters.size, parameters.dtype),
+        bounds=parameters.bounds(bounds),
+        x_scale=x_scale,
+        is_linear=is_linear(loss),
+    )
+    return solution(parameters, problem, run(problem, start))
+
+
+def run(problem: Problem, x0: Float[Array, " n"]) -> State:
+    """From the start to the end of the fit."""
+    return lax.while_loop(
+        lambda state: (state.status == RUNNING) | state.finishing,
+        functools.partial(trip, problem),
+        initial_state(problem, x0),
+    )
+
+
+def solution(parameters: Parameters, problem: Problem, state: State) -> Solution:
+    """The result in the user's structure."""
+    bounds, point = problem.bounds, state.point
+    active = free = None
+    if bounds is not None:
+        active, free = _bounds.active_set(point.x, bounds), bounds.free
+    return Solution(
+        x=parameters.unravel(point.x),
+        status=state.status,
+        optimality=point.optimality,
+        steps=state.steps,
+        nfev=state.nfev,
+        linearization=point.linearization,
+        bounds_active=active,
+        bounds_free=free,
+    )

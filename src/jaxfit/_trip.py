@@ -1,0 +1,329 @@
+"""One trip of the loop: evaluate a trial point and decide all that follows from it.
+
+    linearize -> accept or refuse -> radius -> stopping tests -> propose
+
+The state between two trips is one immutable pytree. The start is the first trial point,
+accepted because the cost before it is infinite. When a stopping test has passed, a last
+trip may visit the same solution with parameters put exactly on their bounds, and in a
+frame in which an ill-conditioned Jacobian keeps its digits.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfit import _bounds, _trust_region
+from jaxfit._bounds import Bounds, Hat
+from jaxfit._linearize import Frame, Linearization, Robust, cost_rounding
+from jaxfit._model import Reduced, reduce_model, trust_region_step
+from jaxfit._options import Limits
+from jaxfit._small import norm, orthonormal_frame, varying_with
+from jaxfit._solution import (
+    RUNNING,
+    Status,
+    is_certified,
+    model_rounding,
+    projected_gradient,
+)
+
+Scalar = Float[Array, ""]
+Vector = Float[Array, " n"]
+
+# Ratios of eigenvalues below which the Gram matrix has lost too many digits to find the
+# next step, and to give the covariance, for 64 and 32 bits.
+STEP_RCOND = {64: 1e-10, 32: 1e-4}
+COVARIANCE_RCOND = {64: 1e-8, 32: 1e-3}
+
+# A parameter nearer to its bound than this times |r| / |J_i| is put on it at the end.
+SNAP_REACH = 1e-4
+
+# A step whose predicted gain is below so many units of rounding of the cost is wasted.
+GAIN_ROUNDING = 4
+
+
+class Trial(eqx.Module):
+    """A point to evaluate, and what the model expects of it."""
+
+    x: Vector
+    frame: Frame  # the directions in which to differentiate
+    predicted: Scalar  # the reduction of the cost
+    slope: Scalar  # of the cost along the step, downhill
+    length: Scalar  # of the step, in the variables of the model
+
+
+class Point(eqx.Module):
+    """A point that was evaluated."""
+
+    x: Vector
+    linearization: Linearization
+    squared_norms: Vector  # the largest squared column norms of the Jacobian so far
+    hat: Hat
+    optimality: Scalar
+    certified: Bool[Array, ""]
+    rounding: Scalar  # how far rounding x alone moves the residual vector
+
+
+class State(eqx.Module):
+    """The whole fit between two trips."""
+
+    # changes on every trip
+    trial: Trial
+    radius: Scalar
+    alpha: Scalar  # damping
+    nfev: Int[Array, ""]
+    finishing: Bool[Array, ""]  # the next trip is the last
+    # changes when the trial point is accepted
+    point: Point
+    steps: Int[Array, ""]
+    # changes once
+    status: Int[Array, ""]
+    start_cost: Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What does not change during a fit."""
+
+    linearize: Callable[[Vector, Frame], Linearization]
+    limits: Limits
+    bounds: Bounds | None
+    x_scale: Vector | None  # None: the inverse of the Jacobian's column norms
+    is_linear: bool  # plain least squares, without a loss
+    scipy: bool = False  # SciPy's tests and acceptance instead of ours
+
+
+def initial_state(problem: Problem, x0: Vector) -> State:
+    """The state in which the start is the first trial point."""
+    n, dtype = len(x0), x0.dtype
+    zero, zeros = jnp.zeros((), dtype), jnp.zeros(n, dtype)
+    infinite, identity = jnp.full((), jnp.inf, dtype), jnp.eye(n, dtype=dtype)
+    no, none = jnp.asarray(False), jnp.int32(0)
+    bounds, status, start = problem.bounds, jnp.int32(RUNNING), x0
+    if bounds is not None:
+        x0 = jnp.where(bounds.free, x0, bounds.lower)
+        valid = bounds.contains(x0) & jnp.all(bounds.lower <= bounds.upper)
+        status = jnp.where(valid, status, jnp.int32(Status.INVALID_BOUNDS))
+        start = _bounds.start_inside(x0, bounds)
+    frame = Frame(identity, identity, no)
+    nothing = Linearization(
+        normal=jnp.zeros((n + 1, n + 1), dtype).at[-1, -1].set(jnp.inf),
+        frame=identity,
+        count=jnp.zeros((), int),
+        robust=None if problem.is_linear else Robust(identity, infinite, zero),
+    )
+    reduced = Reduced(
+        diagonal=zeros,
+        offdiagonal=zeros[1:],
+        basis=identity,
+        rhs=zeros,
+        newton=zeros,
+        slope=zero,
+        decrement=zero,
+        threshold=zero,
+        rcond=zero,
+        full_rank=no,
+    )
+    state = State(
+        trial=Trial(start, frame, zero, zero, zero),
+        radius=zero + 1,
+        alpha=zero,
+        nfev=none,
+        finishing=no,
+        point=Point(x0, nothing, zeros, Hat(reduced, zeros, zeros), infinite, no, zero),
+        steps=none,
+        status=status,
+        start_cost=infinite,
+    )
+    return varying_with(state, x0)
+
+
+def trip(problem: Problem, state: State) -> State:
+    """Evaluate one trial point and decide all that follows from it."""
+    trial, old, first = state.trial, state.point, state.nfev == 0
+    linearization = problem.linearize(trial.x, trial.frame)
+    cost = linearization.cost
+    finite = jnp.isfinite(jnp.sum(linearization.normal) + cost)
+    start_cost = jnp.where(first, cost, state.start_cost)
+    new = _evaluated(problem, old.squared_norms, trial.x, linearization, start_cost)
+    new = varying_with(new, trial.x)
+
+    # accept or refuse it
+    gain = old.linearization.cost - cost
+    accepted = finite & ((gain > 0) | _is_level(problem, state, new, gain))
+    accepted = accepted & (new.certified | ~(state.finishing & old.certified))
+    point = lax.cond(accepted, lambda: new, lambda: old)
+    moved = accepted & ~first & ~state.finishing
+
+    # the radius
+    ratio = _trust_region.gain_ratio(gain, trial.predicted)
+    shrink = 0.25 if problem.scipy else _trust_region.shrinkage(gain, trial.slope)
+    radius, alpha = _trust_region.update_radius(
+        state.radius, state.alpha, ratio, shrink * trial.length, trial.length
+    )
+    radius = jnp.where(accepted & (gain <= 0), state.radius, radius)
+    start_radius = _trust_region.first_radius(point.x, point.hat.scaling)
+    radius = jnp.where(first, start_radius, radius)
+    alpha = jnp.where(first, 0, alpha)
+
+    # is it over, and if not, where next?
+    nfev = state.nfev + 1
+    judge = _judge_as_scipy if problem.scipy else _judge
+    status = judge(problem, state, point, accepted, gain, ratio)
+    full = (status == RUNNING) & (nfev >= problem.limits.max_steps)
+    status = jnp.where(full, Status.MAX_STEPS, status)
+    status = jnp.where(first & ~finite, Status.NONFINITE_START, status)
+    status = jnp.where(state.finishing, state.status, status).astype(jnp.int32)
+    if not problem.scipy:
+        status = _final_status(status, point)
+    next_trial, alpha = _propose(problem, point, radius, alpha)
+    next_trial, finishing = _finish(problem, state, status, point, next_trial)
+    return State(
+        trial=next_trial,
+        radius=radius,
+        alpha=alpha,
+        nfev=nfev,
+        finishing=finishing,
+        point=point,
+        steps=jnp.where(moved, state.steps + 1, state.steps),
+        status=status,
+        start_cost=start_cost,
+    )
+
+
+def _evaluated(problem, squared_norms, x, linearization, start_cost) -> Point:
+    """A trial point with its model, its optimality and its certificate."""
+    bounds = problem.bounds
+    hessian, gradient, norms = lax.cond(
+        linearization.framed,
+        lambda lin: (lin.hessian, lin.gradient, lin.squared_norms),
+        lambda lin: (lin.gram, lin.rhs, jnp.diagonal(lin.normal)[:-1]),
+        linearization,
+    )
+    squared_norms = jnp.maximum(squared_norms, norms)
+    scale = problem.x_scale
+    if scale is None:
+        scale = 1 / jnp.sqrt(jnp.where(squared_norms > 0, squared_norms, 1))
+    d, model = _trust_region.hat_model(
+        x, linearization, hessian, gradient, scale, bounds
+    )
+    hat = Hat(reduce_model(model), model.gradient, d)
+    projected = projected_gradient(x, gradient, norms, bounds)
+    rounding = model_rounding(x, norms)
+    certified = is_certified(x, linearization, projected, rounding, start_cost, bounds)
+    if problem.scipy:
+        v = 1 if bounds is None else _bounds.coleman_li(x, gradient, bounds)[0]
+        optimality = jnp.max(jnp.abs(gradient * v))
+    else:
+        size = jnp.sqrt(linearization.squared_residual)
+        optimality = projected / jnp.where(size > 0, size, 1)
+    return Point(x, linearization, squared_norms, hat, optimality, certified, rounding)
+
+
+def _is_level(problem, state, new, gain):
+    """A change of cost that is rounding, while the Newton decrement still falls.
+
+    The cost cannot resolve the last half of the digits of x; the gradient can.
+    """
+    if problem.scipy:
+        return False
+    falls = new.hat.reduced.decrement < state.point.hat.reduced.decrement
+    noise = cost_rounding(new.linearization)
+    noise = noise + jnp.sqrt(new.linearization.squared_residual) * new.rounding
+    return (gain >= -noise) & (falls | state.finishing)
+
+
+def _judge(problem, state, point, accepted, gain, ratio):
+    """The status after a trip, by our tests."""
+    del ratio
+    trial, old, first = state.trial, state.point, state.nfev == 0
+    scale = problem.x_scale
+    if scale is None:
+        scale = 1 / jnp.sqrt(jnp.where(point.squared_norms > 0, point.squared_norms, 1))
+    step, length = norm((trial.x - old.x) / scale), norm(point.x / scale)
+    status = _trust_region.stopping_tests(
+        problem.limits, point, jnp.where(accepted & ~first, step, jnp.inf), length
+    )
+    # a refused trial after which a shorter step can gain nothing either
+    eps = jnp.finfo(step.dtype).eps
+    hopeless = trial.predicted <= GAIN_ROUNDING * eps * old.linearization.cost
+    hopeless = (hopeless & jnp.isfinite(gain)) | (step <= 0.5 * eps * length)
+    exhausted = ~accepted & ~first & hopeless
+    return jnp.where(exhausted, jnp.int32(Status.STALLED), status)
+
+
+def _judge_as_scipy(problem, state, point, accepted, gain, ratio):
+    """The status after a trip, by the tests of `scipy.optimize.least_squares`."""
+    del accepted
+    step = norm(state.trial.x - state.point.x)
+    step = jnp.where(jnp.isfinite(gain), step, jnp.inf)
+    return _trust_region.scipy_tests(
+        problem.limits, state.point, point.optimality, gain, ratio, step
+    )
+
+
+def _propose(problem, point, radius, alpha) -> tuple[Trial, Scalar]:
+    """The next trial point, and the damping that gave it."""
+    hat, bounds = point.hat, problem.bounds
+    step = trust_region_step(hat.reduced, radius, alpha)
+    if bounds is None:
+        x = point.x + hat.scaling * step.p
+    else:
+        theta = jnp.maximum(0.995, 1 - point.optimality)
+        step = _bounds.select_step(point.x, step, hat, radius, theta, bounds)
+        x = point.x + hat.scaling * step.p
+        x = _bounds.stay_inside(x, bounds, strictly=problem.scipy)
+    identity = jnp.eye(len(x), dtype=x.dtype)
+    frame = Frame(identity, identity, hat.reduced.rcond < STEP_RCOND[_bits(x)])
+    return Trial(x, frame, step.predicted, step.slope, step.length), step.alpha
+
+
+def _bits(x) -> int:
+    return jnp.finfo(x.dtype).bits
+
+
+def _frame(linearization, needed) -> Frame:
+    """Directions in which the Jacobian at a point is nearly orthonormal."""
+    hessian = linearization.hessian
+    squared = jnp.diagonal(hessian)
+    norms = jnp.sqrt(jnp.where(squared > 0, squared, 1))
+    unit = hessian / (norms[:, None] * norms)
+    unit = jnp.where(jnp.eye(len(norms), dtype=bool), 1, unit)
+    triangle, directions = orthonormal_frame(unit, needed)
+    norms = jnp.where(needed, norms, 1)
+    return Frame(triangle * norms, directions / norms, needed)
+
+
+def _finish(problem, state, status, point, trial):
+    """After the last step: the same point on its bounds and with all its digits.
+
+    A last trip goes there if that is another point, or if the Gram matrix has lost
+    digits of the covariance. Returns the next trial, and whether it is the last.
+    """
+    lin, bounds, x = point.linearization, problem.bounds, point.x
+    needed, finishing = trial.frame.needed, jnp.asarray(False)
+    if not problem.scipy:
+        if bounds is not None:
+            reach = SNAP_REACH * jnp.sqrt(lin.squared_residual)
+            x = _bounds.snap(x, lin.gradient, lin.squared_norms, bounds, reach)
+        lossy = point.hat.reduced.rcond < COVARIANCE_RCOND[_bits(x)]
+        useful = lossy & ~lin.framed
+        if bounds is not None:
+            useful = useful | jnp.any(x != point.x)
+        ended = (status != RUNNING) & ((status > 0) | (status == Status.STALLED))
+        finishing = ended & ~state.finishing & useful
+        needed = jnp.where(finishing, lossy, needed)
+    frame = _frame(lin, needed & ((status == RUNNING) | finishing))
+    x = jnp.where(finishing, x, trial.x)
+    return dataclasses.replace(trial, x=x, frame=frame), finishing
+
+
+def _final_status(status, point):
+    """A success needs the certificate; a stalled fit that has it succeeded."""
+    lost = (status > 0) & (status != RUNNING) & ~point.certified
+    won = (status == Status.STALLED) & point.certified
+    status = jnp.where(lost, jnp.int32(Status.STALLED), status)
+    return jnp.where(won, jnp.int32(Status.STEP), status)
