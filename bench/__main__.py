@@ -1,0 +1,36 @@
+"""Print the benchmarks as Markdown: `python -m bench [--write] [--nist]`."""
+
+import argparse
+
+from bench import accuracy, report, single
+
+RESULTS = report.ROOT / "bench" / "RESULTS.md"
+NOTES = report.ROOT / "bench" / "NOTES.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"also write {RESULTS}")
+    parser.add_argument(
+        "--nist", action="store_true", help="only print jaxfit's digits on each problem"
+    )
+    arguments = parser.parse_args()
+    if arguments.nist:
+        print(accuracy.problems())
+        return
+    parts = []
+    for section in (
+        report.header,
+        single.report,
+        accuracy.report,
+        accuracy.problems,
+    ):
+        parts.append(section())
+        print(parts[-1], end="\n\n", flush=True)
+    parts.append(NOTES.read_text().strip())
+    if arguments.write:
+        RESULTS.write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What every report needs: the machine, the versions, Markdown tables."""
+
+import datetime
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax
+
+ROOT = Path(__file__).parents[1]
+
+PACKAGES = (
+    *("jax", "jaxlib", "jaxfit", "numpy", "scipy", "equinox"),
+    *("optimistix", "jaxopt", "lmfit", "nlsq"),
+)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, rule, *rows))
+
+
+def header() -> str:
+    """The date, the machine and the versions of all that is compared."""
+    rows = [
+        ("date", datetime.date.today().isoformat()),
+        ("processor", f"{_processor()}, {os.cpu_count()} cores"),
+        ("system", f"{platform.system()} {platform.machine()}"),
+        ("device of JAX", jax.devices()[0].device_kind),
+        ("Python", platform.python_version()),
+        *((package, _version(package)) for package in PACKAGES),
+    ]
+    return "# Benchmarks\n\nFloat64.\n\n" + markdown(("", "version"), rows)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return names[0].strip() if names else platform.processor()
+
+
+def _version(package: str) -> str:
+    if package == "jaxfit":  # of this tree, which may not be installed
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        return project["project"]["version"]
+    if not is_installed(package):
+        return "not installed"
+    return importlib.metadata.version(package)
