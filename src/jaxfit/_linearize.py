@@ -35,9 +35,10 @@ class Shared(eqx.Module):
 
 def unwrap_shared(data: PyTree) -> PyTree:
     """`data` as `fn` sees it."""
-    is_shared = lambda node: isinstance(node, Shared)  # noqa: E731
     return jax.tree.map(
-        lambda node: node.leaf if is_shared(node) else node, data, is_leaf=is_shared
+        lambda node: node.leaf if isinstance(node, Shared) else node,
+        data,
+        is_leaf=lambda node: isinstance(node, Shared),
     )
 
 
@@ -316,8 +317,8 @@ def _with_constants(fn, constants, x):
 
 def _push(residual, x, directions):
     """Forward mode."""
-    push = lambda v: jax.jvp(residual, (x,), (v,))  # noqa: E731
-    return jax.vmap(push, out_axes=(None, 0))(directions)
+    push = functools.partial(jax.jvp, residual, (x,))
+    return jax.vmap(lambda v: push((v,)), out_axes=(None, 0))(directions)
 
 
 def _pull(residual, rows, x, directions):
@@ -386,11 +387,9 @@ def linearize(
         frame: the directions in which to differentiate.
     """
     residual, columns = rows.evaluate(x, frame.directions)
-    weights = rows.weights
-    counts = None
-    count = jnp.asarray(len(residual))
-    if weights is not None:
-        residual, columns, counts = _apply_weights(residual, columns, weights)
+    counts, count = None, jnp.asarray(len(residual))
+    if rows.weights is not None:
+        residual, columns, counts = _apply_weights(residual, columns, rows.weights)
         count = jnp.sum(counts)
     if is_linear(loss):
         normal = gram(jnp.concatenate([columns, residual[None]]))
