@@ -204,9 +204,7 @@ def _evaluated(problem, squared_norms, x, linearization, start_cost) -> Point:
         linearization,
     )
     squared_norms = jnp.maximum(squared_norms, norms)
-    scale = problem.x_scale
-    if scale is None:
-        scale = 1 / jnp.sqrt(jnp.where(squared_norms > 0, squared_norms, 1))
+    scale = _scale(problem, squared_norms)
     d, model = _trust_region.hat_model(
         x, linearization, hessian, gradient, scale, bounds
     )
@@ -221,6 +219,13 @@ def _evaluated(problem, squared_norms, x, linearization, start_cost) -> Point:
         size = jnp.sqrt(linearization.squared_residual)
         optimality = projected / jnp.where(size > 0, size, 1)
     return Point(x, linearization, squared_norms, hat, optimality, certified, rounding)
+
+
+def _scale(problem, squared_norms) -> Vector:
+    """Sizes of the parameters: given, or the inverse of the largest column norms."""
+    if problem.x_scale is not None:
+        return problem.x_scale
+    return 1 / jnp.sqrt(jnp.where(squared_norms > 0, squared_norms, 1))
 
 
 def _is_level(problem, state, new, gain):
@@ -240,9 +245,7 @@ def _judge(problem, state, point, accepted, gain, ratio):
     """The status after a trip, by our tests."""
     del ratio
     trial, old, first = state.trial, state.point, state.nfev == 0
-    scale = problem.x_scale
-    if scale is None:
-        scale = 1 / jnp.sqrt(jnp.where(point.squared_norms > 0, point.squared_norms, 1))
+    scale = _scale(problem, point.squared_norms)
     step, length = norm((trial.x - old.x) / scale), norm(point.x / scale)
     status = _trust_region.stopping_tests(
         problem.limits, point, jnp.where(accepted & ~first, step, jnp.inf), length
