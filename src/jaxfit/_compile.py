@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax.core import Tracer
@@ -26,9 +27,20 @@ from jax.core import Tracer
 CACHE_SIZE = 128
 WRITTEN_SIZE = 4096
 
+# XLA's older emitters compile a fit in half the time and run it as fast. Releases of
+# jax that have no such choice any more refuse it.
+COMPILER_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+
 _programs: OrderedDict[Hashable, Callable] = OrderedDict()
+_plain_structures: dict[Hashable, Hashable] = {}
 _lock = threading.Lock()
 _written: dict[Hashable, Any] = {}  # places written by tracing, and their owners
+
+
+class Static(eqx.Module):
+    """A value among the arguments of `compiled` that is part of the program."""
+
+    value: Any = eqx.field(static=True)
 
 
 def compiled(function: Callable, callables: Any, arguments: Any) -> Any:
@@ -46,7 +58,8 @@ def compiled(function: Callable, callables: Any, arguments: Any) -> Any:
 
     def describe():
         fingerprint = _Fingerprint()
-        tree = fingerprint.tree((callables, arguments))
+        tree = _plain_structures.get(structure) if _is_hashable(structure) else None
+        tree = tree or fingerprint.structure(structure, (callables, arguments))
         return fingerprint, (function, tree, *map(fingerprint, static))
 
     try:
@@ -68,6 +81,14 @@ def compiled(function: Callable, callables: Any, arguments: Any) -> Any:
             if fingerprint.written_since(describe()[0]):
                 _remember(describe()[1], program, fingerprint)
     return out
+
+
+def _is_hashable(structure) -> bool:
+    try:
+        hash(structure)
+    except TypeError:
+        return False
+    return True
 
 
 def _remember(key, program, fingerprint):
@@ -92,13 +113,27 @@ class _Program:
             ]
             return function(*jax.tree.unflatten(structure, leaves))
 
-        call.__name__ = call.__qualname__ = function.__name__.lstrip("_")
+        named: Any = getattr(function, "func", function)  # of a partial
+        call.__name__ = call.__qualname__ = named.__name__.lstrip("_")
         self.traces = 0
         self.kept_alive: list = []
-        self._run = jax.jit(call)
+        self._inner = jax.jit(call)
+        self._outermost = jax.jit(call, compiler_options=_compiler_options())
 
     def __call__(self, inputs):
-        return self._run(inputs)
+        if any(isinstance(value, Tracer) for value in inputs):
+            return self._inner(inputs)
+        return self._outermost(inputs)
+
+
+@functools.cache
+def _compiler_options():
+    """Those of `COMPILER_OPTIONS`, if this release of jax knows them."""
+    try:
+        jax.jit(lambda: 0, compiler_options=COMPILER_OPTIONS).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return COMPILER_OPTIONS
 
 
 class _ClosesOverTracer(Exception):
@@ -111,6 +146,7 @@ class _Fingerprint:
     def __init__(self):
         self.identified: list = []  # kept alive, so that no identity is used twice
         self.places: dict[Hashable, tuple[Hashable, Any]] = {}  # that can be written
+        self.holds_values = False
         self._visited: dict[int, int] = {}
 
     def written_since(self, later: "_Fingerprint") -> bool:
@@ -150,11 +186,24 @@ class _Fingerprint:
         self.identified.append(value)
         return self._compound(value)
 
+    def structure(self, structure: Any, tree: Any) -> Hashable:
+        """What a pytree holds besides its leaves.
+
+        A structure that holds nothing but types and names describes itself.
+        """
+        description = self.tree(tree)
+        if not self.holds_values:
+            while len(_plain_structures) >= CACHE_SIZE:
+                del _plain_structures[next(iter(_plain_structures))]
+            _plain_structures[structure] = structure
+            return structure
+        return description
+
     def tree(self, node: Any) -> Hashable:
-        """What a pytree holds besides its leaves."""
         if jax.tree_util.all_leaves([node]):
             return None
         children, static = jax.tree_util.default_registry.flatten_one_level(node)
+        self.holds_values |= not _is_plain(static)
         children = tuple(self.tree(child) for child in children)
         return type(node), self(static), children
 
@@ -251,6 +300,20 @@ class _Fingerprint:
         )
 
 
+def _is_plain(static) -> bool:
+    """Whether the static part of a pytree node is only types and names.
+
+    Equal numbers may differ in type, functions in what they close over.
+    """
+    if static is None or isinstance(static, str):
+        return True
+    if isinstance(static, type):
+        return _is_library(static.__module__)
+    if type(static).__module__.startswith("equinox."):  # its marks
+        return type(static).__eq__ is object.__eq__
+    return isinstance(static, (tuple, list)) and all(map(_is_plain, static))
+
+
 def _slots(cls):
     slots = vars(cls).get("__slots__", ())
     slots = (slots,) if isinstance(slots, str) else slots
@@ -269,10 +332,11 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _is_library(module: str | None) -> bool:
-    """Whether a module is installed rather than being worked on."""
+    """Whether a module is installed, or this library, rather than being worked on."""
     if module is None:
         return False
-    if module.partition(".")[0] in sys.stdlib_module_names:
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names or package == __name__.partition(".")[0]:
         return module != "__main__"
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
