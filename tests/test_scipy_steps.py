@@ -33,7 +33,7 @@ def our_path(residual, x0, data, bounds, loss, tolerance=1e-8):
         bounds=parameters.bounds(bounds),
         x_scale=jnp.ones(len(x0)),
         is_linear=is_linear(loss),
-        scipy=True,
+        scipy_steps=True,
     )
     state = _trip.initial_state(problem, x0)
     trip = jax.jit(functools.partial(_trip.trip, problem))

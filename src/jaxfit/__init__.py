@@ -1,6 +1,8 @@
 """Nonlinear least squares as one compiled JAX program."""
 
 from jaxfit import losses
+from jaxfit._curve_fit import curve_fit
+from jaxfit._least_squares import least_squares
 from jaxfit._linearize import Linearization, Shared, Whole, merge
 from jaxfit._options import Options
 from jaxfit._solution import Solution, Status
@@ -13,6 +15,8 @@ __all__ = [
     "Solution",
     "Status",
     "Whole",
+    "curve_fit",
+    "least_squares",
     "losses",
     "merge",
     "solve",

@@ -386,11 +386,8 @@ def linearize(
         x: the point.
         frame: the directions in which to differentiate.
     """
-    residual, columns = rows.evaluate(x, frame.directions)
-    counts, count = None, jnp.asarray(len(residual))
-    if rows.weights is not None:
-        residual, columns, counts = _apply_weights(residual, columns, rows.weights)
-        count = jnp.sum(counts)
+    residual, columns, counts = _weighted_rows(rows, x, frame.directions)
+    count = jnp.asarray(len(residual)) if counts is None else jnp.sum(counts)
     if is_linear(loss):
         normal = gram(jnp.concatenate([columns, residual[None]]))
         return Linearization(normal, frame.triangle, count, None)
@@ -398,3 +395,22 @@ def linearize(
     normal = gram(weight * jnp.concatenate([columns, residual[None]]))
     robust = Robust(gram(model * columns), cost, influence)
     return Linearization(normal, frame.triangle, count, robust)
+
+
+def residual_and_jacobian(
+    rows: Rows, loss: Loss | None, x: Float[Array, " n"]
+) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
+    """The weighted residuals, and J_s, the Jacobian with rows scaled for the loss."""
+    identity = jnp.eye(len(x), dtype=x.dtype)
+    residual, columns, counts = _weighted_rows(rows, x, identity)
+    if not is_linear(loss):
+        columns = _apply_loss(loss, residual, counts)[1] * columns
+    return residual, columns.T
+
+
+def _weighted_rows(rows, x, directions):
+    """Weighted residuals and columns, and which rows count (None: all)."""
+    residual, columns = rows.evaluate(x, directions)
+    if rows.weights is None:
+        return residual, columns, None
+    return _apply_weights(residual, columns, rows.weights)

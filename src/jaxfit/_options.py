@@ -1,5 +1,6 @@
 """Options of a fit, and their defaults for each dtype."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,6 +77,10 @@ class Options(eqx.Module):
                 raise ValueError(
                     f"x_scale is {self.x_scale!r}; scales must be positive and finite."
                 )
+
+    def scaled(self, x_scale: Any) -> "Options":
+        """The same with other scales of the parameters."""
+        return dataclasses.replace(self, x_scale=x_scale)
 
 
 class Limits(NamedTuple):

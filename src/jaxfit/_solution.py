@@ -17,6 +17,8 @@ from jaxfit._small import gram_root
 
 RUNNING = 9  # not a status: the fit goes on
 
+CERTIFIED_COSINE = 1e-6  # τ of the certificate in float64
+
 
 class Status(enum.IntEnum):
     """How a fit ended; positive is success. SciPy's numbers where SciPy has one."""
@@ -113,7 +115,7 @@ def is_certified(
         projected: from `projected_gradient`.
         rounding: from `model_rounding`.
     """
-    tau = 1e-6 if x.dtype == jnp.float64 else 1e-3
+    tau = CERTIFIED_COSINE if x.dtype == jnp.float64 else 1e-3
     cost = linearization.cost
     limit = tau * jnp.sqrt(linearization.squared_residual) + 8 * rounding
     stationary = projected <= limit
@@ -209,7 +211,9 @@ class Solution(eqx.Module):
         )
         return messages.item() if messages.ndim == 0 else messages
 
-    def covariance(self, absolute: bool = False) -> Float[Array, "*batch n n"]:
+    def covariance(
+        self, absolute: bool | Bool[Array, ""] = False
+    ) -> Float[Array, "*batch n n"]:
         """Covariance of the parameters in `ravel` order.
 
         The inverse of JᵀJ over the free parameters, times the variance of a residual.
@@ -228,10 +232,9 @@ class Solution(eqx.Module):
         dof = self.count - jnp.sum(self.free, axis=-1)
         dof = dof.astype(relative.dtype)
         variance = jnp.where(dof > 0, 2 * self.cost / jnp.where(dof > 0, dof, 1), 1)
-        if absolute:
-            variance = jnp.ones_like(variance)
-        else:
-            undetermined = undetermined | ((dof <= 0)[..., None] & self.free)
+        variance = jnp.where(absolute, 1, variance)
+        unknown_variance = (dof <= 0) & ~jnp.asarray(absolute)
+        undetermined = undetermined | (unknown_variance[..., None] & self.free)
         covariance = relative * variance[..., None, None]
         unknown = undetermined[..., :, None] | undetermined[..., None, :]
         fixed = ~(self.free[..., :, None] & self.free[..., None, :])

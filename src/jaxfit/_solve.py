@@ -15,13 +15,21 @@ once. `_trip.py` has the trip.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit import _bounds
 from jaxfit._compile import compiled
-from jaxfit._linearize import Whole, is_linear, linearize, trace_rows, unwrap_shared
+from jaxfit._linearize import (
+    Rows,
+    Whole,
+    is_linear,
+    linearize,
+    trace_rows,
+    unwrap_shared,
+)
 from jaxfit._options import Options, resolve
 from jaxfit._parameters import Parameters
 from jaxfit._small import varying_with
@@ -71,7 +79,7 @@ def solve(
     Raises:
         ValueError, TypeError: at trace time, for arguments of the wrong kind or shape.
     """
-    check_callable(fn)
+    check_callable(fn, "fn", "a function (x, data) -> residuals")
     options = DEFAULTS if options is None else options
     check_arguments(loss, options, rows)
     callables = fn, options.jac
@@ -81,10 +89,10 @@ def solve(
     return compiled(_solve, callables, arguments)
 
 
-def check_callable(fn) -> None:
-    """Refuse what is no residual function."""
+def check_callable(fn, name: str, expected: str) -> None:
+    """Refuse what is no function."""
     if not callable(fn):
-        raise TypeError(f"fn is {fn!r}; expected a function (x, data) -> residuals.")
+        raise TypeError(f"{name} is {fn!r}; expected {expected}.")
 
 
 def check_arguments(loss, options, rows) -> None:
@@ -102,8 +110,27 @@ def check_arguments(loss, options, rows) -> None:
 
 def _solve(callables, arguments) -> Solution:
     """`solve` without its compilation."""
-    fn, jac = callables
-    x0, data, bounds, weights, loss, options = arguments
+    setup = set_up(*callables, *arguments)
+    return solution(setup, run(setup))
+
+
+class Setup(NamedTuple):
+    """A fit before its first trip."""
+
+    parameters: Parameters
+    rows: Rows
+    loss: Loss | None
+    problem: Problem
+    start: Float[Array, " n"]
+
+
+def set_up(fn, jac, x0, data, bounds, weights, loss, options, **mode) -> Setup:
+    """Trace the residual function and flatten the parameters.
+
+    Args:
+        mode: `scipy_steps` and `scipy_tests` of `Problem`; the others are those of
+            `solve`.
+    """
     parameters = Parameters(x0)
     start = parameters.ravel(x0, "x0")
     start = varying_with(start, (data, weights, bounds, loss, options))
@@ -118,27 +145,33 @@ def _solve(callables, arguments) -> Solution:
         bounds=parameters.bounds(bounds),
         x_scale=x_scale,
         is_linear=is_linear(loss),
+        **mode,
     )
-    return solution(parameters, problem, run(problem, start))
+    return Setup(parameters, rows, loss, problem, start)
 
 
-def run(problem: Problem, x0: Float[Array, " n"]) -> State:
+def is_running(state: State) -> Bool[Array, ""]:
+    """Whether another trip follows."""
+    return (state.status == RUNNING) | state.finishing
+
+
+def run(setup: Setup) -> State:
     """From the start to the end of the fit."""
     return lax.while_loop(
-        lambda state: (state.status == RUNNING) | state.finishing,
-        functools.partial(trip, problem),
-        initial_state(problem, x0),
+        is_running,
+        functools.partial(trip, setup.problem),
+        initial_state(setup.problem, setup.start),
     )
 
 
-def solution(parameters: Parameters, problem: Problem, state: State) -> Solution:
+def solution(setup: Setup, state: State) -> Solution:
     """The result in the user's structure."""
-    bounds, point = problem.bounds, state.point
+    bounds, point = setup.problem.bounds, state.point
     active = free = None
     if bounds is not None:
         active, free = _bounds.active_set(point.x, bounds), bounds.free
     return Solution(
-        x=parameters.unravel(point.x),
+        x=setup.parameters.unravel(point.x),
         status=state.status,
         optimality=point.optimality,
         steps=state.steps,

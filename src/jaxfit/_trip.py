@@ -93,7 +93,8 @@ class Problem:
     bounds: Bounds | None
     x_scale: Vector | None  # None: the inverse of the Jacobian's column norms
     is_linear: bool  # plain least squares, without a loss
-    scipy: bool = False  # SciPy's tests and acceptance instead of ours
+    scipy_steps: bool = False  # SciPy's path and end: its steps, no certificate
+    scipy_tests: bool = False  # SciPy's meaning of the tolerances
 
 
 def initial_state(problem: Problem, x0: Vector) -> State:
@@ -160,7 +161,7 @@ def trip(problem: Problem, state: State) -> State:
 
     # the radius
     ratio = _trust_region.gain_ratio(gain, trial.predicted)
-    shrink = 0.25 if problem.scipy else _trust_region.shrinkage(gain, trial.slope)
+    shrink = 0.25 if problem.scipy_steps else _trust_region.shrinkage(gain, trial.slope)
     radius, alpha = _trust_region.update_radius(
         state.radius, state.alpha, ratio, shrink * trial.length, trial.length
     )
@@ -171,13 +172,15 @@ def trip(problem: Problem, state: State) -> State:
 
     # is it over, and if not, where next?
     nfev = state.nfev + 1
-    judge = _judge_as_scipy if problem.scipy else _judge
-    status = judge(problem, state, point, accepted, gain, ratio)
+    if problem.scipy_steps:
+        status = _scipy_status(problem, state, point, gain, ratio)
+    else:
+        status = _judge(problem, state, point, accepted, gain, ratio)
     full = (status == RUNNING) & (nfev >= problem.limits.max_steps)
     status = jnp.where(full, Status.MAX_STEPS, status)
     status = jnp.where(first & ~finite, Status.NONFINITE_START, status)
     status = jnp.where(state.finishing, state.status, status).astype(jnp.int32)
-    if not problem.scipy:
+    if not problem.scipy_steps:
         status = _final_status(status, point)
     next_trial, alpha = _propose(problem, point, radius, alpha)
     next_trial, finishing = _finish(problem, state, status, point, next_trial)
@@ -212,9 +215,8 @@ def _evaluated(problem, squared_norms, x, linearization, start_cost) -> Point:
     projected = projected_gradient(x, gradient, norms, bounds)
     rounding = model_rounding(x, norms)
     certified = is_certified(x, linearization, projected, rounding, start_cost, bounds)
-    if problem.scipy:
-        v = 1 if bounds is None else _bounds.coleman_li(x, gradient, bounds)[0]
-        optimality = jnp.max(jnp.abs(gradient * v))
+    if problem.scipy_steps:
+        optimality = _trust_region.scaled_gradient_norm(x, gradient, bounds)
     else:
         size = jnp.sqrt(linearization.squared_residual)
         optimality = projected / jnp.where(size > 0, size, 1)
@@ -233,7 +235,7 @@ def _is_level(problem, state, new, gain):
 
     The cost cannot resolve the last half of the digits of x; the gradient can.
     """
-    if problem.scipy:
+    if problem.scipy_steps:
         return False
     falls = new.hat.reduced.decrement < state.point.hat.reduced.decrement
     noise = cost_rounding(new.linearization)
@@ -243,13 +245,16 @@ def _is_level(problem, state, new, gain):
 
 def _judge(problem, state, point, accepted, gain, ratio):
     """The status after a trip, by our tests."""
-    del ratio
     trial, old, first = state.trial, state.point, state.nfev == 0
     scale = _scale(problem, point.squared_norms)
     step, length = norm((trial.x - old.x) / scale), norm(point.x / scale)
-    status = _trust_region.stopping_tests(
-        problem.limits, point, jnp.where(accepted & ~first, step, jnp.inf), length
-    )
+    if problem.scipy_tests:
+        status = _scipy_status(problem, state, point, gain, ratio)
+        status = jnp.where(point.certified, status, RUNNING)
+    else:
+        status = _trust_region.stopping_tests(
+            problem.limits, point, jnp.where(accepted & ~first, step, jnp.inf), length
+        )
     # a refused trial after which a shorter step can gain nothing either
     eps = jnp.finfo(step.dtype).eps
     hopeless = trial.predicted <= GAIN_ROUNDING * eps * old.linearization.cost
@@ -258,13 +263,14 @@ def _judge(problem, state, point, accepted, gain, ratio):
     return jnp.where(exhausted, jnp.int32(Status.STALLED), status)
 
 
-def _judge_as_scipy(problem, state, point, accepted, gain, ratio):
+def _scipy_status(problem, state, point, gain, ratio):
     """The status after a trip, by the tests of `scipy.optimize.least_squares`."""
-    del accepted
     step = norm(state.trial.x - state.point.x)
     step = jnp.where(jnp.isfinite(gain), step, jnp.inf)
+    gradient = point.linearization.gradient
+    gradient = _trust_region.scaled_gradient_norm(point.x, gradient, problem.bounds)
     return _trust_region.scipy_tests(
-        problem.limits, state.point, point.optimality, gain, ratio, step
+        problem.limits, state.point, gradient, gain, ratio, step
     )
 
 
@@ -278,7 +284,7 @@ def _propose(problem, point, radius, alpha) -> tuple[Trial, Scalar]:
         theta = jnp.maximum(0.995, 1 - point.optimality)
         step = _bounds.select_step(point.x, step, hat, radius, theta, bounds)
         x = point.x + hat.scaling * step.p
-        x = _bounds.stay_inside(x, bounds, strictly=problem.scipy)
+        x = _bounds.stay_inside(x, bounds, strictly=problem.scipy_steps)
     identity = jnp.eye(len(x), dtype=x.dtype)
     frame = Frame(identity, identity, hat.reduced.rcond < STEP_RCOND[_bits(x)])
     return Trial(x, frame, step.predicted, step.slope, step.length), step.alpha
@@ -308,7 +314,7 @@ def _finish(problem, state, status, point, trial):
     """
     lin, bounds, x = point.linearization, problem.bounds, point.x
     needed, finishing = trial.frame.needed, jnp.asarray(False)
-    if not problem.scipy:
+    if not problem.scipy_steps:
         if bounds is not None:
             reach = SNAP_REACH * jnp.sqrt(lin.squared_residual)
             x = _bounds.snap(x, lin.gradient, lin.squared_norms, bounds, reach)

@@ -62,6 +62,12 @@ def hat_model(
     )
 
 
+def scaled_gradient_norm(x: Vector, gradient: Vector, bounds: Bounds | None) -> Scalar:
+    """The largest component of the gradient, scaled by Coleman and Li; SciPy's test."""
+    v = 1 if bounds is None else coleman_li(x, gradient, bounds)[0]
+    return jnp.max(jnp.abs(gradient * v))
+
+
 def first_radius(x: Vector, d: Vector) -> Scalar:
     """The length of the start in the scaled variables, or 1."""
     movable = d > 0
