@@ -101,9 +101,16 @@ def test_frame(n):
     for i in range(4):
         one = _small.orthonormal_frame(matrix[i], needed[i])
         expected = matrix[i] if needed[i] else np.eye(n)
-        for triangle, back in ((r[i], inverse[i]), one):
-            np.testing.assert_allclose(triangle.T @ triangle, expected, atol=1e-13)
-            np.testing.assert_allclose(back.T @ triangle, np.eye(n), atol=1e-12)
+        for root, back in ((r[i], inverse[i]), one):
+            np.testing.assert_allclose(root.T @ root, expected, atol=1e-13)
+            np.testing.assert_allclose(back.T @ root, np.eye(n), atol=1e-12)
+
+
+def test_frame_of_an_indefinite_matrix():
+    """Rounding can leave a negative eigenvalue; the frame is finite all the same."""
+    matrix = np.array([[1.0, 1.0 + 1e-13], [1.0 + 1e-13, 1.0]])
+    root, back = _small.orthonormal_frame(matrix, jnp.asarray(True))
+    np.testing.assert_allclose(back.T @ root, np.eye(2), atol=1e-12)
 
 
 def test_gram():

@@ -326,6 +326,17 @@ def test_infinite_slope_at_a_trial_point_is_refused():
     np.testing.assert_allclose(solution.x, [0.09, 2], rtol=1e-7)
 
 
+def test_nan_slope_at_a_better_point_shortens_the_step():
+    """The Newton step hits a kink where the cost is least and J is NaN, every time."""
+
+    def kink(x, _):
+        return jnp.sqrt(x * x)
+
+    solution = jaxfit.solve(kink, np.array([1.0]))
+    assert solution.success
+    np.testing.assert_allclose(solution.x, 0, atol=1e-10)
+
+
 def test_zero_residual():
     t, _ = DATA
     y = TRUTH[0] * np.exp(-TRUTH[1] * t) + TRUTH[2]

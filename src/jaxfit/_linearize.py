@@ -45,7 +45,7 @@ def unwrap_shared(data: PyTree) -> PyTree:
 class Frame(NamedTuple):
     """The basis P of directions in which a Jacobian is taken; see `Linearization`."""
 
-    triangle: Float[Array, "n n"]  # P⁻¹
+    inverse: Float[Array, "n n"]  # P⁻¹
     directions: Float[Array, "n n"]  # Pᵀ, a direction in each row
     needed: Bool[Array, ""]  # False: P is the identity
 
@@ -64,8 +64,8 @@ class Linearization(eqx.Module):
     With r the weighted residuals, J their Jacobian and W = diag(ρ') of the loss (1
     without one), J_s is J with rows scaled for the loss as in
     `scipy.optimize.least_squares`. P = frame⁻¹ is the identity while a fit searches a
-    well-conditioned problem. Otherwise the frame is the triangular factor of an earlier
-    Gram matrix, so that JP is nearly orthonormal and the Gram matrix keeps the digits
+    well-conditioned problem. Otherwise the frame is a square root of an earlier Gram
+    matrix, so that JP is nearly orthonormal and the Gram matrix keeps the digits
     that squaring the condition number would cost.
     """
 
@@ -390,11 +390,11 @@ def linearize(
     count = jnp.asarray(len(residual)) if counts is None else jnp.sum(counts)
     if is_linear(loss):
         normal = gram(jnp.concatenate([columns, residual[None]]))
-        return Linearization(normal, frame.triangle, count, None)
+        return Linearization(normal, frame.inverse, count, None)
     weight, model, cost, influence = _apply_loss(loss, residual, counts)
     normal = gram(weight * jnp.concatenate([columns, residual[None]]))
     robust = Robust(gram(model * columns), cost, influence)
-    return Linearization(normal, frame.triangle, count, robust)
+    return Linearization(normal, frame.inverse, count, robust)
 
 
 def residual_and_jacobian(

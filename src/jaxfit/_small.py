@@ -121,10 +121,9 @@ def _identities(matrix):
 
 def _factor(matrix):
     n, eps = len(matrix), jnp.finfo(matrix.dtype).eps
-    identity = jnp.eye(n, dtype=matrix.dtype)
-    matrix = matrix + 4 * n * eps * identity
-    triangle = jnp.linalg.cholesky(matrix, upper=True, symmetrize_input=False)
-    return triangle, jax.scipy.linalg.solve_triangular(triangle, identity, trans=1)
+    eigenvalues, rotation = jnp.linalg.eigh(matrix, symmetrize_input=False)
+    root = jnp.sqrt(jnp.maximum(eigenvalues, n * eps * eigenvalues[-1]))[:, None]
+    return root * rotation.T, rotation.T / root
 
 
 def _frame_lanes(matrix, needed):
@@ -141,8 +140,9 @@ def orthonormal_frame(
 ) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
     """R and R⁻ᵀ with RᵀR the matrix, whose diagonal is one; I and I if not needed.
 
-    A multiple of rounding is added to the diagonal, so that R exists and is invertible
-    also where the matrix is singular. It is needed so seldom that lanes use LAPACK too,
+    Eigenvalues below rounding are raised to it, so that R has an inverse also where the
+    matrix is singular, or has become indefinite by rounding. R⁻¹R is the identity to
+    rounding whatever the condition. It is needed so seldom that lanes use LAPACK too,
     all of them as soon as one of them needs it.
     """
     return lax.cond(needed, _factor, _identities, matrix)

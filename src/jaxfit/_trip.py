@@ -153,8 +153,8 @@ def trip(problem: Problem, state: State) -> State:
     new = varying_with(new, trial.x)
 
     # accept or refuse it
-    gain = old.linearization.cost - cost
-    accepted = finite & ((gain > 0) | _is_level(problem, state, new, gain))
+    gain = jnp.where(finite, old.linearization.cost - cost, jnp.nan)
+    accepted = (gain > 0) | _is_level(problem, state, new, gain)
     accepted = accepted & (new.certified | ~(state.finishing & old.certified))
     point = lax.cond(accepted, lambda: new, lambda: old)
     moved = accepted & ~first & ~state.finishing
@@ -301,9 +301,9 @@ def _frame(linearization, needed) -> Frame:
     norms = jnp.sqrt(jnp.where(squared > 0, squared, 1))
     unit = hessian / (norms[:, None] * norms)
     unit = jnp.where(jnp.eye(len(norms), dtype=bool), 1, unit)
-    triangle, directions = orthonormal_frame(unit, needed)
+    inverse, directions = orthonormal_frame(unit, needed)
     norms = jnp.where(needed, norms, 1)
-    return Frame(triangle * norms, directions / norms, needed)
+    return Frame(inverse * norms, directions / norms, needed)
 
 
 def _finish(problem, state, status, point, trial):
