@@ -28,7 +28,6 @@ def our_path(residual, x0, data, bounds, loss, tolerance=1e-8):
     parameters = Parameters(x0)
     rows = trace_rows(residual, None, parameters.unravel, data, None, x0)
     problem = _trip.Problem(
-        linearize=functools.partial(linearize, rows, loss),
         limits=Limits(*[jnp.asarray(tolerance)] * 3, jnp.int32(100 * len(x0))),
         bounds=parameters.bounds(bounds),
         x_scale=jnp.ones(len(x0)),
@@ -36,7 +35,8 @@ def our_path(residual, x0, data, bounds, loss, tolerance=1e-8):
         scipy_steps=True,
     )
     state = _trip.initial_state(problem, x0)
-    trip = jax.jit(functools.partial(_trip.trip, problem))
+    evaluate = functools.partial(linearize, rows, loss)
+    trip = jax.jit(functools.partial(_trip.trip, evaluate, problem))
     path = []
     while state.status == RUNNING:
         steps, state = state.steps, trip(state)

@@ -44,7 +44,8 @@ def test_reduction(n, factored):
             np.testing.assert_allclose(q @ q.T, np.eye(n), atol=1e-13)
             np.testing.assert_allclose(q @ reduced.newton, newton, rtol=1e-8)
             np.testing.assert_allclose(reduced.decrement, g @ newton / 2, rtol=1e-9)
-            np.testing.assert_allclose(reduced.image(g), b @ g, rtol=1e-10)
+            image = reduced.images(jnp.asarray(g)[:, None])[:, 0]
+            np.testing.assert_allclose(image, b @ g, rtol=1e-10)
             assert reduced.full_rank
 
 

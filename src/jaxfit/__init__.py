@@ -1,6 +1,7 @@
 """Nonlinear least squares as one compiled JAX program."""
 
 from jaxfit import losses
+from jaxfit._batch import solve_batch
 from jaxfit._curve_fit import curve_fit
 from jaxfit._least_squares import least_squares
 from jaxfit._linearize import Linearization, Shared, Whole, merge
@@ -20,5 +21,6 @@ __all__ = [
     "losses",
     "merge",
     "solve",
+    "solve_batch",
 ]
 __version__ = "0.1.0"

@@ -5,17 +5,22 @@ large-scale bound-constrained minimization problems", SIAM J. Sci. Comput. 21 (1
 Every function here is exact for infinite bounds. Equal bounds fix a parameter.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxfit._model import Reduced, Step
-from jaxfit._small import norm
-
-Vector = Float[Array, " n"]
+from jaxfit._small import (
+    Flag,
+    Scalar,
+    Vector,
+    every,
+    inner,
+    least,
+    norm,
+    where_needed,
+)
 
 
 class Bounds(NamedTuple):
@@ -25,13 +30,13 @@ class Bounds(NamedTuple):
     upper: Vector
 
     @property
-    def free(self) -> Bool[Array, " n"]:
+    def free(self) -> Bool[Array, "n *lanes"]:
         """Parameters that may move."""
         return self.lower < self.upper
 
-    def contains(self, x: Vector) -> Bool[Array, ""]:
+    def contains(self, x: Vector) -> Flag:
         """Whether x lies within the bounds; False for NaN."""
-        return jnp.all((x >= self.lower) & (x <= self.upper))
+        return every((x >= self.lower) & (x <= self.upper))
 
     def project(self, x: Vector) -> Vector:
         """The nearest point within the bounds."""
@@ -69,9 +74,7 @@ def stay_inside(x: Vector, bounds: Bounds, strictly: bool) -> Vector:
     return jnp.where(bounds.free, x, lower)
 
 
-def coleman_li(
-    x: Vector, gradient: Vector, bounds: Bounds
-) -> tuple[Vector, Float[Array, " n"]]:
+def coleman_li(x: Vector, gradient: Vector, bounds: Bounds) -> tuple[Vector, Vector]:
     """The scaling v and its derivative (eq. 2.2): the distance to the bound ahead.
 
     v is the distance to the bound that a descent step approaches, 1 where there is
@@ -89,7 +92,7 @@ def snap(
     gradient: Vector,
     squared_norms: Vector,
     bounds: Bounds,
-    reach: Float[Array, ""],
+    reach: Scalar,
 ) -> Vector:
     """x with every parameter that has come to its bound put on it exactly.
 
@@ -103,7 +106,7 @@ def snap(
     return jnp.where(at_lower, bounds.lower, jnp.where(at_upper, bounds.upper, x))
 
 
-def active_set(x: Vector, bounds: Bounds) -> Int[Array, " n"]:
+def active_set(x: Vector, bounds: Bounds) -> Int[Array, "n *lanes"]:
     """-1 at a lower bound, 1 at an upper bound, 0 between."""
     at_upper = jnp.where(x >= bounds.upper, 1, 0)
     return jnp.where(x <= bounds.lower, -1, at_upper)
@@ -116,12 +119,8 @@ class Hat(NamedTuple):
     """The quadratic model gᵀp + pᵀB p / 2 in scaled variables, x = x_k + d p."""
 
     reduced: Reduced  # B = d JᵀJ d + C
-    gradient: Vector  # d Jᵀr
+    gradient: Vector  # g = d Jᵀr
     scaling: Vector  # d
-
-    def value(self, p: Vector) -> Float[Array, ""]:
-        """The change of cost that the model predicts."""
-        return jnp.sum(p * (self.gradient + 0.5 * self.reduced.image(p)))
 
 
 def _distance_to_bound(x, step, bounds):
@@ -130,46 +129,56 @@ def _distance_to_bound(x, step, bounds):
     divisor = jnp.where(moving, step, 1)
     distances = jnp.maximum((bounds.lower - x) / divisor, (bounds.upper - x) / divisor)
     distances = jnp.where(moving, distances, jnp.inf)
-    nearest = jnp.min(distances)
+    nearest = least(distances)
     return nearest, (distances == nearest) & moving
 
 
-def _minimise_on_line(hat, origin, direction, low, high):
-    """The minimiser t in [low, high] of the model along origin + t direction."""
-    image = hat.reduced.image(direction)
-    curvature = jnp.sum(direction * image)
-    slope = jnp.sum(direction * hat.gradient) + jnp.sum(origin * image)
-    vertex = jnp.clip(-slope / jnp.where(curvature > 0, curvature, 1), low, high)
-    t = jnp.where(curvature > 0, vertex, jnp.where(slope < 0, high, low))
-    point = origin + t * direction
-    return point, hat.value(point)
+class _Line(NamedTuple):
+    """The model along o + t d, as q(o) + slope t + curvature t² / 2."""
+
+    value: Scalar
+    slope: Scalar
+    curvature: Scalar
+
+    def __call__(self, t: Scalar) -> Scalar:
+        return self.value + t * (self.slope + 0.5 * t * self.curvature)
+
+    def minimiser(self, low: Scalar, high: Scalar) -> Scalar:
+        """The t in [low, high] at which the model is least."""
+        curved = self.curvature > 0
+        vertex = -self.slope / jnp.where(curved, self.curvature, 1)
+        end = jnp.where(self.slope < 0, high, low)
+        return jnp.where(curved, jnp.clip(vertex, low, high), end)
 
 
 def select_step(
-    x: Vector,
-    step: Step,
-    hat: Hat,
-    radius: Float[Array, ""],
-    theta: Float[Array, ""],
-    bounds: Bounds,
+    x: Vector, step: Step, hat: Hat, radius: Scalar, theta: Scalar, bounds: Bounds
 ) -> Step:
-    """The best of three steps, in the scaled variables.
+    """The trust-region step p or, where it leaves the bounds, the best of three.
 
-    Where the trust-region step p leaves the bounds: p cut short of the bound it hits,
-    p reflected at that bound, and the scaled gradient (sections 3 and 4 of the paper;
-    strides as in SciPy's `trf`).
+    They are p cut short of the bound it hits, p reflected at that bound, and the scaled
+    gradient (sections 3 and 4 of the paper; strides as in SciPy's `trf`). All steps are
+    in the scaled variables.
     """
-    d, p = hat.scaling, step.p
-    inside = bounds.contains(x + d * p)
+    leaves = ~bounds.contains(x + hat.scaling * step.p)
+    return where_needed(
+        leaves,
+        lambda *operands: _best_of_three(*operands, bounds),
+        lambda x, step, *_: step,
+        *(x, step, hat, radius, theta),
+    )
+
+
+def _best_of_three(x, step, hat, radius, theta, bounds):
+    d, p, g = hat.scaling, step.p, hat.gradient
 
     # p up to the bound, and reflected there
     stride, hits = _distance_to_bound(x, d * p, bounds)
-    stride = jnp.where(inside, 1, stride)
     reflected = jnp.where(hits, -p, p)
     at_bound = stride * p
-    a = jnp.sum(reflected * reflected)
-    b = jnp.sum(at_bound * reflected)
-    c = jnp.minimum(jnp.sum(at_bound * at_bound) - radius**2, 0)
+    a = inner(reflected, reflected)
+    b = inner(at_bound, reflected)
+    c = jnp.minimum(inner(at_bound, at_bound) - radius**2, 0)
     root = jnp.sqrt(jnp.maximum(b * b - a * c, 0))
     q = -(b + jnp.where(b < 0, -root, root))
     to_radius = jnp.maximum(
@@ -179,24 +188,27 @@ def select_step(
     reach = jnp.minimum(to_bound, to_radius)
     low = (1 - theta) * stride / jnp.where(reach > 0, reach, 1)
     high = jnp.where(reach == to_bound, theta * to_bound, to_radius)
-    reflection, reflection_value = _minimise_on_line(
-        hat, at_bound, reflected, low, high
+
+    # the model along p, along its reflection, and down the scaled gradient
+    images = hat.reduced.images(jnp.stack([at_bound, reflected, g], axis=1))
+    along, on, down = images[:, 0], images[:, 1], images[:, 2]
+    zero = jnp.zeros_like(stride)
+    cut = _Line(zero, inner(at_bound, g), inner(at_bound, along))
+    reflection = _Line(
+        cut(1), inner(reflected, g) + inner(at_bound, on), inner(reflected, on)
     )
+    descent = _Line(zero, -inner(g, g), inner(g, down))
+
+    t = reflection.minimiser(low, high)
     possible = (reach > 0) & (low <= high)
-    reflection_value = jnp.where(possible, reflection_value, jnp.inf)
-
-    # p cut short of the bound
-    cut = theta * at_bound
-    cut_value = hat.value(cut)
-
-    # the scaled gradient
-    length = norm(hat.gradient)
+    reflection_value = jnp.where(possible, reflection(t), jnp.inf)
+    cut_value = cut(theta)
+    length = norm(g)
     to_radius = radius / jnp.where(length > 0, length, 1)
-    to_bound, _ = _distance_to_bound(x, -d * hat.gradient, bounds)
+    to_bound, _ = _distance_to_bound(x, -d * g, bounds)
     high = jnp.where(to_bound < to_radius, theta * to_bound, to_radius)
-    descent, descent_value = _minimise_on_line(
-        hat, jnp.zeros_like(p), -hat.gradient, jnp.zeros_like(high), high
-    )
+    s = descent.minimiser(zero, high)
+    descent_value = descent(s)
 
     use_cut = (cut_value < reflection_value) & (cut_value < descent_value)
     use_reflection = (reflection_value < cut_value) & (reflection_value < descent_value)
@@ -204,7 +216,6 @@ def select_step(
     def chosen(cut, reflection, descent):
         return jnp.where(use_cut, cut, jnp.where(use_reflection, reflection, descent))
 
-    p = chosen(cut, reflection, descent)
+    p = chosen(theta * at_bound, at_bound + t * reflected, -s * g)
     value = chosen(cut_value, reflection_value, descent_value)
-    best = Step(p, step.alpha, -value, -jnp.sum(hat.gradient * p), norm(p))
-    return jax.tree.map(functools.partial(jnp.where, inside), step, best)
+    return Step(p, step.alpha, -value, -inner(g, p), norm(p))

@@ -74,7 +74,8 @@ def _started(pose, callables, request):
 
 def _next(pose, callables, arguments):
     request, state = arguments
-    return trip(pose(callables, request).problem, state)
+    setup: Setup = pose(callables, request)
+    return trip(setup.linearize, setup.problem, state)
 
 
 def _reported(pose, report, callables, arguments):

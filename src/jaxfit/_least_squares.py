@@ -253,7 +253,7 @@ def _report(setup: Setup, state, request: _Request):
     point = state.point
     values = {
         "x": point.x,
-        "grad": point.linearization.gradient,
+        "grad": point.gradient,
         "cost": point.linearization.cost,
         "start_cost": state.start_cost,
         "optimality": point.optimality,

@@ -14,9 +14,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from jaxfit._small import gram
+from jaxfit._small import (
+    Flag,
+    Matrix,
+    Scalar,
+    Vector,
+    diagonal,
+    gram,
+    identity,
+    matmul,
+    matvec,
+    some,
+    transpose,
+)
 from jaxfit.losses import Linear, Loss
 
 # A cost is known to so many units of rounding for each residual.
@@ -45,17 +57,17 @@ def unwrap_shared(data: PyTree) -> PyTree:
 class Frame(NamedTuple):
     """The basis P of directions in which a Jacobian is taken; see `Linearization`."""
 
-    inverse: Float[Array, "n n"]  # P⁻¹
-    directions: Float[Array, "n n"]  # Pᵀ, a direction in each row
-    needed: Bool[Array, ""]  # False: P is the identity
+    inverse: Matrix  # P⁻¹
+    directions: Matrix  # Pᵀ, a direction in each row
+    needed: Flag  # False: P is the identity
 
 
 class Robust(eqx.Module):
     """What a robust loss adds to a linearization."""
 
-    gram: Float[Array, "n n"]  # (J_s P)ᵀ J_s P
-    cost: Float[Array, ""]
-    influence: Float[Array, ""]
+    gram: Matrix  # (J_s P)ᵀ J_s P
+    cost: Scalar
+    influence: Scalar
 
 
 class Linearization(eqx.Module):
@@ -67,72 +79,72 @@ class Linearization(eqx.Module):
     well-conditioned problem. Otherwise the frame is a square root of an earlier Gram
     matrix, so that JP is nearly orthonormal and the Gram matrix keeps the digits
     that squaring the condition number would cost.
+
+    The properties are those of one fit. (Inside a fit, lanes of a batch are the last
+    axis of everything; in a batched `Solution` the batch comes first, and its methods
+    take one fit after the other.)
     """
 
-    normal: Float[Array, "n+1 n+1"]  # (JP r)ᵀ W (JP r)
-    frame: Float[Array, "n n"]  # P⁻¹
-    count: Int[Array, ""]  # residuals that count
+    normal: Float[Array, "n+1 n+1 *lanes"]  # (JP r)ᵀ W (JP r)
+    frame: Matrix  # P⁻¹
+    count: Int[Array, "*lanes"]  # residuals that count
     robust: Robust | None  # None without a loss
 
     @property
-    def cost(self) -> Float[Array, "*batch"]:
+    def cost(self) -> Scalar:
         """Half the sum of the loss."""
         if self.robust is None:
             return 0.5 * self.squared_residual
         return self.robust.cost
 
     @property
-    def influence(self) -> Float[Array, "*batch"]:
+    def influence(self) -> Scalar:
         """The largest ρ' of a residual that counts."""
         if self.robust is None:
             return (self.count > 0).astype(self.normal.dtype)
         return self.robust.influence
 
     @property
-    def framed(self) -> Bool[Array, "*batch"]:
+    def framed(self) -> Flag:
         """Whether the frame is not the identity."""
-        identity = jnp.eye(self.frame.shape[-1], dtype=self.frame.dtype)
-        return jnp.any(self.frame != identity, axis=(-2, -1))
+        return some(some(self.frame != identity(self.rhs)))
 
     @property
-    def gram(self) -> Float[Array, "*batch n n"]:
+    def gram(self) -> Matrix:
         """The model's Hessian in the frame, (J_s P)ᵀ J_s P."""
         if self.robust is None:
-            return self.normal[..., :-1, :-1]
+            return self.normal[:-1, :-1]
         return self.robust.gram
 
     @property
-    def rhs(self) -> Float[Array, "*batch n"]:
+    def rhs(self) -> Vector:
         """The gradient in the frame, (JP)ᵀ W r."""
-        return self.normal[..., :-1, -1]
+        return self.normal[:-1, -1]
 
     @property
-    def squared_residual(self) -> Float[Array, "*batch"]:
+    def squared_residual(self) -> Scalar:
         """The sum of ρ' r²; without a loss, |r|²."""
-        return self.normal[..., -1, -1]
+        return self.normal[-1, -1]
 
     @property
-    def hessian(self) -> Float[Array, "*batch n n"]:
+    def hessian(self) -> Matrix:
         """The Gauss-Newton Hessian of the cost, J_sᵀ J_s."""
         return _out_of(self.frame, self.gram)
 
     @property
-    def gradient(self) -> Float[Array, "*batch n"]:
+    def gradient(self) -> Vector:
         """The gradient of the cost."""
-        return jnp.sum(self.frame * self.rhs[..., :, None], axis=-2)
+        return matvec(transpose(self.frame), self.rhs)
 
     @property
-    def squared_norms(self) -> Float[Array, "*batch n"]:
+    def squared_norms(self) -> Vector:
         """|J_i|² of the columns of √W J."""
-        weighted = _out_of(self.frame, self.normal[..., :-1, :-1])
-        return jnp.diagonal(weighted, axis1=-2, axis2=-1)
+        return diagonal(_out_of(self.frame, self.normal[:-1, :-1]))
 
 
 def _out_of(frame, gram):
     """frameᵀ gram frame."""
-    product = jnp.sum(gram[..., :, :, None] * frame[..., None, :, :], axis=-2)
-    frame = jnp.swapaxes(frame, -1, -2)
-    return jnp.sum(frame[..., :, :, None] * product[..., None, :, :], axis=-2)
+    return matmul(transpose(frame), matmul(gram, frame))
 
 
 def merge(a: Linearization, b: Linearization) -> Linearization:
@@ -147,7 +159,7 @@ def merge(a: Linearization, b: Linearization) -> Linearization:
     return Linearization(a.normal + b.normal, a.frame, a.count + b.count, robust)
 
 
-def cost_rounding(linearization: Linearization) -> Float[Array, ""]:
+def cost_rounding(linearization: Linearization) -> Scalar:
     """How large a change of the cost may be rounding alone."""
     cost = linearization.cost
     count = linearization.count.astype(cost.dtype)
@@ -254,8 +266,10 @@ def _jacobian_matrix(jacobian: PyTree, residual: PyTree, x: PyTree, dtype) -> Ar
 class Rows(NamedTuple):
     """The user's residual function, traced: it is not called in Python again."""
 
-    evaluate: Callable  # (x, directions) -> residuals (m,), columns (n, m)
-    weights: Float[Array, " m"] | None
+    evaluate: (
+        Callable  # (x, directions) -> residuals (*lanes, m), columns (n, *lanes, m)
+    )
+    weights: Float[Array, "*lanes m"] | None
     constants: list  # the arrays that it closes over, data among them
 
 
@@ -345,8 +359,13 @@ def is_linear(loss: Loss | None) -> bool:
     return loss is None or type(loss) is Linear
 
 
-def _apply_weights(residual, columns, weights):
-    """√w r and √w J. What has weight zero does not count and may be NaN."""
+def _weighted(residual, columns, weights):
+    """√w r and √w J, and which rows count (None: all).
+
+    What has weight zero does not count and may be NaN.
+    """
+    if weights is None:
+        return residual, columns, None
     counts = weights != 0
     root = jnp.sqrt(weights)
     residual = jnp.where(counts, root * residual, 0)
@@ -362,7 +381,7 @@ def _apply_loss(loss, residual, counts):
     with SciPy's floor where the second derivative of the loss makes it indefinite.
 
     Returns:
-        both factors (m,), half the sum of the loss, the largest ρ'.
+        both factors (*lanes, m), half the sum of the loss, the largest ρ'.
     """
     dtype = residual.dtype
     scale = jnp.asarray(loss.scale, dtype)
@@ -372,12 +391,11 @@ def _apply_loss(loss, residual, counts):
     if counts is not None:
         rho, slope = jnp.where(counts, rho, 0), jnp.where(counts, slope, 0)
     weight = jnp.sqrt(jnp.maximum(slope, 0))
-    return weight, jnp.sqrt(model), 0.5 * scale**2 * jnp.sum(rho), jnp.max(slope)
+    cost = 0.5 * scale**2 * jnp.sum(rho, axis=-1)
+    return weight, jnp.sqrt(model), cost, jnp.max(slope, axis=-1)
 
 
-def linearize(
-    rows: Rows, loss: Loss | None, x: Float[Array, " n"], frame: Frame
-) -> Linearization:
+def linearize(rows: Rows, loss: Loss | None, x: Vector, frame: Frame) -> Linearization:
     """Evaluate residuals and derivatives at x, and reduce all rows to n x n.
 
     Args:
@@ -386,14 +404,29 @@ def linearize(
         x: the point.
         frame: the directions in which to differentiate.
     """
-    residual, columns, counts = _weighted_rows(rows, x, frame.directions)
-    count = jnp.asarray(len(residual)) if counts is None else jnp.sum(counts)
+    residual, columns = rows.evaluate(x, frame.directions)
+    return reduce_rows(residual, columns, rows.weights, loss, frame)
+
+
+def reduce_rows(
+    residual: Float[Array, "*lanes m"],
+    columns: Float[Array, "n *lanes m"],
+    weights: Float[Array, "*lanes m"] | None,
+    loss: Loss | None,
+    frame: Frame,
+) -> Linearization:
+    """Residuals and their derivatives along the frame's directions, as n x n."""
+    residual, columns, counts = _weighted(residual, columns, weights)
+    if counts is None:
+        count = jnp.full(residual.shape[:-1], residual.shape[-1])
+    else:
+        count = jnp.sum(counts, axis=-1)
     if is_linear(loss):
-        normal = gram(jnp.concatenate([columns, residual[None]]))
+        normal = gram([*columns, residual])
         return Linearization(normal, frame.inverse, count, None)
     weight, model, cost, influence = _apply_loss(loss, residual, counts)
-    normal = gram(weight * jnp.concatenate([columns, residual[None]]))
-    robust = Robust(gram(model * columns), cost, influence)
+    normal = gram([*(weight * columns), weight * residual])
+    robust = Robust(gram([*(model * columns)]), cost, influence)
     return Linearization(normal, frame.inverse, count, robust)
 
 
@@ -401,16 +434,8 @@ def residual_and_jacobian(
     rows: Rows, loss: Loss | None, x: Float[Array, " n"]
 ) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
     """The weighted residuals, and J_s, the Jacobian with rows scaled for the loss."""
-    identity = jnp.eye(len(x), dtype=x.dtype)
-    residual, columns, counts = _weighted_rows(rows, x, identity)
+    residual, columns = rows.evaluate(x, identity(x))
+    residual, columns, counts = _weighted(residual, columns, rows.weights)
     if not is_linear(loss):
         columns = _apply_loss(loss, residual, counts)[1] * columns
     return residual, columns.T
-
-
-def _weighted_rows(rows, x, directions):
-    """Weighted residuals and columns, and which rows count (None: all)."""
-    residual, columns = rows.evaluate(x, directions)
-    if rows.weights is None:
-        return residual, columns, None
-    return _apply_weights(residual, columns, rows.weights)

@@ -8,16 +8,35 @@ eigenvalue routine would be slow, it comes from Householder reflections.
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from jaxfit._small import LANES_MAX, batched_by, by_lapack, gram_root, matvec
+from jaxfit._small import (
+    LANES_MAX,
+    Flag,
+    Matrix,
+    Scalar,
+    Vector,
+    diagonal,
+    gram_root,
+    identity,
+    inner,
+    is_lanes,
+    largest,
+    least,
+    matmul,
+    matvec,
+    norm,
+    one_by_one,
+    outer,
+    settled,
+    transpose,
+    where_needed,
+)
 
 SECULAR_MAX_TRIPS = 10
 SECULAR_RTOL = 0.01
@@ -30,56 +49,48 @@ class Model(NamedTuple):
     small singular values are taken from the factors, which have digits that B lacks.
     """
 
-    matrix: Float[Array, "n n"]  # B
-    gradient: Float[Array, " n"]  # g
-    gram: Float[Array, "n n"]
-    rhs: Float[Array, " n"]
-    frame: Float[Array, "n n"]
-    curvature: Float[Array, " n"]
-    factored: Bool[Array, ""]
+    matrix: Matrix  # B
+    gradient: Vector  # g
+    gram: Matrix
+    rhs: Vector
+    frame: Matrix
+    curvature: Vector
+    factored: Flag
 
 
 class Reduced(eqx.Module):
     """B = Q T Qᵀ with T tridiagonal, and what follows from it at damping zero."""
 
-    diagonal: Float[Array, " n"]
-    offdiagonal: Float[Array, " n-1"]  # zero where T is the matrix of eigenvalues
-    basis: Float[Array, "n n"]  # Q
-    rhs: Float[Array, " n"]  # Qᵀg
-    newton: Float[Array, " n"]  # z = T⁺ Qᵀg: the Newton step is -Qz, of least norm
-    slope: Float[Array, ""]  # zᵀ T⁺ z = -|z| d|z|/dα at α = 0
-    decrement: Float[Array, ""]  # what the Newton step gains, gᵀ B⁺ g / 2
-    threshold: Float[Array, ""]  # pivots of T below it are rounding
-    rcond: Float[Array, ""]  # about the least over the largest eigenvalue
-    full_rank: Bool[Array, ""]
+    diagonal: Vector
+    offdiagonal: Float[Array, "n-1 *lanes"]  # zero where T is that of eigenvalues
+    basis: Matrix  # Q
+    rhs: Vector  # Qᵀg
+    newton: Vector  # z = T⁺ Qᵀg: the Newton step is -Qz, of least norm
+    slope: Scalar  # zᵀ T⁺ z = -|z| d|z|/dα at α = 0
+    decrement: Scalar  # what the Newton step gains, gᵀ B⁺ g / 2
+    threshold: Scalar  # pivots of T below it are rounding
+    rcond: Scalar  # about the least over the largest eigenvalue
+    full_rank: Flag
 
-    def image(self, p: Float[Array, " n"]) -> Float[Array, " n"]:
-        """B p, accurate along the directions of small eigenvalues."""
-        q = _tridiagonal_product(self, jnp.sum(self.basis * p[:, None], axis=0))
-        return jnp.sum(self.basis * q, axis=1)
+    def images(self, vectors: Float[Array, "n k *lanes"]) -> Array:
+        """B times k vectors, accurate along the directions of small eigenvalues."""
+        z = matmul(transpose(self.basis), vectors)
+        return matmul(self.basis, _tridiagonal_product(self, z))
 
 
 def _tridiagonal_product(reduced, z):
-    """T z."""
+    """T z, for a vector or for several, (n, k, *lanes)."""
+    diagonal, offdiagonal = reduced.diagonal, reduced.offdiagonal
+    if z.ndim > diagonal.ndim:
+        diagonal, offdiagonal = diagonal[:, None], offdiagonal[:, None]
     zero = jnp.zeros_like(z[:1])
-    above = jnp.concatenate([reduced.offdiagonal * z[1:], zero])
-    below = jnp.concatenate([zero, reduced.offdiagonal * z[:-1]])
-    return reduced.diagonal * z + above + below
+    above = jnp.concatenate([offdiagonal * z[1:], zero])
+    below = jnp.concatenate([zero, offdiagonal * z[:-1]])
+    return diagonal * z + above + below
 
 
 def _rank_threshold(n: int, largest, dtype):
     return n * jnp.finfo(dtype).eps * largest
-
-
-def _reflect(vector):
-    """Householder vector v and factor τ: (I - τvvᵀ) maps `vector` on its first axis."""
-    squared = jnp.sum(vector * vector, axis=0)
-    head = vector[0]
-    length = jnp.sqrt(squared)
-    shifted = jnp.where(head < 0, head - length, head + length)
-    v = jnp.concatenate([shifted[None], vector[1:]])
-    size = 2 * (squared + jnp.abs(head) * length)
-    return v, jnp.where(size > 0, 2 / jnp.where(size > 0, size, 1), 0)
 
 
 def _tridiagonal(matrix, g):
@@ -91,21 +102,28 @@ def _tridiagonal(matrix, g):
     1982, section 2).
     """
     n = len(g)
-    basis = jnp.broadcast_to(
-        jnp.eye(n, dtype=g.dtype).reshape(n, n, *([1] * (g.ndim - 1))), matrix.shape
-    )
-    for k in range(n - 1):
-        v, tau = _reflect(g if k == 0 else matrix[k:, k - 1])
-        v = jnp.concatenate([jnp.zeros((k, *v.shape[1:]), v.dtype), v])
-        product = tau * jnp.sum(matrix * v, axis=1)
-        w = product - 0.5 * tau * jnp.sum(product * v, axis=0) * v
-        matrix = matrix - v[:, None] * w[None, :] - w[:, None] * v[None, :]
-        image = tau * jnp.sum(basis * v[None, :], axis=1)
-        basis = basis - image[:, None] * v[None, :]
-    diagonal = jnp.stack([matrix[k, k] for k in range(n)])
-    below = [matrix[k + 1, k] for k in range(n - 1)]
-    offdiagonal = jnp.stack(below) if below else diagonal[:0]
-    return diagonal, offdiagonal, basis
+    basis = jnp.broadcast_to(identity(g), matrix.shape)
+    index = jnp.arange(n)[:, None]
+
+    def reflect(k, carry):
+        """B and Q after the reflection that clears what follows the k-th element."""
+        matrix, basis = carry
+        vector = jnp.where(k == 0, g, matrix[:, k - 1])
+        vector = jnp.where(index >= k, vector, 0)
+        squared, head = inner(vector, vector), vector[k]
+        length = jnp.sqrt(squared)
+        v = vector + jnp.where(index == k, jnp.where(head < 0, -length, length), 0)
+        size = 2 * (squared + jnp.abs(head) * length)
+        tau = jnp.where(size > 0, 2 / jnp.where(size > 0, size, 1), 0)
+        v, tau = settled((v, tau))
+        product = settled(tau * matvec(matrix, v))
+        w = settled(product - 0.5 * tau * inner(product, v) * v)
+        image = settled(tau * matvec(basis, v))
+        return matrix - outer(v, w) - outer(w, v), basis - outer(image, v)
+
+    matrix, basis = lax.fori_loop(0, n - 1, reflect, (matrix, basis))
+    below = diagonal(matrix[1:, :-1]) if n > 1 else g[:0]
+    return diagonal(matrix), below, basis
 
 
 def _solve_tridiagonal(diagonal, offdiagonal, rhs, alpha, threshold):
@@ -138,7 +156,7 @@ def _solve_tridiagonal(diagonal, offdiagonal, rhs, alpha, threshold):
 def _eigh_factors(model):
     """Eigenvalues, eigenvectors Q, Qᵀg, and the relative size of rounding."""
     eigenvalues, basis = jnp.linalg.eigh(model.matrix, symmetrize_input=False)
-    rhs = matvec(model.gradient, basis)
+    rhs = matvec(basis.T, model.gradient)
     rounding = _rank_threshold(len(rhs), jnp.ones_like(rhs[0]), rhs.dtype)
     return eigenvalues, basis, rhs, rounding
 
@@ -147,18 +165,18 @@ def _svd_factors(model):
     """The same from a square root of the Gram matrix, times the frame."""
     n, eps = len(model.rhs), jnp.finfo(model.rhs.dtype).eps
     root, y = gram_root(model.gram, model.rhs)
-    factor = jnp.dot(root, model.frame, precision=lax.Precision.HIGHEST)
+    factor = matmul(root, model.frame)
     factor = jnp.concatenate([factor, jnp.diag(jnp.sqrt(model.curvature))])
     left, singular, right = jnp.linalg.svd(factor, full_matrices=False)
     left, singular, right = left[:n, ::-1], singular[::-1], right[::-1]
     rounding = jnp.full_like(singular[0], (10 * n * eps) ** 2)
-    return singular**2, right.T, singular * matvec(y, left), rounding
+    return singular**2, right.T, singular * matvec(left.T, y), rounding
 
 
 def _from_eigenvalues(eigenvalues, basis, rhs, rounding):
     """`Reduced` from eigenvalues in ascending order."""
-    least, largest = eigenvalues[0], eigenvalues[-1]
-    threshold = rounding * largest
+    lowest, highest = eigenvalues[0], eigenvalues[-1]
+    threshold = rounding * highest
     kept = eigenvalues > threshold
     inverse = jnp.where(kept, 1 / eigenvalues, 0)
     z = rhs * inverse
@@ -172,47 +190,36 @@ def _from_eigenvalues(eigenvalues, basis, rhs, rounding):
         slope=sums[0],
         decrement=sums[1],
         threshold=threshold,
-        rcond=least / jnp.where(largest > 0, largest, 1),
-        full_rank=least > threshold,
+        rcond=lowest / jnp.where(highest > 0, highest, 1),
+        full_rank=lowest > threshold,
     )
 
 
-def _reduce_one(model):
-    factors = lax.cond(model.factored, _svd_factors, _eigh_factors, model)
-    return _from_eigenvalues(*factors)
-
-
-def _reduce_lanes(model):
-    if len(model.gradient) > LANES_MAX:
-        return by_lapack(lambda m: _from_eigenvalues(*_eigh_factors(m)), model)
-    reduced = _reduce_tridiagonal(model.matrix, model.gradient)
-    return lax.cond(
-        jnp.any(model.factored),
-        lambda: jax.tree.map(
-            functools.partial(jnp.where, model.factored),
-            by_lapack(_reduce_factored, model),
-            reduced,
-        ),
-        lambda: reduced,
-    )
+def _reduce_plain(model):
+    return _from_eigenvalues(*_eigh_factors(model))
 
 
 def _reduce_factored(model):
-    """As `_from_eigenvalues`, in the descending order that a cut-off solve needs."""
-    reduced = _from_eigenvalues(*_svd_factors(model))
+    return _from_eigenvalues(*_svd_factors(model))
+
+
+def _reduce_factored_lanes(model):
+    """The same in the descending order that a cut-off solve needs."""
+    reduced = one_by_one(_reduce_factored, model)
     turned = {
         name: getattr(reduced, name)[::-1] for name in ("diagonal", "rhs", "newton")
     }
     return dataclasses.replace(reduced, basis=reduced.basis[:, ::-1], **turned)
 
 
-def _reduce_tridiagonal(matrix, g):
-    diagonal, offdiagonal, basis = _tridiagonal(matrix, g)
-    rhs = jnp.sum(basis * g[:, None], axis=0)
-    largest = jnp.max(jnp.abs(diagonal), axis=0)
-    threshold = _rank_threshold(len(g), largest, g.dtype)
+def _reduce_lanes(model):
+    g = model.gradient
+    diagonal, offdiagonal, basis = _tridiagonal(model.matrix, g)
+    rhs = matvec(transpose(basis), g)
+    size = largest(jnp.abs(diagonal))
+    threshold = _rank_threshold(len(g), size, g.dtype)
     z, slope, pivots, full = _solve_tridiagonal(
-        diagonal, offdiagonal, rhs, jnp.zeros_like(largest), threshold
+        diagonal, offdiagonal, rhs, jnp.zeros_like(size), threshold
     )
     return Reduced(
         diagonal=diagonal,
@@ -221,17 +228,20 @@ def _reduce_tridiagonal(matrix, g):
         rhs=rhs,
         newton=z,
         slope=slope,
-        decrement=0.5 * jnp.sum(rhs * z, axis=0),
+        decrement=0.5 * inner(rhs, z),
         threshold=threshold,
-        rcond=jnp.min(pivots, axis=0) / jnp.where(largest > 0, largest, 1),
+        rcond=least(pivots) / jnp.where(size > 0, size, 1),
         full_rank=full,
     )
 
 
-@batched_by(_reduce_lanes)
 def reduce_model(model: Model) -> Reduced:
     """Bring the model to the form in which every damped step costs O(n)."""
-    return _reduce_one(model)
+    if not is_lanes(model.gradient):
+        return where_needed(model.factored, _reduce_factored, _reduce_plain, model)
+    if len(model.gradient) > LANES_MAX:
+        return one_by_one(_reduce_plain, model)
+    return where_needed(model.factored, _reduce_factored_lanes, _reduce_lanes, model)
 
 
 # The damped step
@@ -244,9 +254,9 @@ def _damp(solve, reduced, radius, alpha):
     in Mathematics 630, 1978. As in SciPy, the root is wanted to 1 % in at most ten
     steps and the step is then stretched to the radius.
     """
-    newton_norm = jnp.sqrt(jnp.sum(reduced.newton**2, axis=0))
+    newton_norm = norm(reduced.newton)
     inside = newton_norm <= radius
-    upper = jnp.sqrt(jnp.sum(reduced.rhs**2, axis=0)) / radius
+    upper = norm(reduced.rhs) / radius
     # Newton's step from α = 0 never passes the root, since |z| is convex in α
     lower = (newton_norm - radius) * newton_norm
     lower = jnp.where(
@@ -265,7 +275,7 @@ def _damp(solve, reduced, radius, alpha):
         restart = jnp.maximum(0.001 * upper, jnp.sqrt(lower * upper))
         at = jnp.where(outside & ~settled, restart, alpha)
         z, slope = solve(at)
-        length = jnp.sqrt(jnp.sum(z * z, axis=0))
+        length = norm(z)
         phi = length - radius
         ratio = -phi * length / jnp.where(slope > 0, slope, 1)
         near = jnp.abs(phi) < SECULAR_RTOL * radius
@@ -283,14 +293,12 @@ def _damp(solve, reduced, radius, alpha):
     # the trip after the last Newton step evaluates z at its α
     start = alpha, lower, upper, reduced.newton, jnp.zeros_like(inside), inside, 0
     alpha, _, _, z, *_ = lax.while_loop(unfinished, newton_step, start)
-    length = jnp.sqrt(jnp.sum(z * z, axis=0))
+    length = norm(z)
     stretch = jnp.where(inside, 1, radius / jnp.where(inside, 1, length))
     alpha, z = jnp.where(inside, 0, alpha), z * stretch
-    sums = jnp.stack(
-        [reduced.rhs * z, 0.5 * z * _tridiagonal_product(reduced, z), z * z]
-    )
-    slope, curvature, squared = jnp.sum(sums, axis=1)
-    return z, (alpha, slope - curvature, slope, jnp.sqrt(squared))
+    slope = inner(reduced.rhs, z)
+    curvature = inner(z, _tridiagonal_product(reduced, z))
+    return z, (alpha, slope - 0.5 * curvature, slope, norm(z))
 
 
 def _solve_diagonal(reduced):
@@ -298,15 +306,12 @@ def _solve_diagonal(reduced):
         shifted = reduced.diagonal + alpha
         inverse = jnp.where(shifted > 0, 1 / jnp.where(shifted > 0, shifted, 1), 0)
         z = reduced.rhs * inverse
-        return z, jnp.sum(z * z * inverse, axis=0)
+        return z, inner(z * z, inverse)
 
     return solve
 
 
 def _solve_lanes(reduced):
-    if len(reduced.rhs) > LANES_MAX:
-        return _solve_diagonal(reduced)
-
     def solve(alpha):
         return _solve_tridiagonal(
             reduced.diagonal,
@@ -322,26 +327,20 @@ def _solve_lanes(reduced):
 class Step(NamedTuple):
     """A step of the trust-region method in the variables of the model."""
 
-    p: Float[Array, " n"]
-    alpha: Float[Array, ""]  # damping
-    predicted: Float[Array, ""]  # reduction of the model, -q(p)
-    slope: Float[Array, ""]  # -gᵀp
-    length: Float[Array, ""]  # |p|
+    p: Vector
+    alpha: Scalar  # damping
+    predicted: Scalar  # reduction of the model, -q(p)
+    slope: Scalar  # -gᵀp
+    length: Scalar  # |p|
 
 
-def _step_lanes(reduced, radius, alpha):
-    z, numbers = _damp(_solve_lanes(reduced), reduced, radius, alpha)
-    return Step(-jnp.sum(reduced.basis * z, axis=1), *numbers)
-
-
-@batched_by(_step_lanes)
-def trust_region_step(
-    reduced: Reduced, radius: Float[Array, ""], alpha: Float[Array, ""]
-) -> Step:
+def trust_region_step(reduced: Reduced, radius: Scalar, alpha: Scalar) -> Step:
     """The minimiser p of q(p) over |p| <= radius.
 
     The step solves (B + αI) p = -g with α = 0 where the Newton step is short enough,
     and otherwise with the α >= 0 for which |p| = radius. `alpha` is the first guess.
     """
-    z, numbers = _damp(_solve_diagonal(reduced), reduced, radius, alpha)
+    tridiagonal = is_lanes(reduced.rhs) and len(reduced.rhs) <= LANES_MAX
+    solve = _solve_lanes(reduced) if tridiagonal else _solve_diagonal(reduced)
+    z, numbers = _damp(solve, reduced, radius, alpha)
     return Step(-matvec(reduced.basis, z), *numbers)

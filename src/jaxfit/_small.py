@@ -1,15 +1,20 @@
-"""Kernels on one n x n matrix that batch without LAPACK.
+"""Kernels on small vectors and matrices, for one fit and for lanes of fits.
 
-Each public kernel is written twice, for two kinds of hardware loop. For a single
-matrix it is plain `jnp.linalg`. Under `jax.vmap` its batching rule takes over: array
-code in which the batch is the last axis, (n, n, batch), so that every operation is one
-long vector operation and no library routine loops over the batch. Above `LANES_MAX`
-parameters the unrolled array code would compile slowly, and LAPACK is used for batches
-too.
+Everything between a linearization and the next trial point is written for arrays whose
+first axes are the parameters and whose last axis, if there is one more, is the lanes: a
+vector is (n, *lanes), a matrix (n, n, *lanes), a number (*lanes), where lanes is () for
+one fit and (L,) for a batch. Numbers then broadcast against vectors and matrices by
+NumPy's rules, and in lanes every operation is one long vector operation.
+
+Where one matrix and a batch of them want different hardware loops, a kernel is written
+twice: plain `jnp.linalg` for one, array code without any library routine for lanes.
+Above `LANES_MAX` parameters the unrolled array code would compile slowly, and lanes use
+LAPACK one after the other.
 """
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +24,146 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 LANES_MAX = 12
 
+Scalar = Float[Array, "*lanes"]
+Flag = Bool[Array, "*lanes"]
+Vector = Float[Array, "n *lanes"]
+Matrix = Float[Array, "n n *lanes"]
 
-def matvec(matrix: Float[Array, "n n"], vector: Float[Array, " n"]):
+
+def is_lanes(vector: Vector) -> bool:
+    """Whether a vector belongs to a batch of fits."""
+    return vector.ndim > 1
+
+
+def settled(tree: PyTree) -> PyTree:
+    """The same arrays, computed once.
+
+    Compilers fuse what is cheap into everything that uses it; what is broadcast into a
+    matrix of lanes is then computed again for each of the matrix's elements, and what
+    follows from that again for each of the next. On CPUs no fusion crosses a branch.
+    """
+    if jax.tree.leaves(tree)[0].ndim == 0:  # one fit
+        return tree
+
+    def on_cpu(tree):
+        first = jnp.ravel(jax.tree.leaves(tree)[0])[0]
+        bits = first.view(f"uint{8 * first.dtype.itemsize}")
+        true = (bits | 1) != 0  # which the compiler does not see
+        return lax.cond(true, lambda tree: tree, _negated, tree)
+
+    return lax.platform_dependent(tree, cpu=on_cpu, default=lambda tree: tree)
+
+
+def _negated(tree):
+    return jax.tree.map(lambda x: ~x if x.dtype == bool else -x, tree)
+
+
+def _folded(operation: Callable, reduction: Callable) -> Callable:
+    """A reduction over the parameters.
+
+    In lanes it is a chain of vector operations: compiled reductions over a short axis
+    are slow.
+    """
+
+    def fold(terms):
+        if is_lanes(terms) and len(terms) <= LANES_MAX + 1:
+            return functools.reduce(operation, list(terms))
+        return reduction(terms, axis=0)
+
+    return fold
+
+
+total = _folded(operator.add, jnp.sum)
+largest = _folded(jnp.maximum, jnp.max)
+least = _folded(jnp.minimum, jnp.min)
+every = _folded(operator.and_, jnp.all)
+some = _folded(operator.or_, jnp.any)
+
+
+def inner(a: Vector, b: Vector) -> Scalar:
+    """Inner product."""
+    return total(a * b)
+
+
+def norm(vector: Vector) -> Scalar:
+    """Euclidean norm."""
+    return jnp.sqrt(inner(vector, vector))
+
+
+def matvec(matrix: Matrix, vector: Vector) -> Vector:
     """Matrix times vector."""
+    if is_lanes(vector):
+        return total(transpose(matrix) * vector[:, None])
     return jnp.dot(matrix, vector, precision=lax.Precision.HIGHEST)
 
 
-def norm(vector: Float[Array, " n"]) -> Float[Array, ""]:
-    """Euclidean norm."""
-    return jnp.sqrt(jnp.sum(vector * vector))
+def matmul(a: Matrix, b: Matrix) -> Matrix:
+    """Matrix times matrix."""
+    if a.ndim > 2:
+        return total(transpose(a)[:, :, None] * b[:, None])
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+
+
+def transpose(matrix: Matrix) -> Matrix:
+    """The transposed matrix."""
+    return jnp.swapaxes(matrix, 0, 1)
+
+
+def outer(a: Vector, b: Vector) -> Matrix:
+    """a bᵀ."""
+    return a[:, None] * b[None]
+
+
+def identity(vector: Vector) -> Matrix:
+    """The identity matrix on the space of a vector."""
+    n, zero = len(vector), jnp.zeros_like(vector)
+    return jnp.where(_on_diagonal(n, vector.ndim), 1, zero[None])
+
+
+def diagonal(matrix: Matrix) -> Vector:
+    """The diagonal of a matrix."""
+    if matrix.ndim == 2:
+        return jnp.diagonal(matrix)
+    return jnp.stack([matrix[i, i] for i in range(len(matrix))])
+
+
+def add_diagonal(matrix: Matrix, vector: Vector) -> Matrix:
+    """A matrix plus a diagonal one."""
+    on = _on_diagonal(len(matrix), vector.ndim)
+    return matrix + jnp.where(on, vector[None], 0)
+
+
+def unit_diagonal(matrix: Matrix) -> Matrix:
+    """A matrix with its diagonal set to one."""
+    return jnp.where(_on_diagonal(len(matrix), matrix.ndim - 1), 1, matrix)
+
+
+def _on_diagonal(n, ndim):
+    return jnp.eye(n, dtype=bool).reshape(n, n, *[1] * (ndim - 1))
+
+
+def choose(flag: Flag, then: PyTree, otherwise: PyTree) -> PyTree:
+    """One of two pytrees, for each fit."""
+    return jax.tree.map(functools.partial(jnp.where, flag), then, otherwise)
+
+
+def where_needed(
+    needed: Flag, rare: Callable, usual: Callable, *operands: PyTree
+) -> PyTree:
+    """`rare(*operands)` where it is needed, `usual(*operands)` elsewhere.
+
+    In lanes the rare case is computed only if some fit needs it, and then for all.
+    """
+    if needed.ndim == 0:
+        return lax.cond(needed, rare, usual, *operands)
+
+    def corrected(found, *operands):
+        return choose(needed, rare(*operands), found)
+
+    def as_found(found, *_):
+        return found
+
+    return lax.cond(jnp.any(needed), corrected, as_found, usual(*operands), *operands)
 
 
 def varying_with(tree: PyTree, others: PyTree) -> PyTree:
@@ -49,40 +185,84 @@ def _choose_either(mark, value):
     return jnp.where(mark, value, value)
 
 
-def batched_by(lanes: Callable) -> Callable:
-    """Give a kernel a batching rule: `lanes`, the same with the batch as last axis."""
+# From one fit to lanes
 
-    def decorate(kernel):
-        batching = custom_vmap(kernel)
 
-        @batching.def_vmap
-        def rule(size, in_batched, *args):
-            def batch_last(x, is_batched):
-                if is_batched:
-                    return jnp.moveaxis(x, 0, -1)
-                return jnp.broadcast_to(x[..., None], (*x.shape, size))
+def lanes_last(tree: PyTree) -> PyTree:
+    """Arrays whose first axis is the lanes, with it as the last."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), tree)
 
-            args = jax.tree.map(batch_last, args, tuple(in_batched))
-            out = lanes(*args)
-            out = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), out)
-            return out, jax.tree.map(lambda _: True, out)
 
-        return functools.wraps(kernel)(lambda *args: batching(*args))
+def lanes_first(tree: PyTree) -> PyTree:
+    """Arrays whose last axis is the lanes, with it as the first."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), tree)
 
-    return decorate
+
+def batched_in_lanes(kernel: Callable) -> Callable:
+    """Let `jax.vmap` run a kernel on lanes: the kernel is written for both."""
+    batching = custom_vmap(kernel)
+
+    @batching.def_vmap
+    def rule(size, in_batched, *args):
+        def to_lanes(x, is_batched):
+            return jnp.moveaxis(x, 0, -1) if is_batched else x[..., None]
+
+        out = kernel(*jax.tree.map(to_lanes, args, tuple(in_batched)))
+        out = jax.tree.map(
+            lambda x: jnp.broadcast_to(jnp.moveaxis(x, -1, 0), (size, *x.shape[:-1])),
+            out,
+        )
+        return out, jax.tree.map(lambda _: True, out)
+
+    return functools.wraps(kernel)(lambda *args: batching(*args))
+
+
+def one_by_one(kernel: Callable, *operands: PyTree) -> PyTree:
+    """A kernel for one fit, on lanes: one library call after the other."""
+    return lanes_last(jax.vmap(kernel)(*lanes_first(operands)))
 
 
 # Rows to a Gram matrix
 
 
-def _gram_lanes(rows):
-    return jnp.sum(rows[:, None] * rows[None, :], axis=2)
+def gram(rows: Sequence[Float[Array, "*lanes m"]]) -> Float[Array, "k k *lanes"]:
+    """The inner products of k long vectors.
+
+    For lanes every product is a reduction of its own, into which the compiler draws the
+    arithmetic that makes the rows: three times as fast as one product of matrices.
+    """
+    if all(row.ndim == 1 for row in rows):
+        return _gram_one(list(rows))
+    return _gram_lanes(rows)
 
 
-@batched_by(_gram_lanes)
-def gram(rows: Float[Array, "k m"]) -> Float[Array, "k k"]:
-    """The inner products of k long vectors."""
+@custom_vmap
+def _gram_one(rows):
+    rows = jnp.stack(rows)
     return jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
+
+
+@_gram_one.def_vmap
+def _gram_rule(size, in_batched, rows):
+    matrix = _gram_lanes(rows)
+    matrix = jnp.broadcast_to(matrix, (*matrix.shape[:2], size))
+    return lanes_first(matrix), True
+
+
+def _gram_lanes(rows):
+    k = len(rows)
+    if k > LANES_MAX + 1:
+        rows = jnp.stack(jnp.broadcast_arrays(*rows), axis=-2)
+        product = jnp.einsum(
+            "...im,...jm->...ij", rows, rows, precision=lax.Precision.HIGHEST
+        )
+        return jnp.moveaxis(product, (-2, -1), (0, 1))
+    lower = [
+        [jnp.sum(a * b, axis=-1) for b in rows[: i + 1]] for i, a in enumerate(rows)
+    ]
+    entries = [lower[max(i, j)][min(i, j)] for i in range(k) for j in range(k)]
+    entries = jnp.stack(jnp.broadcast_arrays(*entries))
+    return entries.reshape(k, k, *entries.shape[1:])
 
 
 def gram_root(gram: Float[Array, "n n"], rhs: Float[Array, " n"]):
@@ -98,51 +278,23 @@ def gram_root(gram: Float[Array, "n n"], rhs: Float[Array, " n"]):
     )
     kept = eigenvalues > n * eps * eigenvalues[-1]
     root = jnp.sqrt(jnp.where(kept, eigenvalues, 0))
-    y = matvec(rhs / divisor, rotation) / jnp.where(kept, root, 1)
+    y = matvec(rotation.T, rhs / divisor) / jnp.where(kept, root, 1)
     return root[:, None] * rotation.T * size, jnp.where(kept, y, 0)
 
 
-def by_lapack(kernel: Callable, batch_last: PyTree) -> PyTree:
-    """A kernel over a batch whose axis is the last, one matrix after the other."""
-    out = jax.vmap(kernel)(jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), batch_last))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), out)
+# A square root of a Gram matrix
 
 
-# A frame in which an ill-conditioned Jacobian is nearly orthonormal
+def square_root(matrix: Matrix) -> tuple[Matrix, Matrix]:
+    """R and R⁻ᵀ with RᵀR the matrix, which is of unit diagonal.
 
-
-def _identities(matrix):
-    """I and I, as large and as varying as the matrix, (n, n) or (n, n, batch)."""
-    n = len(matrix)
-    identity = jnp.eye(n, dtype=matrix.dtype).reshape(n, n, *[1] * (matrix.ndim - 2))
-    identity = varying_with(jnp.broadcast_to(identity, matrix.shape), matrix)
-    return identity, identity
-
-
-def _factor(matrix):
+    Eigenvalues below rounding are raised to it, so that R has an inverse also where the
+    matrix is singular, or has become indefinite by rounding. R⁻¹R is the identity to
+    rounding whatever the condition.
+    """
+    if matrix.ndim > 2:
+        return one_by_one(square_root, matrix)
     n, eps = len(matrix), jnp.finfo(matrix.dtype).eps
     eigenvalues, rotation = jnp.linalg.eigh(matrix, symmetrize_input=False)
     root = jnp.sqrt(jnp.maximum(eigenvalues, n * eps * eigenvalues[-1]))[:, None]
     return root * rotation.T, rotation.T / root
-
-
-def _frame_lanes(matrix, needed):
-    def build(matrix):
-        choose = functools.partial(jnp.where, needed)
-        return jax.tree.map(choose, by_lapack(_factor, matrix), _identities(matrix))
-
-    return lax.cond(jnp.any(needed), build, _identities, matrix)
-
-
-@batched_by(_frame_lanes)
-def orthonormal_frame(
-    matrix: Float[Array, "n n"], needed: Bool[Array, ""]
-) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
-    """R and R⁻ᵀ with RᵀR the matrix, whose diagonal is one; I and I if not needed.
-
-    Eigenvalues below rounding are raised to it, so that R has an inverse also where the
-    matrix is singular, or has become indefinite by rounding. R⁻¹R is the identity to
-    rounding whatever the condition. It is needed so seldom that lanes use LAPACK too,
-    all of them as soon as one of them needs it.
-    """
-    return lax.cond(needed, _factor, _identities, matrix)

@@ -1,7 +1,9 @@
 """What a fit returns: the solution, its status, its certificate, its covariance."""
 
 import enum
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,8 +14,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit._bounds import Bounds
+from jaxfit._covariance import covariance
 from jaxfit._linearize import Linearization, cost_rounding
-from jaxfit._small import gram_root
+from jaxfit._small import Flag, Scalar, Vector, inner, largest
 
 RUNNING = 9  # not a status: the fit goes on
 
@@ -75,11 +78,8 @@ _MESSAGES = {
 
 
 def projected_gradient(
-    x: Float[Array, " n"],
-    gradient: Float[Array, " n"],
-    squared_norms: Float[Array, " n"],
-    bounds: Bounds | None,
-) -> Float[Array, ""]:
+    x: Vector, gradient: Vector, squared_norms: Vector, bounds: Bounds | None
+) -> Scalar:
     """max_i D_i |P(x_i - g_i / D_i²) - x_i|, with D_i = |J_i|, P the projection.
 
     Each term is what the best move of one parameter alone changes in the model values;
@@ -88,27 +88,26 @@ def projected_gradient(
     moves = squared_norms > 0
     divisor = jnp.where(moves, squared_norms, 1)
     if bounds is None:
-        return jnp.max(jnp.where(moves, jnp.abs(gradient) / jnp.sqrt(divisor), 0))
-    target = bounds.project(x - jnp.where(moves, gradient / divisor, 0))
-    return jnp.max(jnp.sqrt(squared_norms) * jnp.abs(target - x))
+        terms = jnp.where(moves, jnp.abs(gradient) / jnp.sqrt(divisor), 0)
+    else:
+        target = bounds.project(x - jnp.where(moves, gradient / divisor, 0))
+        terms = jnp.sqrt(squared_norms) * jnp.abs(target - x)
+    return largest(terms)
 
 
-def model_rounding(
-    x: Float[Array, " n"], squared_norms: Float[Array, " n"]
-) -> Float[Array, ""]:
+def model_rounding(x: Vector, squared_norms: Vector) -> Scalar:
     """ε sum_k D_k |x_k|: how far rounding x alone moves the residual vector."""
-    eps = jnp.finfo(x.dtype).eps
-    return eps * jnp.sum(jnp.sqrt(squared_norms) * jnp.abs(x))
+    return jnp.finfo(x.dtype).eps * inner(jnp.sqrt(squared_norms), jnp.abs(x))
 
 
 def is_certified(
-    x: Float[Array, " n"],
+    x: Vector,
     linearization: Linearization,
-    projected: Float[Array, ""],
-    rounding: Float[Array, ""],
-    start_cost: Float[Array, ""],
+    projected: Scalar,
+    rounding: Scalar,
+    start_cost: Scalar,
     bounds: Bounds | None,
-) -> Bool[Array, ""]:
+) -> Flag:
     """Whether a returned point may be called a success; see `Solution`.
 
     Args:
@@ -150,6 +149,8 @@ class Solution(eqx.Module):
         steps: accepted steps.
         nfev: evaluations of the residuals.
         linearization: the problem at x, as n x n numbers.
+        trips: of `solve_batch`, the trips of the loop for which its lane held the fit:
+            its evaluations and the trips that it waited for others; None elsewhere.
     """
 
     x: PyTree[Float[Array, "..."]]
@@ -160,11 +161,12 @@ class Solution(eqx.Module):
     linearization: Linearization
     bounds_active: Int[Array, "*batch n"] | None  # None: a fit without bounds
     bounds_free: Bool[Array, "*batch n"] | None
+    trips: Int[Array, "*batch"] | None = None
 
     @property
     def cost(self) -> Float[Array, "*batch"]:
         """Half the sum of the loss; infinite if the start could not be evaluated."""
-        return self.linearization.cost
+        return self._each(lambda lin: lin.cost, self.linearization)
 
     @property
     def count(self) -> Int[Array, "*batch"]:
@@ -179,21 +181,21 @@ class Solution(eqx.Module):
     @property
     def gradient(self) -> PyTree[Float[Array, "..."]]:
         """The gradient of the cost, in the structure of `x0`."""
-        return self._like_x(self.linearization.gradient)
+        return self._like_x(self._each(lambda lin: lin.gradient, self.linearization))
 
     @property
     def active(self) -> PyTree[Int[Array, "..."]]:
         """For each parameter -1 at its lower bound, 1 at its upper bound, else 0."""
         active = self.bounds_active
         if active is None:
-            active = jnp.zeros(self.linearization.rhs.shape, jnp.int32)
+            active = jnp.zeros(self._shape, jnp.int32)
         return self._like_x(active)
 
     @property
     def free(self) -> Bool[Array, "*batch n"]:
         """Parameters whose bounds differ, in `ravel` order."""
         if self.bounds_free is None:
-            return jnp.ones(self.linearization.rhs.shape, bool)
+            return jnp.ones(self._shape, bool)
         return self.bounds_free
 
     @property
@@ -228,22 +230,8 @@ class Solution(eqx.Module):
             direction that the data do not determine makes the variance of every
             parameter that takes part in it infinite, and what stands beside it NaN.
         """
-        relative, undetermined = _inverse_gram(self.linearization, self.free)
-        dof = self.count - jnp.sum(self.free, axis=-1)
-        dof = dof.astype(relative.dtype)
-        variance = jnp.where(dof > 0, 2 * self.cost / jnp.where(dof > 0, dof, 1), 1)
-        variance = jnp.where(absolute, 1, variance)
-        unknown_variance = (dof <= 0) & ~jnp.asarray(absolute)
-        undetermined = undetermined | (unknown_variance[..., None] & self.free)
-        covariance = relative * variance[..., None, None]
-        unknown = undetermined[..., :, None] | undetermined[..., None, :]
-        fixed = ~(self.free[..., :, None] & self.free[..., None, :])
-        n = self.free.shape[-1]
-        diagonal = jnp.eye(n, dtype=bool)
-        covariance = jnp.where(
-            unknown, jnp.where(diagonal, jnp.inf, jnp.nan), covariance
-        )
-        return jnp.where(fixed, 0, covariance)
+        of_one = functools.partial(covariance, absolute=absolute)
+        return self._each(of_one, self.linearization, self.free)
 
     def stderr(self, absolute: bool = False) -> PyTree[Float[Array, "..."]]:
         """Standard errors in the structure of `x`; see `covariance`."""
@@ -261,6 +249,17 @@ class Solution(eqx.Module):
         diagonal = jnp.eye(variance.shape[-1], dtype=bool) & proper[..., None]
         return jnp.where(diagonal, 1, jnp.clip(correlation, -1, 1))
 
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """(*batch, n)."""
+        return self.linearization.frame.shape[:-1]
+
+    def _each(self, fn: Callable, *arguments: PyTree) -> Any:
+        """A function of one fit, for all of them."""
+        for _ in self.status.shape:
+            fn = jax.vmap(fn)
+        return fn(*arguments)
+
     def _like_x(self, vector):
         """Split (..., n) into the structure and shapes of `x`."""
         leaves, structure = jax.tree.flatten(self.x)
@@ -273,22 +272,3 @@ class Solution(eqx.Module):
             parts.append(part.reshape(batch + shape))
             start += size
         return jax.tree.unflatten(structure, parts)
-
-
-def _inverse_gram(lin, free):
-    """(JᵀJ)⁻¹ over the free parameters, and which of them it leaves undetermined.
-
-    From a square root of JᵀJ, its columns scaled to one, by its singular values.
-    """
-    n, eps = lin.rhs.shape[-1], jnp.finfo(lin.rhs.dtype).eps
-    one = jnp.vectorize(gram_root, signature="(n,n),(n)->(n,n),(n)")
-    factor = one(lin.gram, lin.rhs)[0] @ lin.frame
-    norms = jnp.sqrt(jnp.sum(factor**2, axis=-2))
-    norms = jnp.where(norms > 0, norms, 1)
-    factor = jnp.where(free[..., None, :], factor / norms[..., None, :], 0)
-    _, singular, right = jnp.linalg.svd(factor, full_matrices=False)
-    kept = singular > 10 * n * eps * singular[..., :1]
-    inverse = jnp.where(kept, 1 / jnp.where(kept, singular, 1), 0)
-    half = jnp.swapaxes(right, -1, -2) * inverse[..., None, :] / norms[..., :, None]
-    missing = jnp.any(~kept[..., :, None] & (jnp.abs(right) > jnp.sqrt(eps)), axis=-2)
-    return half @ jnp.swapaxes(half, -1, -2), missing & free

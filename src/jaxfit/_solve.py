@@ -15,10 +15,10 @@ once. `_trip.py` has the trip.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit import _bounds
 from jaxfit._compile import compiled
@@ -82,11 +82,16 @@ def solve(
     check_callable(fn, "fn", "a function (x, data) -> residuals")
     options = DEFAULTS if options is None else options
     check_arguments(loss, options, rows)
-    callables = fn, options.jac
-    if options.jac is not None:
-        options = dataclasses.replace(options, jac=None)
+    options, jac = without_callable(options)
     arguments = x0, data, bounds, weights, loss, options
-    return compiled(_solve, callables, arguments)
+    return compiled(_solve, (fn, jac), arguments)
+
+
+def without_callable(options: Options) -> tuple[Options, Any]:
+    """Options as numbers alone, and the way to the Jacobian."""
+    if options.jac is None:
+        return options, None
+    return dataclasses.replace(options, jac=None), options.jac
 
 
 def check_callable(fn, name: str, expected: str) -> None:
@@ -121,6 +126,7 @@ class Setup(NamedTuple):
     rows: Rows
     loss: Loss | None
     problem: Problem
+    linearize: Callable  # (x, frame) -> Linearization
     start: Float[Array, " n"]
 
 
@@ -140,14 +146,14 @@ def set_up(fn, jac, x0, data, bounds, weights, loss, options, **mode) -> Setup:
     if x_scale is not None:
         x_scale = parameters.ravel(x_scale, "x_scale")
     problem = Problem(
-        linearize=functools.partial(linearize, rows, loss),
         limits=resolve(options, parameters.size, parameters.dtype),
         bounds=parameters.bounds(bounds),
         x_scale=x_scale,
         is_linear=is_linear(loss),
         **mode,
     )
-    return Setup(parameters, rows, loss, problem, start)
+    evaluate = functools.partial(linearize, rows, loss)
+    return Setup(parameters, rows, loss, problem, evaluate, start)
 
 
 def is_running(state: State) -> Bool[Array, ""]:
@@ -159,19 +165,29 @@ def run(setup: Setup) -> State:
     """From the start to the end of the fit."""
     return lax.while_loop(
         is_running,
-        functools.partial(trip, setup.problem),
+        functools.partial(trip, setup.linearize, setup.problem),
         initial_state(setup.problem, setup.start),
     )
 
 
 def solution(setup: Setup, state: State) -> Solution:
     """The result in the user's structure."""
-    bounds, point = setup.problem.bounds, state.point
+    return solution_of(setup.parameters, setup.problem.bounds, state)
+
+
+def solution_of(
+    parameters: Parameters,
+    bounds: _bounds.Bounds | None,
+    state: State,
+    trips: Int[Array, ""] | None = None,
+) -> Solution:
+    """The result of one fit in the user's structure."""
+    point = state.point
     active = free = None
     if bounds is not None:
         active, free = _bounds.active_set(point.x, bounds), bounds.free
     return Solution(
-        x=setup.parameters.unravel(point.x),
+        x=parameters.unravel(point.x),
         status=state.status,
         optimality=point.optimality,
         steps=state.steps,
@@ -179,4 +195,5 @@ def solution(setup: Setup, state: State) -> Solution:
         linearization=point.linearization,
         bounds_active=active,
         bounds_free=free,
+        trips=trips,
     )

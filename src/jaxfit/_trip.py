@@ -13,15 +13,33 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
 from jaxfit import _bounds, _trust_region
 from jaxfit._bounds import Bounds, Hat
+from jaxfit._covariance import is_lossy
 from jaxfit._linearize import Frame, Linearization, Robust, cost_rounding
 from jaxfit._model import Reduced, reduce_model, trust_region_step
 from jaxfit._options import Limits
-from jaxfit._small import norm, orthonormal_frame, varying_with
+from jaxfit._small import (
+    Flag,
+    Scalar,
+    Vector,
+    batched_in_lanes,
+    choose,
+    diagonal,
+    every,
+    identity,
+    norm,
+    outer,
+    settled,
+    some,
+    square_root,
+    total,
+    unit_diagonal,
+    varying_with,
+    where_needed,
+)
 from jaxfit._solution import (
     RUNNING,
     Status,
@@ -30,13 +48,9 @@ from jaxfit._solution import (
     projected_gradient,
 )
 
-Scalar = Float[Array, ""]
-Vector = Float[Array, " n"]
-
-# Ratios of eigenvalues below which the Gram matrix has lost too many digits to find the
-# next step, and to give the covariance, for 64 and 32 bits.
+# A ratio of eigenvalues below which the Gram matrix has lost too many digits to find
+# the next step, for 64 and 32 bits.
 STEP_RCOND = {64: 1e-10, 32: 1e-4}
-COVARIANCE_RCOND = {64: 1e-8, 32: 1e-3}
 
 # A parameter nearer to its bound than this times |r| / |J_i| is put on it at the end.
 SNAP_REACH = 1e-4
@@ -49,7 +63,7 @@ class Trial(eqx.Module):
     """A point to evaluate, and what the model expects of it."""
 
     x: Vector
-    frame: Frame  # the directions in which to differentiate
+    framed: Flag  # differentiate in the frame that the last accepted point gives
     predicted: Scalar  # the reduction of the cost
     slope: Scalar  # of the cost along the step, downhill
     length: Scalar  # of the step, in the variables of the model
@@ -60,10 +74,12 @@ class Point(eqx.Module):
 
     x: Vector
     linearization: Linearization
-    squared_norms: Vector  # the largest squared column norms of the Jacobian so far
+    gradient: Vector  # of the cost
+    squared_norms: Vector  # of the columns of the Jacobian
+    largest_norms: Vector  # the same, the largest so far
     hat: Hat
     optimality: Scalar
-    certified: Bool[Array, ""]
+    certified: Flag
     rounding: Scalar  # how far rounding x alone moves the residual vector
 
 
@@ -74,52 +90,51 @@ class State(eqx.Module):
     trial: Trial
     radius: Scalar
     alpha: Scalar  # damping
-    nfev: Int[Array, ""]
-    finishing: Bool[Array, ""]  # the next trip is the last
+    nfev: Int[Array, "*lanes"]
+    finishing: Flag  # the next trip is the last
     # changes when the trial point is accepted
     point: Point
-    steps: Int[Array, ""]
+    steps: Int[Array, "*lanes"]
     # changes once
-    status: Int[Array, ""]
+    status: Int[Array, "*lanes"]
     start_cost: Scalar
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What does not change during a fit."""
+class Problem(eqx.Module):
+    """What does not change during a fit, besides the residual function."""
 
-    linearize: Callable[[Vector, Frame], Linearization]
     limits: Limits
     bounds: Bounds | None
     x_scale: Vector | None  # None: the inverse of the Jacobian's column norms
-    is_linear: bool  # plain least squares, without a loss
-    scipy_steps: bool = False  # SciPy's path and end: its steps, no certificate
-    scipy_tests: bool = False  # SciPy's meaning of the tolerances
+    is_linear: bool = eqx.field(static=True)  # plain least squares, without a loss
+    # SciPy's path and end: its steps, no certificate
+    scipy_steps: bool = eqx.field(static=True, default=False)
+    # SciPy's meaning of the tolerances
+    scipy_tests: bool = eqx.field(static=True, default=False)
 
 
 def initial_state(problem: Problem, x0: Vector) -> State:
     """The state in which the start is the first trial point."""
-    n, dtype = len(x0), x0.dtype
-    zero, zeros = jnp.zeros((), dtype), jnp.zeros(n, dtype)
-    infinite, identity = jnp.full((), jnp.inf, dtype), jnp.eye(n, dtype=dtype)
-    no, none = jnp.asarray(False), jnp.int32(0)
-    bounds, status, start = problem.bounds, jnp.int32(RUNNING), x0
+    zeros, eye = jnp.zeros_like(x0), identity(x0)
+    zero = zeros[0]
+    infinite, none = zero + jnp.inf, zero.astype(jnp.int32)
+    no = none != 0
+    bounds, status, start = problem.bounds, none + RUNNING, x0
     if bounds is not None:
         x0 = jnp.where(bounds.free, x0, bounds.lower)
-        valid = bounds.contains(x0) & jnp.all(bounds.lower <= bounds.upper)
+        valid = bounds.contains(x0) & every(bounds.lower <= bounds.upper)
         status = jnp.where(valid, status, jnp.int32(Status.INVALID_BOUNDS))
         start = _bounds.start_inside(x0, bounds)
-    frame = Frame(identity, identity, no)
     nothing = Linearization(
-        normal=jnp.zeros((n + 1, n + 1), dtype).at[-1, -1].set(jnp.inf),
-        frame=identity,
-        count=jnp.zeros((), int),
-        robust=None if problem.is_linear else Robust(identity, infinite, zero),
+        normal=_without_rows(zeros),
+        frame=eye,
+        count=zero.astype(int),
+        robust=None if problem.is_linear else Robust(eye, infinite, zero),
     )
     reduced = Reduced(
         diagonal=zeros,
         offdiagonal=zeros[1:],
-        basis=identity,
+        basis=eye,
         rhs=zeros,
         newton=zeros,
         slope=zero,
@@ -129,12 +144,22 @@ def initial_state(problem: Problem, x0: Vector) -> State:
         full_rank=no,
     )
     state = State(
-        trial=Trial(start, frame, zero, zero, zero),
+        trial=Trial(start, no, zero, zero, zero),
         radius=zero + 1,
         alpha=zero,
         nfev=none,
         finishing=no,
-        point=Point(x0, nothing, zeros, Hat(reduced, zeros, zeros), infinite, no, zero),
+        point=Point(
+            x=x0,
+            linearization=nothing,
+            gradient=zeros,
+            squared_norms=zeros,
+            largest_norms=zeros,
+            hat=Hat(reduced, zeros, zeros),
+            optimality=infinite,
+            certified=no,
+            rounding=zero,
+        ),
         steps=none,
         status=status,
         start_cost=infinite,
@@ -142,21 +167,63 @@ def initial_state(problem: Problem, x0: Vector) -> State:
     return varying_with(state, x0)
 
 
-def trip(problem: Problem, state: State) -> State:
-    """Evaluate one trial point and decide all that follows from it."""
+def _without_rows(zeros):
+    """The normal matrix before anything was evaluated: its cost is infinite."""
+    size = len(zeros) + 1
+    last = jnp.zeros((size, size), zeros.dtype).at[-1, -1].set(jnp.inf)
+    return last.reshape(size, size, *[1] * (zeros.ndim - 1)) + zeros[0]
+
+
+def trip(linearize: Callable, problem: Problem, state: State) -> State:
+    """Evaluate one trial point and decide all that follows from it.
+
+    Args:
+        linearize: (x, frame) -> `Linearization`.
+        problem: what does not change.
+        state: for one fit, or for lanes of fits.
+    """
+    frame = _frame(state.point.linearization, state.trial.framed)
+    return _advance(problem, state, linearize(state.trial.x, frame))
+
+
+@batched_in_lanes
+def _frame(linearization: Linearization, needed: Flag) -> Frame:
+    """Directions in which the Jacobian near a point is nearly orthonormal.
+
+    Needed so seldom that lanes use LAPACK, all of them as soon as one of them needs it.
+    """
+
+    def from_hessian(linearization):
+        hessian = linearization.hessian
+        squared = diagonal(hessian)
+        norms = jnp.sqrt(jnp.where(squared > 0, squared, 1))
+        root, inverse = square_root(unit_diagonal(hessian / outer(norms, norms)))
+        return root * norms[None], inverse / norms[None]
+
+    def unit_directions(linearization):
+        eye = varying_with(identity(linearization.rhs), linearization.normal)
+        return eye, eye
+
+    frame = where_needed(needed, from_hessian, unit_directions, linearization)
+    return Frame(*frame, needed)
+
+
+@batched_in_lanes
+def _advance(problem: Problem, state: State, linearization: Linearization) -> State:
+    """All of a trip that follows from the linearization at the trial point."""
     trial, old, first = state.trial, state.point, state.nfev == 0
-    linearization = problem.linearize(trial.x, trial.frame)
     cost = linearization.cost
-    finite = jnp.isfinite(jnp.sum(linearization.normal) + cost)
+    finite = jnp.isfinite(total(total(linearization.normal)) + cost)
     start_cost = jnp.where(first, cost, state.start_cost)
-    new = _evaluated(problem, old.squared_norms, trial.x, linearization, start_cost)
+    new = _evaluated(problem, old.largest_norms, trial.x, linearization, start_cost)
     new = varying_with(new, trial.x)
 
     # accept or refuse it
     gain = jnp.where(finite, old.linearization.cost - cost, jnp.nan)
     accepted = (gain > 0) | _is_level(problem, state, new, gain)
     accepted = accepted & (new.certified | ~(state.finishing & old.certified))
-    point = lax.cond(accepted, lambda: new, lambda: old)
+    accepted = settled(accepted)
+    point = choose(accepted, new, old)
     moved = accepted & ~first & ~state.finishing
 
     # the radius
@@ -182,6 +249,7 @@ def trip(problem: Problem, state: State) -> State:
     status = jnp.where(state.finishing, state.status, status).astype(jnp.int32)
     if not problem.scipy_steps:
         status = _final_status(status, point)
+    radius, alpha, status = settled((radius, alpha, status))
     next_trial, alpha = _propose(problem, point, radius, alpha)
     next_trial, finishing = _finish(problem, state, status, point, next_trial)
     return State(
@@ -197,17 +265,17 @@ def trip(problem: Problem, state: State) -> State:
     )
 
 
-def _evaluated(problem, squared_norms, x, linearization, start_cost) -> Point:
+def _evaluated(problem, largest_norms, x, linearization, start_cost) -> Point:
     """A trial point with its model, its optimality and its certificate."""
     bounds = problem.bounds
-    hessian, gradient, norms = lax.cond(
+    hessian, gradient, norms = where_needed(
         linearization.framed,
         lambda lin: (lin.hessian, lin.gradient, lin.squared_norms),
-        lambda lin: (lin.gram, lin.rhs, jnp.diagonal(lin.normal)[:-1]),
+        lambda lin: (lin.gram, lin.rhs, diagonal(lin.normal)[:-1]),
         linearization,
     )
-    squared_norms = jnp.maximum(squared_norms, norms)
-    scale = _scale(problem, squared_norms)
+    largest_norms = jnp.maximum(largest_norms, norms)
+    scale = _scale(problem, largest_norms)
     d, model = _trust_region.hat_model(
         x, linearization, hessian, gradient, scale, bounds
     )
@@ -220,14 +288,24 @@ def _evaluated(problem, squared_norms, x, linearization, start_cost) -> Point:
     else:
         size = jnp.sqrt(linearization.squared_residual)
         optimality = projected / jnp.where(size > 0, size, 1)
-    return Point(x, linearization, squared_norms, hat, optimality, certified, rounding)
+    return Point(
+        x=x,
+        linearization=linearization,
+        gradient=gradient,
+        squared_norms=norms,
+        largest_norms=largest_norms,
+        hat=hat,
+        optimality=optimality,
+        certified=certified,
+        rounding=rounding,
+    )
 
 
-def _scale(problem, squared_norms) -> Vector:
+def _scale(problem, largest_norms) -> Vector:
     """Sizes of the parameters: given, or the inverse of the largest column norms."""
     if problem.x_scale is not None:
         return problem.x_scale
-    return 1 / jnp.sqrt(jnp.where(squared_norms > 0, squared_norms, 1))
+    return 1 / jnp.sqrt(jnp.where(largest_norms > 0, largest_norms, 1))
 
 
 def _is_level(problem, state, new, gain):
@@ -246,7 +324,7 @@ def _is_level(problem, state, new, gain):
 def _judge(problem, state, point, accepted, gain, ratio):
     """The status after a trip, by our tests."""
     trial, old, first = state.trial, state.point, state.nfev == 0
-    scale = _scale(problem, point.squared_norms)
+    scale = _scale(problem, point.largest_norms)
     step, length = norm((trial.x - old.x) / scale), norm(point.x / scale)
     if problem.scipy_tests:
         status = _scipy_status(problem, state, point, gain, ratio)
@@ -267,8 +345,9 @@ def _scipy_status(problem, state, point, gain, ratio):
     """The status after a trip, by the tests of `scipy.optimize.least_squares`."""
     step = norm(state.trial.x - state.point.x)
     step = jnp.where(jnp.isfinite(gain), step, jnp.inf)
-    gradient = point.linearization.gradient
-    gradient = _trust_region.scaled_gradient_norm(point.x, gradient, problem.bounds)
+    gradient = _trust_region.scaled_gradient_norm(
+        point.x, point.gradient, problem.bounds
+    )
     return _trust_region.scipy_tests(
         problem.limits, state.point, gradient, gain, ratio, step
     )
@@ -285,25 +364,12 @@ def _propose(problem, point, radius, alpha) -> tuple[Trial, Scalar]:
         step = _bounds.select_step(point.x, step, hat, radius, theta, bounds)
         x = point.x + hat.scaling * step.p
         x = _bounds.stay_inside(x, bounds, strictly=problem.scipy_steps)
-    identity = jnp.eye(len(x), dtype=x.dtype)
-    frame = Frame(identity, identity, hat.reduced.rcond < STEP_RCOND[_bits(x)])
-    return Trial(x, frame, step.predicted, step.slope, step.length), step.alpha
+    framed = hat.reduced.rcond < STEP_RCOND[_bits(x)]
+    return Trial(x, framed, step.predicted, step.slope, step.length), step.alpha
 
 
 def _bits(x) -> int:
     return jnp.finfo(x.dtype).bits
-
-
-def _frame(linearization, needed) -> Frame:
-    """Directions in which the Jacobian at a point is nearly orthonormal."""
-    hessian = linearization.hessian
-    squared = jnp.diagonal(hessian)
-    norms = jnp.sqrt(jnp.where(squared > 0, squared, 1))
-    unit = hessian / (norms[:, None] * norms)
-    unit = jnp.where(jnp.eye(len(norms), dtype=bool), 1, unit)
-    inverse, directions = orthonormal_frame(unit, needed)
-    norms = jnp.where(needed, norms, 1)
-    return Frame(inverse * norms, directions / norms, needed)
 
 
 def _finish(problem, state, status, point, trial):
@@ -312,22 +378,20 @@ def _finish(problem, state, status, point, trial):
     A last trip goes there if that is another point, or if the Gram matrix has lost
     digits of the covariance. Returns the next trial, and whether it is the last.
     """
-    lin, bounds, x = point.linearization, problem.bounds, point.x
-    needed, finishing = trial.frame.needed, jnp.asarray(False)
-    if not problem.scipy_steps:
-        if bounds is not None:
-            reach = SNAP_REACH * jnp.sqrt(lin.squared_residual)
-            x = _bounds.snap(x, lin.gradient, lin.squared_norms, bounds, reach)
-        lossy = point.hat.reduced.rcond < COVARIANCE_RCOND[_bits(x)]
-        useful = lossy & ~lin.framed
-        if bounds is not None:
-            useful = useful | jnp.any(x != point.x)
-        ended = (status != RUNNING) & ((status > 0) | (status == Status.STALLED))
-        finishing = ended & ~state.finishing & useful
-        needed = jnp.where(finishing, lossy, needed)
-    frame = _frame(lin, needed & ((status == RUNNING) | finishing))
+    bounds, x, framed = problem.bounds, point.x, trial.framed
+    if problem.scipy_steps:
+        return trial, jnp.zeros_like(state.finishing)
+    lossy = is_lossy(point.hat.reduced.rcond)
+    useful = lossy & ~point.linearization.framed
+    if bounds is not None:
+        reach = SNAP_REACH * jnp.sqrt(point.linearization.squared_residual)
+        x = _bounds.snap(x, point.gradient, point.squared_norms, bounds, reach)
+        useful = useful | some(x != point.x)
+    ended = (status != RUNNING) & ((status > 0) | (status == Status.STALLED))
+    finishing = ended & ~state.finishing & useful
+    framed = jnp.where(finishing, lossy, framed & (status == RUNNING))
     x = jnp.where(finishing, x, trial.x)
-    return dataclasses.replace(trial, x=x, frame=frame), finishing
+    return dataclasses.replace(trial, x=x, framed=framed), finishing
 
 
 def _final_status(status, point):

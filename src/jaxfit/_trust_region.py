@@ -5,17 +5,24 @@ Branch, Coleman and Li (1999); what is done otherwise, and why, stands where it 
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxfit._bounds import Bounds, coleman_li
 from jaxfit._linearize import Linearization
 from jaxfit._model import Model
 from jaxfit._options import Limits
-from jaxfit._small import norm
+from jaxfit._small import (
+    Matrix,
+    Scalar,
+    Vector,
+    add_diagonal,
+    diagonal,
+    largest,
+    least,
+    norm,
+    outer,
+)
 from jaxfit._solution import RUNNING, Status
-
-Scalar = Float[Array, ""]
-Vector = Float[Array, " n"]
 
 # A ratio of squared column norms below which B must be treated in factors.
 UNEVEN = 1e-6
@@ -24,7 +31,7 @@ UNEVEN = 1e-6
 def hat_model(
     x: Vector,
     linearization: Linearization,
-    hessian: Float[Array, "n n"],
+    hessian: Matrix,
     gradient: Vector,
     scale: Vector,
     bounds: Bounds | None,
@@ -41,22 +48,22 @@ def hat_model(
         d, and the model of the cost as a function of p.
     """
     if bounds is None:
-        d, curvature = scale, jnp.zeros_like(x)
-        matrix = hessian * (d[:, None] * d)
+        d, curvature = jnp.broadcast_to(scale, x.shape), jnp.zeros_like(x)
+        matrix = hessian * outer(d, d)
     else:
         v, dv = coleman_li(x, gradient, bounds)
         d = jnp.sqrt(jnp.where(dv != 0, v / scale, v)) * scale
         curvature = jnp.where(bounds.free, gradient * dv * scale, 1)
-        matrix = hessian * (d[:, None] * d) + jnp.diag(curvature)
-    diagonal = jnp.diagonal(matrix)
-    least = jnp.min(jnp.where(diagonal > 0, diagonal, jnp.inf))
-    uneven = least < UNEVEN * jnp.max(diagonal)
+        matrix = add_diagonal(hessian * outer(d, d), curvature)
+    squares = diagonal(matrix)
+    shortest = least(jnp.where(squares > 0, squares, jnp.inf))
+    uneven = shortest < UNEVEN * largest(squares)
     return d, Model(
         matrix=matrix,
         gradient=d * gradient,
         gram=linearization.gram,
         rhs=linearization.rhs,
-        frame=linearization.frame * d,
+        frame=linearization.frame * d[None],
         curvature=curvature,
         factored=linearization.framed | uneven,
     )
@@ -65,7 +72,7 @@ def hat_model(
 def scaled_gradient_norm(x: Vector, gradient: Vector, bounds: Bounds | None) -> Scalar:
     """The largest component of the gradient, scaled by Coleman and Li; SciPy's test."""
     v = 1 if bounds is None else coleman_li(x, gradient, bounds)[0]
-    return jnp.max(jnp.abs(gradient * v))
+    return largest(jnp.abs(gradient * v))
 
 
 def first_radius(x: Vector, d: Vector) -> Scalar:
@@ -114,7 +121,7 @@ def update_radius(
 
 def stopping_tests(
     limits: Limits, point, step: Scalar, length: Scalar
-) -> Int[Array, ""]:
+) -> Int[Array, "*lanes"]:
     """The tests of `Options` at a point just accepted: a `Status`, or RUNNING.
 
     They count only where the certificate holds. A Newton step that changes the model
@@ -123,8 +130,8 @@ def stopping_tests(
     """
     cost = point.linearization.cost
     gradient = (point.optimality <= limits.gtol) & (limits.gtol > 0)
-    least = jnp.maximum(limits.ftol * cost, 0.5 * point.rounding**2)
-    reduction = (point.hat.reduced.decrement <= least) & (limits.ftol > 0)
+    little = jnp.maximum(limits.ftol * cost, 0.5 * point.rounding**2)
+    reduction = (point.hat.reduced.decrement <= little) & (limits.ftol > 0)
     short = (step <= limits.xtol * length) & (limits.xtol > 0)
     status = _first_of(
         (gradient, Status.GRADIENT),
@@ -142,7 +149,7 @@ def scipy_tests(
     gain: Scalar,
     ratio: Scalar,
     step: Scalar,
-) -> Int[Array, ""]:
+) -> Int[Array, "*lanes"]:
     """The tests of `scipy.optimize.least_squares` after a trial: status or RUNNING."""
     gradient = gradient_norm < limits.gtol
     reduction = (gain < limits.ftol * old.linearization.cost) & (ratio > 0.25)
@@ -155,7 +162,7 @@ def scipy_tests(
     )
 
 
-def _first_of(*cases) -> Int[Array, ""]:
+def _first_of(*cases) -> Int[Array, "*lanes"]:
     status = jnp.asarray(RUNNING, jnp.int32)
     for condition, value in reversed(cases):
         status = jnp.where(condition, jnp.int32(value), status)

@@ -1,0 +1,480 @@
+"""Many fits of one model: lanes that refill, inside one program.
+
+    while problems are left:
+        take the results out of lanes that have finished, and put new problems in
+        while few lanes wait: one trip for every lane
+
+A trip is that of a single fit, on arrays whose last axis is the lanes. A lane that has
+finished is frozen until it is refilled, so that its answer does not depend on its
+neighbours, and nothing waits for the slowest fit but the end of the batch. The state of
+the lanes stays in cache; memory grows with the number of problems only by their data
+and their results.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int, PyTree
+
+from jaxfit._bounds import Bounds
+from jaxfit._compile import Static, compiled
+from jaxfit._linearize import is_linear, reduce_rows, trace_rows, unwrap_shared
+from jaxfit._options import Options, resolve
+from jaxfit._parameters import Parameters
+from jaxfit._small import choose, settled, varying_with
+from jaxfit._solution import Solution
+from jaxfit._solve import (
+    DEFAULTS,
+    check_arguments,
+    check_callable,
+    is_running,
+    solution_of,
+    without_callable,
+)
+from jaxfit._trip import Problem, State, initial_state, trip
+from jaxfit.losses import Loss
+
+# Lanes wait until this part of them has finished.
+REFILL = 16
+
+# The rows and columns of all lanes together should take no more memory than this.
+CPU_BYTES, OTHER_BYTES = 2**21, 2**29
+CPU_LANES, OTHER_LANES = (64, 512), (1024, 65536)
+
+
+def solve_batch(
+    fn: Callable[[PyTree, PyTree], PyTree],
+    x0: PyTree,
+    data: PyTree,
+    *,
+    in_axes: tuple = (0, 0),
+    bounds: tuple[PyTree, PyTree] | None = None,
+    weights: PyTree | None = None,
+    loss: Loss | None = None,
+    options: Options | None = None,
+    lanes: int | None = None,
+    mesh: Mesh | None = None,
+    axis: str | None = None,
+    keep: Callable[[Solution], Any] | None = None,
+) -> Any:
+    """Fit the same model to many data: `solve` for each, in one compiled program.
+
+    A fixed number of fits are in flight, and a new one takes the place of each that has
+    ended. Under `jax.vmap(solve)` every fit waits for the slowest; here none does, and
+    memory does not grow with the number of fits but for data and results.
+
+    Pure: it works under `jit` and inside a `shard_map`. The results do not depend on
+    the order of the fits, on their number, or on each other, bit for bit; another
+    number of lanes may change their last digits.
+
+    Args:
+        fn: residuals of one fit, of (x, data).
+        x0: starts; `solve`'s with a batch axis, or one for all.
+        data: of all fits; a pytree.
+        in_axes: the batch axes of (x0, data) or (x0, data, bounds), as in `jax.vmap`:
+            numbers, None for what all fits share, or pytrees of them that prefix the
+            argument. Without a third entry bounds are shared.
+        bounds, weights, loss, options: see `solve`. Weights have the batch axis of
+            `data` if that is one number, and else the first; weights of zero make fits
+            of different lengths.
+        lanes: fits in flight. None is a number whose rows fit into the cache.
+        mesh, axis: spread the fits over the devices along an axis of a mesh. Every
+            device works through its own part, and none waits for another.
+        keep: what to keep of each fit: a function of its `Solution` that returns a
+            pytree of arrays, such as `lambda fit: (fit.x, fit.stderr())`. It runs where
+            the fit ends, so that what it drops takes no memory.
+
+    Returns:
+        A `Solution` of which every leaf has a leading batch axis, or what `keep`
+        returns, likewise.
+
+    Raises:
+        ValueError, TypeError: for arguments of the wrong kind or shape; what only the
+            numbers show is a status of its fit.
+    """
+    check_callable(fn, "fn", "a function (x, data) -> residuals")
+    if keep is not None:
+        check_callable(keep, "keep", "a function of a Solution")
+    options = DEFAULTS if options is None else options
+    check_arguments(loss, options, None)
+    if not (lanes is None or (isinstance(lanes, int) and lanes >= 1)):
+        raise ValueError(f"lanes is {lanes!r}; give a whole number of at least 1.")
+    options, jac = without_callable(options)
+    layout = _Layout(*_checked_axes(in_axes), lanes, mesh, axis)
+    arguments = x0, unwrap_shared(data), bounds, weights, loss, options
+    return compiled(_solve_batch, (fn, jac, keep), (arguments, Static(layout)))
+
+
+class _Layout(NamedTuple):
+    """How the fits lie in the arguments, and where they are computed."""
+
+    x0_axes: Any
+    data_axes: Any
+    bounds_axes: Any
+    lanes: int | None
+    mesh: Mesh | None
+    axis: str | None
+
+
+def _checked_axes(in_axes):
+    if not isinstance(in_axes, (tuple, list)) or len(in_axes) not in (2, 3):
+        raise ValueError(
+            f"in_axes is {in_axes!r}; expected a pair for (x0, data), or three entries "
+            "for (x0, data, bounds)."
+        )
+    x0, data, *bounds = in_axes
+    return x0, data, (bounds[0] if bounds else None)
+
+
+# The fits, as a pytree of what differs and a pytree of what they share
+
+
+class _Fits(NamedTuple):
+    """The arguments of all fits: leaves with a leading batch axis, and shared ones."""
+
+    each: PyTree  # (x0, data, bounds, weights), None where a leaf is shared
+    shared: PyTree  # the same, None where a leaf is not
+
+    def one(self, each: PyTree) -> tuple:
+        """The arguments of a single fit."""
+        return eqx.combine(each, self.shared)
+
+    @property
+    def number(self) -> int:
+        return len(jax.tree.leaves(self.each)[0])
+
+
+def _is_none(node) -> bool:
+    return node is None
+
+
+def _split(arguments: tuple, layout: _Layout) -> _Fits:
+    """Batch axes to the front, and a check that all have the same length."""
+    names = "x0", "data", "bounds", "weights"
+    data_axes = layout.data_axes
+    weight_axes = data_axes if data_axes is None or isinstance(data_axes, int) else 0
+    axes = layout.x0_axes, data_axes, layout.bounds_axes, weight_axes
+    each = tuple(map(_batch_first, names, axes, arguments))
+    sizes = {
+        jax.tree_util.keystr(path, simple=True, separator="."): len(leaf)
+        for path, leaf in jax.tree.leaves_with_path(dict(zip(names, each, strict=True)))
+    }
+    if not sizes:
+        raise ValueError("in_axes marks no batch axis; use solve for a single fit.")
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(f"The batch axes differ in length: {found}.")
+    shared = jax.tree.map(
+        lambda own, leaf: leaf if own is None else None,
+        *(each, arguments),
+        is_leaf=_is_none,
+    )
+    return _Fits(each, shared)
+
+
+def _batch_first(name: str, axes: PyTree, tree: PyTree) -> PyTree:
+    """A tree with its batch axes first, and None in place of leaves without one."""
+
+    def part(axis, subtree):
+        return jax.tree.map(functools.partial(leaf, axis), subtree)
+
+    def leaf(axis, value):
+        if axis is None:
+            return None
+        value = jnp.asarray(value)
+        if not isinstance(axis, int) or not -value.ndim <= axis < value.ndim:
+            raise ValueError(
+                f"in_axes names axis {axis!r} of an array of {name} that has the shape "
+                f"{value.shape}."
+            )
+        return jnp.moveaxis(value, axis, 0)
+
+    try:
+        return jax.tree.map(part, axes, tree, is_leaf=_is_none)
+    except ValueError as error:
+        if "in_axes" in str(error):
+            raise
+        raise ValueError(
+            f"in_axes has {axes!r} for {name}, which is no prefix of its structure, "
+            f"{jax.tree.structure(tree)}."
+        ) from error
+
+
+# One fit among the lanes
+
+
+class _Model(NamedTuple):
+    """What is the same for all fits."""
+
+    fn: Callable
+    jac: Any
+    keep: Callable | None
+    loss: Loss | None
+    parameters: Parameters
+    fits: _Fits
+    problem: Problem  # bounds None: they differ from fit to fit
+
+    def start(self, each):
+        """The flat start of one fit, and its own bounds."""
+        x0, _, bounds, _ = self.fits.one(each)
+        own = None
+        if self.problem.bounds is None:
+            own = self.parameters.bounds(bounds)
+        return self.parameters.ravel(x0, "x0"), own
+
+    def evaluate(self, x, directions, each):
+        """Residuals, columns and weights of one fit."""
+        _, data, _, weights = self.fits.one(each)
+        rows = trace_rows(self.fn, self.jac, self.parameters.unravel, data, weights, x)
+        return *rows.evaluate(x, directions), rows.weights
+
+    def report(self, state, own_bounds, trips):
+        """What is kept of one fit."""
+        bounds = self.problem.bounds
+        if bounds is not None:
+            bounds = Bounds(bounds.lower[:, 0], bounds.upper[:, 0])
+        found = solution_of(self.parameters, bounds or own_bounds, state, trips)
+        return found if self.keep is None else self.keep(found)
+
+    def of_lanes(self, own_bounds) -> Problem:
+        """The problem of the lanes."""
+        if own_bounds is None:
+            return self.problem
+        return eqx.tree_at(
+            lambda p: p.bounds, self.problem, own_bounds, is_leaf=_is_none
+        )
+
+    def linearize(self, each, x, frame):
+        """The linearizations of the lanes."""
+        evaluate = jax.vmap(self.evaluate, in_axes=(-1, -1, 0), out_axes=(0, 1, 0))
+        residual, columns, weights = evaluate(x, frame.directions, each)
+        return reduce_rows(residual, columns, weights, self.loss, frame)
+
+
+def _model(fn, jac, keep, arguments, layout) -> _Model:
+    x0, data, bounds, weights, loss, options = arguments
+    fits = _split((x0, data, bounds, weights), layout)
+    one = jax.eval_shape(lambda e: fits.one(jax.tree.map(lambda x: x[0], e)), fits.each)
+    parameters = Parameters(one[0])
+    shared_bounds = None
+    if bounds is not None and not jax.tree.leaves(fits.each[2]):
+        lower, upper = parameters.bounds(bounds)
+        shared_bounds = Bounds(lower[:, None], upper[:, None])
+    x_scale = options.x_scale
+    if x_scale is not None:
+        x_scale = parameters.ravel(x_scale, "x_scale")[:, None]
+    problem = Problem(
+        limits=resolve(options, parameters.size, parameters.dtype),
+        bounds=shared_bounds,
+        x_scale=x_scale,
+        is_linear=is_linear(loss),
+    )
+    return _Model(fn, jac, keep, loss, parameters, fits, problem)
+
+
+# The queue
+
+
+class _Queue(eqx.Module):
+    """Lanes at work, and what they have done."""
+
+    state: State
+    each: PyTree  # data and weights of the lanes, (L, ...)
+    bounds: Bounds | None  # of the lanes, where they differ
+    index: Int[Array, " L"]  # the fit in each lane; the number of fits where none is
+    entered: Int[Array, " L"]  # the trip before which it came
+    trips: Int[Array, ""]
+    taken: Int[Array, ""]  # fits that have entered
+    results: PyTree
+
+
+def _solve_batch(callables, arguments):
+    """`solve_batch` without its compilation."""
+    arguments, layout = arguments[0], arguments[1].value
+    model = _model(*callables, arguments, layout)
+    if layout.mesh is None:
+        if layout.axis is not None:
+            raise ValueError(f"axis is {layout.axis!r}, and there is no mesh.")
+        return _run(model, model.fits.each, model.fits.number, layout.lanes)
+    return _run_on_mesh(model, layout)
+
+
+def _run_on_mesh(model: _Model, layout: _Layout):
+    """One queue for each device along an axis of the mesh."""
+    mesh, axis = layout.mesh, layout.axis
+    if axis is None and len(mesh.axis_names) == 1:
+        axis = mesh.axis_names[0]
+    if axis not in mesh.axis_names:
+        raise ValueError(
+            f"axis is {axis!r}; give one of the axes of the mesh, {mesh.axis_names}."
+        )
+    number, devices = model.fits.number, mesh.shape[axis]
+    size = -(-number // devices)  # of each device's part
+    extra = size * devices - number
+
+    def pad(leaf):
+        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)])
+
+    def part(each, shared, rest):
+        here = model._replace(fits=_Fits(each, shared), **rest)
+        count = jnp.clip(number - size * lax.axis_index(axis), 0, size)
+        return _run(here, each, count, layout.lanes)
+
+    each = jax.tree.map(pad, model.fits.each) if extra else model.fits.each
+    rest = {"problem": model.problem, "loss": model.loss}
+    run = jax.shard_map(
+        part,
+        mesh=mesh,
+        in_specs=(P(axis), P(), P()),
+        out_specs=P(axis),
+        check_vma=False,
+    )
+    out = run(each, model.fits.shared, rest)
+    return jax.tree.map(lambda leaf: leaf[:number], out)
+
+
+def _run(model: _Model, each: PyTree, count, lanes: int | None):
+    """Work through the first `count` fits."""
+    number = len(jax.tree.leaves(each)[0])
+    if number == 0:
+        each = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), each)
+        out = _run(model, each, 0, 1)
+        return jax.tree.map(lambda leaf: leaf[:0], out)
+    lanes = _default_lanes(model, each) if lanes is None else lanes
+    refill = max(1, lanes // REFILL)
+    queue = _empty(model, each, number, lanes)
+    queue = varying_with(queue, each)
+
+    def is_unfinished(queue):
+        return (queue.taken < count) | jnp.any(queue.index < number)
+
+    def work(queue):
+        queue = _refilled(model, each, number, count, refill, queue)
+        return _until_refill(model, count, refill, queue)
+
+    return lax.while_loop(is_unfinished, work, queue).results
+
+
+def _default_lanes(model: _Model, each) -> int:
+    """So many lanes that their rows and columns stay in cache."""
+    n, dtype = model.parameters.size, model.parameters.dtype
+    x, square = jax.ShapeDtypeStruct((n,), dtype), jax.ShapeDtypeStruct((n, n), dtype)
+    one = jax.eval_shape(lambda e: jax.tree.map(lambda leaf: leaf[0], e), each)
+    residual, *_ = jax.eval_shape(model.evaluate, x, square, one)
+    size = residual.size * (n + 2) * dtype.itemsize
+    on_cpu = jax.default_backend() == "cpu"
+    room, (fewest, most) = (
+        (CPU_BYTES, CPU_LANES) if on_cpu else (OTHER_BYTES, OTHER_LANES)
+    )
+    lanes = 1 << max(room // size, 1).bit_length() - 1  # a power of two
+    return min(max(lanes, fewest), most)
+
+
+def _empty(model: _Model, each, number: int, lanes: int) -> _Queue:
+    """Lanes in which nothing is."""
+    x0, own, *_ = _started(model, jax.tree.map(lambda leaf: leaf[:1], each))
+
+    def spread(leaf):
+        return jnp.broadcast_to(leaf, (*leaf.shape[:-1], lanes))
+
+    x0, own = jax.tree.map(spread, (x0, own))
+    state = initial_state(model.of_lanes(own), x0)
+    state = eqx.tree_at(lambda s: s.status, state, jnp.zeros_like(state.status))
+    none = jnp.zeros((), jnp.int32)
+    reported = functools.partial(jax.vmap(model.report, in_axes=-1), state, own)
+    results = jax.eval_shape(reported, state.nfev)
+    return _Queue(
+        state=state,
+        each=jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape[1:]), x.dtype), each),
+        bounds=own,
+        index=jnp.full(lanes, number, jnp.int32),
+        entered=jnp.zeros(lanes, jnp.int32),
+        trips=none,
+        taken=none,
+        results=jax.tree.map(
+            lambda x: jnp.zeros((number, *x.shape[1:]), x.dtype), results
+        ),
+    )
+
+
+def _started(model, each):
+    """Starts (n, K) and bounds of some fits."""
+    return jax.vmap(model.start, out_axes=-1)(each)
+
+
+def _refilled(model, each, number, count, refill, queue) -> _Queue:
+    """Take results out of lanes that are at rest, and put new fits into them."""
+    lanes = len(queue.index)
+    resting = ~is_running(queue.state)
+    resting = resting & ((queue.index < number) | (queue.taken < count))
+    (place,) = jnp.nonzero(resting, size=refill, fill_value=lanes)
+
+    def of_lanes(leaf):
+        return leaf.at[..., place].get(mode="clip")
+
+    # what has ended
+    ended = queue.index.at[place].get(mode="fill", fill_value=number)
+    trips = queue.trips - queue.entered.at[place].get(mode="clip")
+    state, own = jax.tree.map(of_lanes, (queue.state, queue.bounds))
+    found = jax.vmap(model.report, in_axes=(-1, -1, 0))(state, own, trips)
+    results = jax.tree.map(
+        lambda all, some: all.at[ended].set(some, mode="drop"), queue.results, found
+    )
+
+    # what comes in
+    new = queue.taken + jnp.arange(refill, dtype=jnp.int32)
+    enters = (place < lanes) & (new < count)
+    new = jnp.where(enters, new, number)
+    come = jax.tree.map(lambda leaf: leaf.at[new].get(mode="clip"), each)
+    x0, own = _started(model, come)
+    state = initial_state(model.of_lanes(own), x0)
+    filled = jnp.where(enters, place, lanes)
+
+    def put_last(old, new):
+        return old.at[..., filled].set(new, mode="drop")
+
+    def put_first(old, new):
+        return old.at[filled].set(new, mode="drop")
+
+    return _Queue(
+        state=jax.tree.map(put_last, queue.state, state),
+        each=jax.tree.map(put_first, queue.each, come),
+        bounds=jax.tree.map(put_last, queue.bounds, own),
+        index=queue.index.at[place].set(new, mode="drop"),
+        entered=queue.entered.at[filled].set(queue.trips, mode="drop"),
+        trips=queue.trips,
+        taken=queue.taken + jnp.sum(enters, dtype=jnp.int32),
+        results=results,
+    )
+
+
+def _until_refill(model, count, refill, queue) -> _Queue:
+    """Trips of all lanes until enough of them wait for another fit.
+
+    When no fit is left to enter, until all have finished.
+    """
+    problem = model.of_lanes(queue.bounds)
+    linearize = functools.partial(model.linearize, queue.each)
+    lanes = len(queue.index)
+
+    def goes_on(carry):
+        state, _ = carry
+        running = is_running(state)
+        resting = lanes - jnp.sum(running, dtype=jnp.int32)
+        return jnp.any(running) & ((resting < refill) | (queue.taken >= count))
+
+    def one_trip(carry):
+        state, trips = carry
+        running = settled(is_running(state))
+        new = trip(linearize, problem, state)
+        return choose(running, new, state), trips + 1
+
+    state, trips = lax.while_loop(goes_on, one_trip, (queue.state, queue.trips))
+    return eqx.tree_at(lambda q: (q.state, q.trips), queue, (state, trips))
