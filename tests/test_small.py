@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxfit import _model, _small
+from jaxfit._covariance import inverse_gram
 
 SIZES = [1, 2, 3, 5, 8, 14]
 
@@ -27,12 +28,21 @@ def single(model, i):
     return jax.tree.map(lambda leaf: leaf[i], model)
 
 
+def in_lanes(kernel):
+    """A kernel on a batch whose axis is the first, run on lanes."""
+
+    def run(*args):
+        return _small.lanes_first(kernel(*_small.lanes_last(args)))
+
+    return jax.jit(run)
+
+
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("factored", [False, True])
 def test_reduction(n, factored):
     """Q T Qᵀ = B, Qᵀg, and the Newton step; lanes as single."""
     model = models(n)._replace(factored=jnp.full(4, factored))
-    batch = jax.jit(jax.vmap(_model.reduce_model))(model)
+    batch = in_lanes(_model.reduce_model)(model)
     for i in range(4):
         b, g = np.asarray(model.matrix[i]), np.asarray(model.gradient[i])
         newton = np.linalg.solve(b, g)
@@ -53,7 +63,7 @@ def test_reduction(n, factored):
 @pytest.mark.parametrize("factored", [False, True])
 def test_deficient_newton_step_has_least_norm(n, factored):
     model = models(n, rank=n - 1)._replace(factored=jnp.full(4, factored))
-    batch = jax.jit(jax.vmap(_model.reduce_model))(model)
+    batch = in_lanes(_model.reduce_model)(model)
     for i in range(4):
         expected = np.linalg.pinv(model.matrix[i], rcond=1e-11) @ model.gradient[i]
         for reduced in (single(batch, i), _model.reduce_model(single(model, i))):
@@ -73,7 +83,7 @@ def test_trust_region_step(n, fraction):
         radius = fraction * _small.norm(reduced.newton)
         return _model.trust_region_step(reduced, radius, jnp.zeros_like(radius)), radius
 
-    batch, radii = jax.jit(jax.vmap(step, in_axes=(0, None)))(model, fraction)
+    batch, radii = in_lanes(step)(model, jnp.full(4, fraction))
     for i in range(4):
         b, g = np.asarray(model.matrix[i]), np.asarray(model.gradient[i])
         one, _ = step(single(model, i), fraction)
@@ -92,35 +102,56 @@ def test_trust_region_step(n, fraction):
 
 
 @pytest.mark.parametrize("n", [1, 3, 8, 14])
-def test_frame(n):
-    """RᵀR is the matrix, and the second factor is R⁻ᵀ; only where it is needed."""
+def test_square_root(n):
+    """RᵀR is the matrix, and the second factor is R⁻ᵀ."""
     matrix = models(n).matrix
     size = jnp.sqrt(jnp.diagonal(matrix, axis1=1, axis2=2))
     matrix = matrix / (size[:, :, None] * size[:, None, :])
-    needed = jnp.array([True, False, True, False])
-    r, inverse = jax.jit(jax.vmap(_small.orthonormal_frame))(matrix, needed)
+    r, inverse = in_lanes(_small.square_root)(matrix)
     for i in range(4):
-        one = _small.orthonormal_frame(matrix[i], needed[i])
-        expected = matrix[i] if needed[i] else np.eye(n)
+        one = _small.square_root(matrix[i])
         for root, back in ((r[i], inverse[i]), one):
-            np.testing.assert_allclose(root.T @ root, expected, atol=1e-13)
+            np.testing.assert_allclose(root.T @ root, matrix[i], atol=1e-13)
             np.testing.assert_allclose(back.T @ root, np.eye(n), atol=1e-12)
 
 
-def test_frame_of_an_indefinite_matrix():
-    """Rounding can leave a negative eigenvalue; the frame is finite all the same."""
+def test_square_root_of_an_indefinite_matrix():
+    """Rounding can leave a negative eigenvalue; the root is finite all the same."""
     matrix = np.array([[1.0, 1.0 + 1e-13], [1.0 + 1e-13, 1.0]])
-    root, back = _small.orthonormal_frame(matrix, jnp.asarray(True))
+    root, back = _small.square_root(matrix)
     np.testing.assert_allclose(back.T @ root, np.eye(2), atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 14])
+def test_inverse(n):
+    """By sweeps and by singular values, with a fixed and with an unused parameter."""
+    gram = np.array(models(n).matrix)
+    free = np.ones((4, n), bool)
+    if n > 1:
+        free[1, 0] = False
+        gram[2, -1] = gram[2, :, -1] = 0
+    frame = np.broadcast_to(np.eye(n), gram.shape)
+    inverse, missing = jax.jit(jax.vmap(inverse_gram))(gram, frame, free)
+    for i in range(4):
+        kept = free[i] & (np.diag(gram[i]) > 0)
+        expected = np.zeros((n, n))
+        expected[np.ix_(kept, kept)] = np.linalg.inv(gram[i][np.ix_(kept, kept)])
+        one = inverse_gram(gram[i], frame[i], free[i])
+        for found, undetermined in ((inverse[i], missing[i]), one):
+            np.testing.assert_allclose(
+                found, expected, rtol=1e-8, atol=1e-12 * np.abs(expected).max()
+            )
+            np.testing.assert_array_equal(undetermined, free[i] & ~kept)
 
 
 def test_gram():
     rows = np.random.default_rng(0).normal(size=(3, 4, 50))
-    batch = jax.vmap(_small.gram)(rows)
+    batch = jax.vmap(lambda rows: _small.gram(list(rows)))(rows)
+    lanes = _small.gram(list(np.swapaxes(rows, 0, 1)))
     for i in range(3):
         expected = rows[i] @ rows[i].T
-        np.testing.assert_allclose(batch[i], expected, rtol=1e-12)
-        np.testing.assert_allclose(_small.gram(rows[i]), expected, rtol=1e-12)
+        for found in (batch[i], lanes[..., i], _small.gram(list(rows[i]))):
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_no_library_routine_in_the_lanes():
@@ -130,7 +161,7 @@ def test_no_library_routine_in_the_lanes():
         reduced = _model.reduce_model(model)
         return _model.trust_region_step(reduced, 1.0 + reduced.slope, reduced.slope)
 
-    text = jax.jit(jax.vmap(lane)).lower(models(4)).as_text()
+    text = in_lanes(lane).lower(models(4)).as_text()
     outside = text.split("stablehlo.case")[0]
     assert "lapack" in text
     assert "lapack" not in outside

@@ -93,10 +93,6 @@ def _inverse_gram_jvp(primals, tangents):
 def _inverse(gram, frame, free):
     if not is_lanes(free):
         return _inverse_by_svd(gram, frame, free)
-    lanes = jnp.broadcast_shapes(gram.shape[2:], frame.shape[2:], free.shape[1:])
-    gram, frame, free = (
-        jnp.broadcast_to(x, (*x.shape[:-1], *lanes)) for x in (gram, frame, free)
-    )
 
     def by_svd(*operands):
         return one_by_one(_inverse_by_svd, *operands)

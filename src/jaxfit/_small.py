@@ -205,13 +205,11 @@ def batched_in_lanes(kernel: Callable) -> Callable:
     @batching.def_vmap
     def rule(size, in_batched, *args):
         def to_lanes(x, is_batched):
-            return jnp.moveaxis(x, 0, -1) if is_batched else x[..., None]
+            if is_batched:
+                return jnp.moveaxis(x, 0, -1)
+            return jnp.broadcast_to(x[..., None], (*x.shape, size))
 
-        out = kernel(*jax.tree.map(to_lanes, args, tuple(in_batched)))
-        out = jax.tree.map(
-            lambda x: jnp.broadcast_to(jnp.moveaxis(x, -1, 0), (size, *x.shape[:-1])),
-            out,
-        )
+        out = lanes_first(kernel(*jax.tree.map(to_lanes, args, tuple(in_batched))))
         return out, jax.tree.map(lambda _: True, out)
 
     return functools.wraps(kernel)(lambda *args: batching(*args))
