@@ -2,6 +2,7 @@
 
 from jaxfit import losses
 from jaxfit._batch import solve_batch
+from jaxfit._blocks import solve_blocks
 from jaxfit._curve_fit import curve_fit
 from jaxfit._least_squares import least_squares
 from jaxfit._linearize import Linearization, Shared, Whole, merge
@@ -22,5 +23,6 @@ __all__ = [
     "merge",
     "solve",
     "solve_batch",
+    "solve_blocks",
 ]
 __version__ = "0.1.0"

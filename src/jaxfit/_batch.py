@@ -11,8 +11,10 @@ the lanes stays in cache; memory grows with the number of problems only by their
 and their results.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -38,7 +40,7 @@ from jaxfit._solve import (
     solution_of,
     without_callable,
 )
-from jaxfit._trip import Problem, State, initial_state, trip
+from jaxfit._trip import Problem, State, initial_state, reached, restarted, trip
 from jaxfit.losses import Loss
 
 # Lanes wait until this part of them has finished.
@@ -99,6 +101,22 @@ def solve_batch(
         ValueError, TypeError: for arguments of the wrong kind or shape; what only the
             numbers show is a status of its fit.
     """
+    callables, options = checked_setting(fn, keep, loss, options, lanes)
+    arguments = x0, unwrap_shared(data), bounds, weights
+    fits = split(arguments, in_axes, jnp)
+    return run_batch(callables, fits, loss, options, Placement(lanes, mesh, axis))
+
+
+class Placement(NamedTuple):
+    """Where the fits are computed."""
+
+    lanes: int | None
+    mesh: Mesh | None
+    axis: str | None
+
+
+def checked_setting(fn, keep, loss, options, lanes):
+    """The user's functions (fn, jac, keep), and options without one."""
     check_callable(fn, "fn", "a function (x, data) -> residuals")
     if keep is not None:
         check_callable(keep, "keep", "a function of a Solution")
@@ -107,36 +125,18 @@ def solve_batch(
     if not (lanes is None or (isinstance(lanes, int) and lanes >= 1)):
         raise ValueError(f"lanes is {lanes!r}; give a whole number of at least 1.")
     options, jac = without_callable(options)
-    layout = _Layout(*_checked_axes(in_axes), lanes, mesh, axis)
-    arguments = x0, unwrap_shared(data), bounds, weights, loss, options
-    return compiled(_solve_batch, (fn, jac, keep), (arguments, Static(layout)))
+    return (fn, jac, keep), options
 
 
-class _Layout(NamedTuple):
-    """How the fits lie in the arguments, and where they are computed."""
-
-    x0_axes: Any
-    data_axes: Any
-    bounds_axes: Any
-    lanes: int | None
-    mesh: Mesh | None
-    axis: str | None
-
-
-def _checked_axes(in_axes):
-    if not isinstance(in_axes, (tuple, list)) or len(in_axes) not in (2, 3):
-        raise ValueError(
-            f"in_axes is {in_axes!r}; expected a pair for (x0, data), or three entries "
-            "for (x0, data, bounds)."
-        )
-    x0, data, *bounds = in_axes
-    return x0, data, (bounds[0] if bounds else None)
+def run_batch(callables, fits: "Fits", loss, options, placement: Placement) -> Any:
+    """All fits, by a program that is compiled once for what is alike."""
+    return compiled(_solve_batch, callables, (fits, loss, options, Static(placement)))
 
 
 # The fits, as a pytree of what differs and a pytree of what they share
 
 
-class _Fits(NamedTuple):
+class Fits(NamedTuple):
     """The arguments of all fits: leaves with a leading batch axis, and shared ones."""
 
     each: PyTree  # (x0, data, bounds, weights), None where a leaf is shared
@@ -151,17 +151,37 @@ class _Fits(NamedTuple):
         return len(jax.tree.leaves(self.each)[0])
 
 
+def _shapes_of_one(each: PyTree) -> PyTree:
+    """What one fit looks like among many."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), each
+    )
+
+
 def _is_none(node) -> bool:
     return node is None
 
 
-def _split(arguments: tuple, layout: _Layout) -> _Fits:
-    """Batch axes to the front, and a check that all have the same length."""
+def split(arguments: tuple, in_axes: Any, numpy: ModuleType) -> Fits:
+    """(x0, data, bounds, weights) with their batch axes first, of equal length.
+
+    Args:
+        in_axes: that of `solve_batch`.
+        numpy: `jax.numpy`, or `numpy` for arrays that stay on the host.
+    """
+    if not isinstance(in_axes, (tuple, list)) or len(in_axes) not in (2, 3):
+        raise ValueError(
+            f"in_axes is {in_axes!r}; expected a pair for (x0, data), or three entries "
+            "for (x0, data, bounds)."
+        )
     names = "x0", "data", "bounds", "weights"
-    data_axes = layout.data_axes
+    x0_axes, data_axes, *rest = in_axes
+    bounds_axes = rest[0] if rest else None
     weight_axes = data_axes if data_axes is None or isinstance(data_axes, int) else 0
-    axes = layout.x0_axes, data_axes, layout.bounds_axes, weight_axes
-    each = tuple(map(_batch_first, names, axes, arguments))
+    axes = x0_axes, data_axes, bounds_axes, weight_axes
+    each = tuple(
+        _batch_first(*one, numpy) for one in zip(names, axes, arguments, strict=True)
+    )
     sizes = {
         jax.tree_util.keystr(path, simple=True, separator="."): len(leaf)
         for path, leaf in jax.tree.leaves_with_path(dict(zip(names, each, strict=True)))
@@ -176,10 +196,10 @@ def _split(arguments: tuple, layout: _Layout) -> _Fits:
         *(each, arguments),
         is_leaf=_is_none,
     )
-    return _Fits(each, shared)
+    return Fits(each, shared)
 
 
-def _batch_first(name: str, axes: PyTree, tree: PyTree) -> PyTree:
+def _batch_first(name: str, axes: PyTree, tree: PyTree, numpy: ModuleType) -> PyTree:
     """A tree with its batch axes first, and None in place of leaves without one."""
 
     def part(axis, subtree):
@@ -188,13 +208,13 @@ def _batch_first(name: str, axes: PyTree, tree: PyTree) -> PyTree:
     def leaf(axis, value):
         if axis is None:
             return None
-        value = jnp.asarray(value)
+        value = numpy.asarray(value)
         if not isinstance(axis, int) or not -value.ndim <= axis < value.ndim:
             raise ValueError(
                 f"in_axes names axis {axis!r} of an array of {name} that has the shape "
                 f"{value.shape}."
             )
-        return jnp.moveaxis(value, axis, 0)
+        return numpy.moveaxis(value, axis, 0)
 
     try:
         return jax.tree.map(part, axes, tree, is_leaf=_is_none)
@@ -218,7 +238,7 @@ class _Model(NamedTuple):
     keep: Callable | None
     loss: Loss | None
     parameters: Parameters
-    fits: _Fits
+    fits: Fits
     problem: Problem  # bounds None: they differ from fit to fit
 
     def start(self, each):
@@ -258,14 +278,11 @@ class _Model(NamedTuple):
         return reduce_rows(residual, columns, weights, self.loss, frame)
 
 
-def _model(fn, jac, keep, arguments, layout) -> _Model:
-    x0, data, bounds, weights, loss, options = arguments
-    fits = _split((x0, data, bounds, weights), layout)
-    one = jax.eval_shape(lambda e: fits.one(jax.tree.map(lambda x: x[0], e)), fits.each)
-    parameters = Parameters(one[0])
+def _model(fn, jac, keep, fits: Fits, loss, options) -> _Model:
+    parameters = Parameters(fits.one(_shapes_of_one(fits.each))[0])
     shared_bounds = None
-    if bounds is not None and not jax.tree.leaves(fits.each[2]):
-        lower, upper = parameters.bounds(bounds)
+    if fits.shared[2] is not None and not jax.tree.leaves(fits.each[2]):
+        lower, upper = parameters.bounds(fits.shared[2])
         shared_bounds = Bounds(lower[:, None], upper[:, None])
     x_scale = options.x_scale
     if x_scale is not None:
@@ -297,18 +314,18 @@ class _Queue(eqx.Module):
 
 def _solve_batch(callables, arguments):
     """`solve_batch` without its compilation."""
-    arguments, layout = arguments[0], arguments[1].value
-    model = _model(*callables, arguments, layout)
-    if layout.mesh is None:
-        if layout.axis is not None:
-            raise ValueError(f"axis is {layout.axis!r}, and there is no mesh.")
-        return _run(model, model.fits.each, model.fits.number, layout.lanes)
-    return _run_on_mesh(model, layout)
+    *arguments, placement = arguments
+    model, placement = _model(*callables, *arguments), placement.value
+    if placement.mesh is not None:
+        return _run_on_mesh(model, placement)
+    if placement.axis is not None:
+        raise ValueError(f"axis is {placement.axis!r}, and there is no mesh.")
+    return _run(model, model.fits.each, model.fits.number, placement.lanes)
 
 
-def _run_on_mesh(model: _Model, layout: _Layout):
+def _run_on_mesh(model: _Model, placement: Placement):
     """One queue for each device along an axis of the mesh."""
-    mesh, axis = layout.mesh, layout.axis
+    _, mesh, axis = placement
     if axis is None and len(mesh.axis_names) == 1:
         axis = mesh.axis_names[0]
     if axis not in mesh.axis_names:
@@ -323,9 +340,9 @@ def _run_on_mesh(model: _Model, layout: _Layout):
         return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)])
 
     def part(each, shared, rest):
-        here = model._replace(fits=_Fits(each, shared), **rest)
+        here = model._replace(fits=Fits(each, shared), **rest)
         count = jnp.clip(number - size * lax.axis_index(axis), 0, size)
-        return _run(here, each, count, layout.lanes)
+        return _run(here, each, count, placement.lanes)
 
     each = jax.tree.map(pad, model.fits.each) if extra else model.fits.each
     rest = {"problem": model.problem, "loss": model.loss}
@@ -366,8 +383,7 @@ def _default_lanes(model: _Model, each) -> int:
     """So many lanes that their rows and columns stay in cache."""
     n, dtype = model.parameters.size, model.parameters.dtype
     x, square = jax.ShapeDtypeStruct((n,), dtype), jax.ShapeDtypeStruct((n, n), dtype)
-    one = jax.eval_shape(lambda e: jax.tree.map(lambda leaf: leaf[0], e), each)
-    residual, *_ = jax.eval_shape(model.evaluate, x, square, one)
+    residual, *_ = jax.eval_shape(model.evaluate, x, square, _shapes_of_one(each))
     size = residual.size * (n + 2) * dtype.itemsize
     on_cpu = jax.default_backend() == "cpu"
     room, (fewest, most) = (
@@ -379,34 +395,23 @@ def _default_lanes(model: _Model, each) -> int:
 
 def _empty(model: _Model, each, number: int, lanes: int) -> _Queue:
     """Lanes in which nothing is."""
-    x0, own, *_ = _started(model, jax.tree.map(lambda leaf: leaf[:1], each))
-
-    def spread(leaf):
-        return jnp.broadcast_to(leaf, (*leaf.shape[:-1], lanes))
-
-    x0, own = jax.tree.map(spread, (x0, own))
-    state = initial_state(model.of_lanes(own), x0)
-    state = eqx.tree_at(lambda s: s.status, state, jnp.zeros_like(state.status))
+    each = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape[1:]), x.dtype), each)
+    state, bounds = _started(model, each)
+    state = dataclasses.replace(state, status=jnp.zeros_like(state.status))
     none = jnp.zeros((), jnp.int32)
-    reported = functools.partial(jax.vmap(model.report, in_axes=-1), state, own)
-    results = jax.eval_shape(reported, state.nfev)
-    return _Queue(
+    queue = _Queue(
         state=state,
-        each=jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape[1:]), x.dtype), each),
-        bounds=own,
+        each=each,
+        bounds=bounds,
         index=jnp.full(lanes, number, jnp.int32),
         entered=jnp.zeros(lanes, jnp.int32),
         trips=none,
         taken=none,
-        results=jax.tree.map(
-            lambda x: jnp.zeros((number, *x.shape[1:]), x.dtype), results
-        ),
+        results=None,
     )
-
-
-def _started(model, each):
-    """Starts (n, K) and bounds of some fits."""
-    return jax.vmap(model.start, out_axes=-1)(each)
+    kept = jax.eval_shape(lambda: _reported(model, queue, jnp.zeros(1, jnp.int32)))
+    results = jax.tree.map(lambda x: jnp.zeros((number, *x.shape[1:]), x.dtype), kept)
+    return dataclasses.replace(queue, results=results)
 
 
 def _refilled(model, each, number, count, refill, queue) -> _Queue:
@@ -416,14 +421,9 @@ def _refilled(model, each, number, count, refill, queue) -> _Queue:
     resting = resting & ((queue.index < number) | (queue.taken < count))
     (place,) = jnp.nonzero(resting, size=refill, fill_value=lanes)
 
-    def of_lanes(leaf):
-        return leaf.at[..., place].get(mode="clip")
-
     # what has ended
     ended = queue.index.at[place].get(mode="fill", fill_value=number)
-    trips = queue.trips - queue.entered.at[place].get(mode="clip")
-    state, own = jax.tree.map(of_lanes, (queue.state, queue.bounds))
-    found = jax.vmap(model.report, in_axes=(-1, -1, 0))(state, own, trips)
+    found = _reported(model, queue, place)
     results = jax.tree.map(
         lambda all, some: all.at[ended].set(some, mode="drop"), queue.results, found
     )
@@ -433,26 +433,44 @@ def _refilled(model, each, number, count, refill, queue) -> _Queue:
     enters = (place < lanes) & (new < count)
     new = jnp.where(enters, new, number)
     come = jax.tree.map(lambda leaf: leaf.at[new].get(mode="clip"), each)
-    x0, own = _started(model, come)
-    state = initial_state(model.of_lanes(own), x0)
+    fresh, bounds = _started(model, come)
     filled = jnp.where(enters, place, lanes)
 
-    def put_last(old, new):
-        return old.at[..., filled].set(new, mode="drop")
-
-    def put_first(old, new):
+    def put(old, new):
         return old.at[filled].set(new, mode="drop")
 
     return _Queue(
-        state=jax.tree.map(put_last, queue.state, state),
-        each=jax.tree.map(put_first, queue.each, come),
-        bounds=jax.tree.map(put_last, queue.bounds, own),
+        state=restarted(queue.state, fresh, filled),
+        each=jax.tree.map(put, queue.each, come),
+        bounds=jax.tree.map(
+            lambda old, new: old.at[:, filled].set(new, mode="drop"),
+            *(queue.bounds, bounds),
+        ),
         index=queue.index.at[place].set(new, mode="drop"),
-        entered=queue.entered.at[filled].set(queue.trips, mode="drop"),
+        entered=put(queue.entered, queue.trips),
         trips=queue.trips,
         taken=queue.taken + jnp.sum(enters, dtype=jnp.int32),
         results=results,
     )
+
+
+def _started(model, each) -> tuple[State, Bounds | None]:
+    """States of some fits before their first trip, and their own bounds."""
+    x0, bounds = jax.vmap(model.start, out_axes=-1)(each)
+    return initial_state(model.of_lanes(bounds), x0), bounds
+
+
+def _reported(model, queue, place) -> PyTree:
+    """What is kept of the fits in some of the lanes."""
+
+    def some(leaf):
+        return leaf.at[..., place].get(mode="clip")
+
+    here = jax.tree.map(lambda leaf: leaf.at[place].get(mode="clip"), queue.each)
+    fresh, bounds = _started(model, here)
+    state = reached(jax.tree.map(some, queue.state), fresh)
+    trips = queue.trips - some(queue.entered)
+    return jax.vmap(model.report, in_axes=(-1, -1, 0))(state, bounds, trips)
 
 
 def _until_refill(model, count, refill, queue) -> _Queue:
@@ -477,4 +495,4 @@ def _until_refill(model, count, refill, queue) -> _Queue:
         return choose(running, new, state), trips + 1
 
     state, trips = lax.while_loop(goes_on, one_trip, (queue.state, queue.trips))
-    return eqx.tree_at(lambda q: (q.state, q.trips), queue, (state, trips))
+    return dataclasses.replace(queue, state=state, trips=trips)

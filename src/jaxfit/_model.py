@@ -103,27 +103,26 @@ def _tridiagonal(matrix, g):
     """
     n = len(g)
     basis = jnp.broadcast_to(identity(g), matrix.shape)
-    index = jnp.arange(n)[:, None]
-
-    def reflect(k, carry):
-        """B and Q after the reflection that clears what follows the k-th element."""
-        matrix, basis = carry
-        vector = jnp.where(k == 0, g, matrix[:, k - 1])
-        vector = jnp.where(index >= k, vector, 0)
-        squared, head = inner(vector, vector), vector[k]
-        length = jnp.sqrt(squared)
-        v = vector + jnp.where(index == k, jnp.where(head < 0, -length, length), 0)
-        size = 2 * (squared + jnp.abs(head) * length)
-        tau = jnp.where(size > 0, 2 / jnp.where(size > 0, size, 1), 0)
-        v, tau = settled((v, tau))
+    for k in range(n - 1):
+        v, tau = _reflection(g if k == 0 else matrix[k:, k - 1])
+        v = settled(jnp.concatenate([jnp.zeros_like(g[:k]), v]))
         product = settled(tau * matvec(matrix, v))
         w = settled(product - 0.5 * tau * inner(product, v) * v)
         image = settled(tau * matvec(basis, v))
-        return matrix - outer(v, w) - outer(w, v), basis - outer(image, v)
-
-    matrix, basis = lax.fori_loop(0, n - 1, reflect, (matrix, basis))
+        matrix = matrix - outer(v, w) - outer(w, v)
+        basis = basis - outer(image, v)
     below = diagonal(matrix[1:, :-1]) if n > 1 else g[:0]
     return diagonal(matrix), below, basis
+
+
+def _reflection(vector):
+    """Householder vector v and factor τ: (I - τvvᵀ) maps `vector` on its first axis."""
+    squared, head = inner(vector, vector), vector[0]
+    length = jnp.sqrt(squared)
+    shifted = jnp.where(head < 0, head - length, head + length)
+    size = 2 * (squared + jnp.abs(head) * length)
+    tau = jnp.where(size > 0, 2 / jnp.where(size > 0, size, 1), 0)
+    return jnp.concatenate([shifted[None], vector[1:]]), tau
 
 
 def _solve_tridiagonal(diagonal, offdiagonal, rhs, alpha, threshold):

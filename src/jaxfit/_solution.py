@@ -249,6 +249,39 @@ class Solution(eqx.Module):
         diagonal = jnp.eye(variance.shape[-1], dtype=bool) & proper[..., None]
         return jnp.where(diagonal, 1, jnp.clip(correlation, -1, 1))
 
+    def summary(self, worst: int = 5) -> str:
+        """A batch in a few lines, for people: how its fits ended and what they took.
+
+        Counts by status, evaluations, the efficiency of the lanes of `solve_batch` (its
+        evaluations over the trips for which a lane held a fit), and the fits that are
+        furthest from their solution, by index.
+
+        Args:
+            worst: how many of these to name.
+        """
+        status, nfev = np.ravel(self.status), np.ravel(self.nfev)
+        lines = [f"{status.size} fits"]
+        for value, number in zip(*np.unique(status, return_counts=True), strict=True):
+            name = Status(value).name
+            lines.append(f"  {name:<16}{number:>10}{number / status.size:>9.2%}")
+        if status.size == 0:
+            return lines[0]
+        middle, high = np.quantile(nfev, [0.5, 0.99])
+        lines.append(f"evaluations: median {middle:.0f}, 99 % at most {high:.0f}")
+        if self.trips is not None:
+            efficiency = np.sum(nfev) / np.maximum(np.sum(self.trips), 1)
+            lines.append(f"lane efficiency: {efficiency:.3f}")
+        badness = np.where(status > 0, 0, 1) + np.nan_to_num(
+            np.minimum(np.ravel(self.optimality), 1), nan=1
+        )
+        order = np.argsort(-badness, kind="stable")[:worst]
+        lines += [
+            f"  fit {i}: {Status(status[i]).name}, optimality "
+            f"{np.ravel(self.optimality)[i]:.1e}, {nfev[i]} evaluations"
+            for i in order
+        ]
+        return "\n".join(lines)
+
     @property
     def _shape(self) -> tuple[int, ...]:
         """(*batch, n)."""

@@ -167,6 +167,36 @@ def initial_state(problem: Problem, x0: Vector) -> State:
     return varying_with(state, x0)
 
 
+def restarted(state: State, fresh: State, lanes: Int[Array, " K"]) -> State:
+    """The state with K fresh fits in some of its lanes.
+
+    Only what a first trip reads is put there: see `reached` for a fit that it ends. A
+    lane beyond the last is dropped.
+    """
+
+    def read(state):
+        trial = state.trial
+        return (
+            *(trial.x, trial.framed, state.point.largest_norms, state.nfev),
+            *(state.finishing, state.steps, state.status),
+        )
+
+    put = [
+        old.at[..., lanes].set(new, mode="drop")
+        for old, new in zip(read(state), read(fresh), strict=True)
+    ]
+    return eqx.tree_at(read, state, put)
+
+
+def reached(state: State, fresh: State) -> State:
+    """The state with the start for its point where no trip has accepted any."""
+    none = (state.status == Status.NONFINITE_START) | (
+        state.status == Status.INVALID_BOUNDS
+    )
+    point = choose(none, fresh.point, state.point)
+    return dataclasses.replace(state, point=point)
+
+
 def _without_rows(zeros):
     """The normal matrix before anything was evaluated: its cost is infinite."""
     size = len(zeros) + 1
@@ -219,7 +249,8 @@ def _advance(problem: Problem, state: State, linearization: Linearization) -> St
     new = varying_with(new, trial.x)
 
     # accept or refuse it
-    gain = jnp.where(finite, old.linearization.cost - cost, jnp.nan)
+    old_cost = jnp.where(first, jnp.inf, old.linearization.cost)
+    gain = jnp.where(finite, old_cost - cost, jnp.nan)
     accepted = (gain > 0) | _is_level(problem, state, new, gain)
     accepted = accepted & (new.certified | ~(state.finishing & old.certified))
     accepted = settled(accepted)
