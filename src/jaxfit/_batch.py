@@ -339,22 +339,16 @@ def _run_on_mesh(model: _Model, placement: Placement):
     def pad(leaf):
         return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)])
 
-    def part(each, shared, rest):
-        here = model._replace(fits=Fits(each, shared), **rest)
+    def part(each):
+        here = model._replace(fits=Fits(each, model.fits.shared))
         count = jnp.clip(number - size * lax.axis_index(axis), 0, size)
         return _run(here, each, count, placement.lanes)
 
     each = jax.tree.map(pad, model.fits.each) if extra else model.fits.each
-    rest = {"problem": model.problem, "loss": model.loss}
     run = jax.shard_map(
-        part,
-        mesh=mesh,
-        in_specs=(P(axis), P(), P()),
-        out_specs=P(axis),
-        check_vma=False,
+        part, mesh=mesh, in_specs=P(axis), out_specs=P(axis), check_vma=False
     )
-    out = run(each, model.fits.shared, rest)
-    return jax.tree.map(lambda leaf: leaf[:number], out)
+    return jax.tree.map(lambda leaf: leaf[:number], run(each))
 
 
 def _run(model: _Model, each: PyTree, count, lanes: int | None):

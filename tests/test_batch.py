@@ -1,0 +1,246 @@
+"""Lanes that refill: every fit as if it were alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import decay, exponential
+
+import jaxfit
+from jaxfit import Options, Status, losses, solve_batch, solve_blocks
+
+N, LANES = 150, 32
+BOUNDS = np.array([0.0, 0.0, -5.0]), np.array([20.0, 9.0, 5.0])
+(T, _), TRUTH = decay()
+
+
+def residual(x, y):
+    return exponential(x, T) - y
+
+
+def problems(number=N, seed=0, far=True):
+    """Starts near and far, and the data of each fit."""
+    rng = np.random.default_rng(seed)
+    x0 = TRUTH * (1 + 0.1 * rng.normal(size=(number, 3)))
+    if far:
+        x0[::10] = TRUTH * np.exp(rng.normal(size=x0[::10].shape))
+    x0 = np.clip(x0, *BOUNDS)
+    clean = np.asarray(exponential(TRUTH, T))
+    return x0, clean + 0.05 * rng.normal(size=(number, len(T)))
+
+
+fit = functools.partial(solve_batch, residual, bounds=BOUNDS, lanes=LANES)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    x0, y = problems()
+    y[7, 3] = np.nan
+    return x0, y, fit(x0, y)
+
+
+def assert_same(found, expected, kept=slice(None)):
+    """Bit for bit, but for how long a lane was held."""
+    leaves = zip(
+        jax.tree.leaves((found.x, found.status, found.nfev, found.linearization)),
+        jax.tree.leaves(
+            (expected.x, expected.status, expected.nfev, expected.linearization)
+        ),
+        strict=True,
+    )
+    for a, b in leaves:
+        np.testing.assert_array_equal(a, np.asarray(b)[kept])
+
+
+def test_as_vmap(batch):
+    """What `solve` does to one fit, the lane does to each."""
+    x0, y, found = batch
+    alone = jax.jit(
+        jax.vmap(lambda x0, y: jaxfit.solve(residual, x0, y, bounds=BOUNDS))
+    )(x0, y)
+    assert found.status[7] == Status.NONFINITE_START
+    np.testing.assert_array_equal(found.x[7], x0[7])
+    assert np.isinf(found.cost[7])
+    np.testing.assert_array_equal(found.status, alone.status)
+    well = np.asarray(found.success)
+    assert well.sum() >= N - 5
+    error = np.abs(found.x - alone.x) / alone.stderr()
+    assert np.max(error[well]) < 1e-6
+    np.testing.assert_allclose(found.stderr()[well], alone.stderr()[well], rtol=1e-6)
+    np.testing.assert_array_equal(found.active, alone.active)
+    for leaf in jax.tree.leaves(found):
+        assert leaf.shape[0] == N
+
+
+def test_order_and_neighbours_do_not_matter(batch):
+    x0, y, found = batch
+    order = np.random.default_rng(1).permutation(N)
+    y = y[order]
+    others = np.flatnonzero(order % 5 == 0)
+    y[others, 0] = np.nan
+    kept = np.flatnonzero(order % 5 != 0)
+    again = fit(x0[order], y)
+    taken = jax.tree.map(lambda leaf: leaf[kept], again)
+    assert_same(taken, found, order[kept])
+
+
+def test_blocks_are_the_batch(batch, capsys):
+    """Cut into calls, the last one filled up; on the host, with a line of progress."""
+    x0, y, found = batch
+    blocks = solve_blocks(
+        residual, x0, y, bounds=BOUNDS, lanes=LANES, block=64, progress=True
+    )
+    assert_same(blocks, found)
+    assert isinstance(blocks.x, np.ndarray)
+    assert "fits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lanes", [1, 7, 200])
+def test_another_number_of_lanes(batch, lanes):
+    x0, y, found = batch
+    some = slice(0, 20)
+    other = solve_batch(residual, x0[some], y[some], bounds=BOUNDS, lanes=lanes)
+    well = np.asarray(found.success)[some]
+    error = np.abs(other.x - found.x[some]) / found.stderr()[some]
+    assert np.max(error[well]) < 1e-6
+    np.testing.assert_array_equal(other.status, found.status[some])
+
+
+def test_nothing_to_do():
+    x0, y = problems(0, far=False)
+    found = fit(x0, y)
+    assert found.x.shape == (0, 3)
+    assert found.covariance().shape == (0, 3, 3)
+    assert found.summary() == "0 fits"
+    assert solve_blocks(residual, x0, y, bounds=BOUNDS, lanes=LANES).x.shape == (0, 3)
+
+
+def test_keep_and_summary(batch):
+    x0, y, found = batch
+    x, stderr = jax.jit(lambda x0, y: fit(x0, y, keep=lambda s: (s.x, s.stderr())))(
+        x0, y
+    )
+    well = np.asarray(found.success)
+    np.testing.assert_allclose(x[well], found.x[well], rtol=1e-9)
+    np.testing.assert_allclose(stderr[well], found.stderr()[well], rtol=1e-9)
+    summary = found.summary(worst=2)
+    assert "NONFINITE_START" in summary
+    assert "fit 7: NONFINITE_START" in summary
+    assert 0.3 < np.sum(found.nfev) / np.sum(found.trips) <= 1
+
+
+def test_in_axes_and_masks():
+    """Shared starts and abscissas, own bounds, fits of different lengths."""
+    x0, y = problems(12, seed=3, far=False)
+    weights = np.ones_like(y)
+    for i in range(12):
+        weights[i, len(T) - i :] = 0
+    y = np.where(weights > 0, y, np.nan)
+    upper = np.tile(BOUNDS[1], (12, 1))
+    upper[::2, 0] = 2.0
+
+    def model(x, data):
+        t, y = data
+        return exponential(x, t) - y
+
+    found = solve_batch(
+        model,
+        TRUTH * 0.7,
+        (T, y.T),
+        in_axes=(None, (None, 1), (None, 0)),
+        bounds=(BOUNDS[0], upper),
+        weights=weights,
+        lanes=4,
+    )
+    np.testing.assert_array_equal(found.count, weights.sum(1))
+    one = jax.jit(
+        lambda y, w, u: jaxfit.solve(
+            model, TRUTH * 0.7, (T, y), bounds=(BOUNDS[0], u), weights=w
+        )
+    )
+    for i in (0, 1, 6, 11):
+        alone = one(y[i], weights[i], upper[i])
+        np.testing.assert_allclose(found.x[i], alone.x, rtol=1e-7)
+        assert found.success[i] == alone.success
+    np.testing.assert_array_equal(found.active[::2, 0], 1)
+
+
+def test_losses_scales_trees_and_float32():
+    x0, y = problems(10, seed=4, far=False)
+    y[:, 5] += 3
+    starts = {"a": x0[:, 0].astype(np.float32), "bc": x0[:, 1:].astype(np.float32)}
+
+    def model(p, y):
+        return residual(jnp.concatenate([p["a"][None], p["bc"]]), y)
+
+    options = Options(x_scale={"a": 2.0, "bc": np.ones(2)})
+    kwargs = {"loss": losses.Cauchy(0.1), "options": options}
+    found = solve_batch(model, starts, y.astype(np.float32), lanes=4, **kwargs)
+    alone = jax.vmap(lambda p, y: jaxfit.solve(model, p, y, **kwargs))(
+        starts, y.astype(np.float32)
+    )
+    assert found.x["a"].dtype == np.float32
+    assert found.x["bc"].shape == (10, 2)
+    assert np.all(found.success)
+    np.testing.assert_allclose(found.x["a"], alone.x["a"], rtol=2e-3)
+
+
+def test_ill_conditioned_lane_keeps_its_digits_and_changes_no_neighbour():
+    """One lane needs a frame and singular values; the others do not notice."""
+    rng = np.random.default_rng(5)
+    a = rng.normal(size=(6, 20, 3))
+    hard = a.copy()
+    hard[2, :, 2] = hard[2, :, 1] + 1e-7 * hard[2, :, 2]
+    y = rng.normal(size=(6, 20))
+
+    def linear(x, data):
+        return data[0] @ x - data[1]
+
+    fits = functools.partial(solve_batch, linear, np.zeros(3), in_axes=(None, 0))
+    plain, found = fits((a, y), lanes=6), fits((hard, y), lanes=6)
+    others = np.array([0, 1, 3, 4, 5])
+    np.testing.assert_array_equal(plain.x[others], found.x[others])
+    exact = np.linalg.lstsq(hard[2], y[2], rcond=None)[0]
+    np.testing.assert_allclose(found.x[2], exact, rtol=1e-6)
+    assert np.all(found.success)
+
+
+def test_errors_are_statistically_true():
+    """At 1 and 2 standard errors, 68 and 95 % of 20,000 fits hold the truth."""
+    x0, y = problems(20_000, seed=6, far=False)
+    x, stderr, good = fit(x0, y, lanes=256, keep=lambda s: (s.x, s.stderr(), s.success))
+    assert np.all(good)
+    ratio = np.abs(x - TRUTH) / stderr
+    one, two = np.mean(ratio < 1, axis=0), np.mean(ratio < 2, axis=0)
+    np.testing.assert_allclose(one, 0.683, atol=0.01)
+    np.testing.assert_allclose(two, 0.954, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"lanes": 0}, ValueError, "lanes is 0"),
+        ({"keep": 3}, TypeError, "keep is 3"),
+        ({"in_axes": 0}, ValueError, "in_axes is 0"),
+        ({"in_axes": (None, None)}, ValueError, "marks no batch axis"),
+        ({"in_axes": (0, 2)}, ValueError, "names axis 2"),
+        ({"in_axes": (0, 1)}, ValueError, "differ in length: x0 has 6, data has 40"),
+        ({"in_axes": (0, {"y": 0})}, ValueError, "no prefix"),
+        ({"axis": "d"}, ValueError, "there is no mesh"),
+    ],
+)
+def test_bad_input(change, error, message):
+    x0, y = problems(6, far=False)
+    with pytest.raises(error, match=message):
+        solve_batch(residual, x0, y, **change)
+    if "axis" not in change:
+        with pytest.raises(error, match=message):
+            solve_blocks(residual, x0, y, **change)
+
+
+def test_bad_block():
+    x0, y = problems(6, far=False)
+    with pytest.raises(ValueError, match="block is 0"):
+        solve_blocks(residual, x0, y, block=0)
