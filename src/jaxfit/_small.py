@@ -216,8 +216,19 @@ def batched_in_lanes(kernel: Callable) -> Callable:
 
 
 def one_by_one(kernel: Callable, *operands: PyTree) -> PyTree:
-    """A kernel for one fit, on lanes: one library call after the other."""
-    return lanes_last(jax.vmap(kernel)(*lanes_first(operands)))
+    """A kernel for one fit, on lanes: one library call after the other.
+
+    On CPUs really one by one: batched LAPACK calls of several devices at once wait for
+    each other for ever in jaxlib 0.10.
+    """
+
+    def on_cpu(*operands):
+        return lax.map(lambda one: kernel(*one), operands)
+
+    first = lanes_first(operands)
+    return lanes_last(
+        lax.platform_dependent(*first, cpu=on_cpu, default=jax.vmap(kernel))
+    )
 
 
 # Rows to a Gram matrix
