@@ -108,6 +108,34 @@ def test_another_number_of_lanes(batch, lanes):
     np.testing.assert_array_equal(other.status, found.status[some])
 
 
+AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
+
+
+@pytest.mark.parametrize(("axis_type", "number"), [(AUTO, N - 1), (EXPLICIT, N)])
+def test_devices(batch, axis_type, number):
+    """One queue for each device; the parts are of unequal length, or lie there."""
+    x0, y, found = batch
+    x0, y = x0[:number], y[:number]
+    mesh = jax.make_mesh((2,), ("fits",), axis_types=(axis_type,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fits"))
+    if axis_type == EXPLICIT:
+        x0, y = jax.device_put((x0, y), spec)
+    spread = fit(x0, y, mesh=mesh, axis="fits")
+    assert_same(spread, jax.tree.map(lambda leaf: leaf[:number], found))
+    if axis_type == EXPLICIT:
+        assert spread.x.sharding.is_equivalent_to(spec, 2)
+
+
+def test_shard_map_of_the_user(batch):
+    x0, y, found = batch
+    mesh = jax.make_mesh((2,), ("fits",), axis_types=(AUTO,))
+    spec = jax.sharding.PartitionSpec("fits")
+    part = jax.shard_map(
+        lambda x0, y: fit(x0, y).x, mesh=mesh, in_specs=spec, out_specs=spec
+    )
+    np.testing.assert_array_equal(jax.jit(part)(x0, y), found.x)
+
+
 def test_nothing_to_do():
     x0, y = problems(0, far=False)
     found = fit(x0, y)
@@ -133,7 +161,7 @@ def test_keep_and_summary(batch):
 
 def test_in_axes_and_masks():
     """Shared starts and abscissas, own bounds, fits of different lengths."""
-    x0, y = problems(12, seed=3, far=False)
+    _, y = problems(12, seed=3, far=False)
     weights = np.ones_like(y)
     for i in range(12):
         weights[i, len(T) - i :] = 0
@@ -172,10 +200,12 @@ def test_losses_scales_trees_and_float32():
     y[:, 5] += 3
     starts = {"a": x0[:, 0].astype(np.float32), "bc": x0[:, 1:].astype(np.float32)}
 
-    def model(p, y):
-        return residual(jnp.concatenate([p["a"][None], p["bc"]]), y)
+    t = T.astype(np.float32)
 
-    options = Options(x_scale={"a": 2.0, "bc": np.ones(2)})
+    def model(p, y):
+        return exponential(jnp.concatenate([p["a"][None], p["bc"]]), t) - y
+
+    options = Options(x_scale={"a": np.float32(2), "bc": np.ones(2, np.float32)})
     kwargs = {"loss": losses.Cauchy(0.1), "options": options}
     found = solve_batch(model, starts, y.astype(np.float32), lanes=4, **kwargs)
     alone = jax.vmap(lambda p, y: jaxfit.solve(model, p, y, **kwargs))(
@@ -210,12 +240,20 @@ def test_ill_conditioned_lane_keeps_its_digits_and_changes_no_neighbour():
 def test_errors_are_statistically_true():
     """At 1 and 2 standard errors, 68 and 95 % of 20,000 fits hold the truth."""
     x0, y = problems(20_000, seed=6, far=False)
-    x, stderr, good = fit(x0, y, lanes=256, keep=lambda s: (s.x, s.stderr(), s.success))
+    x, stderr, good = fit(
+        *(x0, y),
+        lanes=256,
+        weights=np.full_like(y, 0.05**-2),
+        keep=lambda s: (s.x, s.stderr(absolute=True), s.success),
+    )
     assert np.all(good)
-    ratio = np.abs(x - TRUTH) / stderr
+    ratio = np.abs(np.asarray(x) - TRUTH) / np.asarray(stderr)
     one, two = np.mean(ratio < 1, axis=0), np.mean(ratio < 2, axis=0)
     np.testing.assert_allclose(one, 0.683, atol=0.01)
     np.testing.assert_allclose(two, 0.954, atol=0.01)
+
+
+MESH = jax.make_mesh((1,), ("fits",), axis_types=(AUTO,))
 
 
 @pytest.mark.parametrize(
@@ -229,6 +267,7 @@ def test_errors_are_statistically_true():
         ({"in_axes": (0, 1)}, ValueError, "differ in length: x0 has 6, data has 40"),
         ({"in_axes": (0, {"y": 0})}, ValueError, "no prefix"),
         ({"axis": "d"}, ValueError, "there is no mesh"),
+        ({"mesh": MESH, "axis": "x"}, ValueError, "axis is 'x'; give one of"),
     ],
 )
 def test_bad_input(change, error, message):

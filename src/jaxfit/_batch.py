@@ -1,8 +1,9 @@
 """Many fits of one model: lanes that refill, inside one program.
 
-    while problems are left:
-        take the results out of lanes that have finished, and put new problems in
+    put the first problems into the lanes
+    while a lane holds a problem:
         while few lanes wait: one trip for every lane
+        take the results out of lanes that have finished, and put new problems in
 
 A trip is that of a single fit, on arrays whose last axis is the lanes. A lane that has
 finished is frozen until it is refilled, so that its answer does not depend on its
@@ -21,7 +22,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PyTree
 
@@ -44,7 +45,7 @@ from jaxfit._trip import Problem, State, initial_state, reached, restarted, trip
 from jaxfit.losses import Loss
 
 # Lanes wait until this part of them has finished.
-REFILL = 16
+REFILL = 8
 
 # The rows and columns of all lanes together should take no more memory than this.
 CPU_BYTES, OTHER_BYTES = 2**21, 2**29
@@ -183,8 +184,9 @@ def split(arguments: tuple, in_axes: Any, numpy: ModuleType) -> Fits:
         _batch_first(*one, numpy) for one in zip(names, axes, arguments, strict=True)
     )
     sizes = {
-        jax.tree_util.keystr(path, simple=True, separator="."): len(leaf)
-        for path, leaf in jax.tree.leaves_with_path(dict(zip(names, each, strict=True)))
+        name + jax.tree_util.keystr(path): len(leaf)
+        for name, tree in zip(names, each, strict=True)
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
     if not sizes:
         raise ValueError("in_axes marks no batch axis; use solve for a single fit.")
@@ -339,16 +341,36 @@ def _run_on_mesh(model: _Model, placement: Placement):
     def pad(leaf):
         return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)])
 
-    def part(each):
-        here = model._replace(fits=Fits(each, model.fits.shared))
+    def part(each, shared, rest):
+        here = model._replace(fits=Fits(each, shared), **rest)
         count = jnp.clip(number - size * lax.axis_index(axis), 0, size)
         return _run(here, each, count, placement.lanes)
 
-    each = jax.tree.map(pad, model.fits.each) if extra else model.fits.each
-    run = jax.shard_map(
-        part, mesh=mesh, in_specs=P(axis), out_specs=P(axis), check_vma=False
-    )
-    return jax.tree.map(lambda leaf: leaf[:number], run(each))
+    def run(each, *others):
+        each = jax.tree.map(pad, each) if extra else each
+        parts = jax.shard_map(
+            part,
+            mesh=None if is_explicit else mesh,
+            in_specs=(P(axis), P(), P()),
+            out_specs=P(axis),
+            check_vma=False,
+        )
+        return jax.tree.map(lambda leaf: leaf[:number], parts(each, *others))
+
+    arguments = *model.fits, {"problem": model.problem, "loss": model.loss}
+    is_explicit = any(map(_is_explicit, jax.tree.leaves(arguments)))
+    if not is_explicit:
+        mesh = Mesh(mesh.devices, mesh.axis_names)
+    else:
+        out = NamedSharding(mesh, P() if extra else P(axis))
+        run = jax.sharding.auto_axes(run, out_sharding=out)
+        arguments = jax.reshard(arguments, NamedSharding(mesh, P()))
+    return run(*arguments)
+
+
+def _is_explicit(leaf) -> bool:
+    """Whether the type of an array says how it lies on a mesh."""
+    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
 def _run(model: _Model, each: PyTree, count, lanes: int | None):
@@ -360,15 +382,15 @@ def _run(model: _Model, each: PyTree, count, lanes: int | None):
         return jax.tree.map(lambda leaf: leaf[:0], out)
     lanes = _default_lanes(model, each) if lanes is None else lanes
     refill = max(1, lanes // REFILL)
-    queue = _empty(model, each, number, lanes)
+    queue = _filled(model, each, number, count, lanes)
     queue = varying_with(queue, each)
 
     def is_unfinished(queue):
-        return (queue.taken < count) | jnp.any(queue.index < number)
+        return jnp.any(queue.index < number)
 
     def work(queue):
-        queue = _refilled(model, each, number, count, refill, queue)
-        return _until_refill(model, count, refill, queue)
+        queue = _until_refill(model, count, refill, queue)
+        return _refilled(model, each, number, count, refill, queue)
 
     return lax.while_loop(is_unfinished, work, queue).results
 
@@ -387,20 +409,22 @@ def _default_lanes(model: _Model, each) -> int:
     return min(max(lanes, fewest), most)
 
 
-def _empty(model: _Model, each, number: int, lanes: int) -> _Queue:
-    """Lanes in which nothing is."""
-    each = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape[1:]), x.dtype), each)
-    state, bounds = _started(model, each)
-    state = dataclasses.replace(state, status=jnp.zeros_like(state.status))
-    none = jnp.zeros((), jnp.int32)
+def _filled(model: _Model, each, number: int, count, lanes: int) -> _Queue:
+    """The first fits in the lanes."""
+    index = jnp.arange(lanes, dtype=jnp.int32)
+    enters = index < count
+    come = jax.tree.map(lambda leaf: leaf.at[index].get(mode="clip"), each)
+    state, bounds = _started(model, come)
+    resting = jnp.zeros_like(state.status)
+    state = dataclasses.replace(state, status=jnp.where(enters, state.status, resting))
     queue = _Queue(
         state=state,
-        each=each,
+        each=come,
         bounds=bounds,
-        index=jnp.full(lanes, number, jnp.int32),
+        index=jnp.where(enters, index, number),
         entered=jnp.zeros(lanes, jnp.int32),
-        trips=none,
-        taken=none,
+        trips=jnp.zeros((), jnp.int32),
+        taken=jnp.sum(enters, dtype=jnp.int32),
         results=None,
     )
     kept = jax.eval_shape(lambda: _reported(model, queue, jnp.zeros(1, jnp.int32)))
