@@ -279,6 +279,19 @@ def test_bad_input(change, error, message):
             solve_blocks(residual, x0, y, **change)
 
 
+@pytest.mark.parametrize("number", [2**26, 2**31])
+def test_so_many_that_indices_could_overflow(number):
+    """By shapes: 2^31 residuals are fine, 2^31 fits are refused."""
+    arguments = jax.ShapeDtypeStruct((number, 3), float), jax.ShapeDtypeStruct(
+        (number, len(T)), float
+    )
+    if number == 2**31:
+        with pytest.raises(ValueError, match="solve_blocks"):
+            jax.eval_shape(fit, *arguments)
+    else:
+        assert jax.eval_shape(fit, *arguments).x.shape == (number, 3)
+
+
 def test_bad_block():
     x0, y = problems(6, far=False)
     with pytest.raises(ValueError, match="block is 0"):

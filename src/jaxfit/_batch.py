@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -380,7 +381,14 @@ def _run(model: _Model, each: PyTree, count, lanes: int | None):
         each = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), each)
         out = _run(model, each, 0, 1)
         return jax.tree.map(lambda leaf: leaf[:0], out)
-    lanes = _default_lanes(model, each) if lanes is None else lanes
+    if lanes is None:
+        n, dtype = model.parameters.size, model.parameters.dtype
+        lanes = default_lanes(_rows(model, each), n, dtype)
+    if number + lanes > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"There are {number} fits, more than 32 bits count; give them to "
+            "solve_blocks, or to more devices."
+        )
     refill = max(1, lanes // REFILL)
     queue = _filled(model, each, number, count, lanes)
     queue = varying_with(queue, each)
@@ -395,18 +403,22 @@ def _run(model: _Model, each: PyTree, count, lanes: int | None):
     return lax.while_loop(is_unfinished, work, queue).results
 
 
-def _default_lanes(model: _Model, each) -> int:
-    """So many lanes that their rows and columns stay in cache."""
+def _rows(model: _Model, each) -> int:
+    """The number of residuals of a fit."""
     n, dtype = model.parameters.size, model.parameters.dtype
     x, square = jax.ShapeDtypeStruct((n,), dtype), jax.ShapeDtypeStruct((n, n), dtype)
     residual, *_ = jax.eval_shape(model.evaluate, x, square, _shapes_of_one(each))
-    size = residual.size * (n + 2) * dtype.itemsize
+    return residual.size
+
+
+def default_lanes(rows: int, n: int, dtype) -> int:
+    """So many lanes that their residuals and columns stay in cache: a power of two."""
     on_cpu = jax.default_backend() == "cpu"
     room, (fewest, most) = (
         (CPU_BYTES, CPU_LANES) if on_cpu else (OTHER_BYTES, OTHER_LANES)
     )
-    lanes = 1 << max(room // size, 1).bit_length() - 1  # a power of two
-    return min(max(lanes, fewest), most)
+    lanes = room // (rows * (n + 2) * np.dtype(dtype).itemsize)
+    return min(max(1 << max(lanes, 1).bit_length() - 1, fewest), most)
 
 
 def _filled(model: _Model, each, number: int, count, lanes: int) -> _Queue:
