@@ -147,7 +147,7 @@ def test_inverse(n):
 def test_gram():
     rows = np.random.default_rng(0).normal(size=(3, 4, 50))
     batch = jax.vmap(lambda rows: _small.gram(list(rows)))(rows)
-    lanes = _small.gram(list(np.swapaxes(rows, 0, 1)))
+    lanes = _small.gram(list(np.moveaxis(rows, 0, -1)))
     for i in range(3):
         expected = rows[i] @ rows[i].T
         for found in (batch[i], lanes[..., i], _small.gram(list(rows[i]))):

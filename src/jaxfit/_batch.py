@@ -32,7 +32,7 @@ from jaxfit._compile import Static, compiled
 from jaxfit._linearize import is_linear, reduce_rows, trace_rows, unwrap_shared
 from jaxfit._options import Options, resolve
 from jaxfit._parameters import Parameters
-from jaxfit._small import choose, settled, varying_with
+from jaxfit._small import choose, lanes_last, settled, varying_with
 from jaxfit._solution import Solution
 from jaxfit._solve import (
     DEFAULTS,
@@ -278,7 +278,9 @@ class _Model(NamedTuple):
         """The linearizations of the lanes."""
         evaluate = jax.vmap(self.evaluate, in_axes=(-1, -1, 0), out_axes=(0, 1, 0))
         residual, columns, weights = evaluate(x, frame.directions, each)
-        return reduce_rows(residual, columns, weights, self.loss, frame)
+        # in memory the rows of a fit lie side by side: they are summed one by one
+        rows = lanes_last((residual, list(columns), weights))
+        return reduce_rows(*rows, self.loss, frame)
 
 
 def _model(fn, jac, keep, fits: Fits, loss, options) -> _Model:

@@ -7,7 +7,7 @@ visited.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -267,9 +267,9 @@ class Rows(NamedTuple):
     """The user's residual function, traced: it is not called in Python again."""
 
     evaluate: (
-        Callable  # (x, directions) -> residuals (*lanes, m), columns (n, *lanes, m)
+        Callable  # (x, directions) -> residuals (m, *lanes), columns (n, m, *lanes)
     )
-    weights: Float[Array, "*lanes m"] | None
+    weights: Float[Array, "m *lanes"] | None
     constants: list  # the arrays that it closes over, data among them
 
 
@@ -368,9 +368,11 @@ def _weighted(residual, columns, weights):
         return residual, columns, None
     counts = weights != 0
     root = jnp.sqrt(weights)
-    residual = jnp.where(counts, root * residual, 0)
-    columns = jnp.where(counts, root * columns, 0)
-    return residual, columns, counts
+
+    def weighted(rows):
+        return jnp.where(counts, root * rows, 0)
+
+    return weighted(residual), jax.tree.map(weighted, columns), counts
 
 
 def _apply_loss(loss, residual, counts):
@@ -381,7 +383,7 @@ def _apply_loss(loss, residual, counts):
     with SciPy's floor where the second derivative of the loss makes it indefinite.
 
     Returns:
-        both factors (*lanes, m), half the sum of the loss, the largest ρ'.
+        both factors (m, *lanes), half the sum of the loss, the largest ρ'.
     """
     dtype = residual.dtype
     scale = jnp.asarray(loss.scale, dtype)
@@ -391,8 +393,8 @@ def _apply_loss(loss, residual, counts):
     if counts is not None:
         rho, slope = jnp.where(counts, rho, 0), jnp.where(counts, slope, 0)
     weight = jnp.sqrt(jnp.maximum(slope, 0))
-    cost = 0.5 * scale**2 * jnp.sum(rho, axis=-1)
-    return weight, jnp.sqrt(model), cost, jnp.max(slope, axis=-1)
+    cost = 0.5 * scale**2 * jnp.sum(rho, axis=0)
+    return weight, jnp.sqrt(model), cost, jnp.max(slope, axis=0)
 
 
 def linearize(rows: Rows, loss: Loss | None, x: Vector, frame: Frame) -> Linearization:
@@ -409,24 +411,28 @@ def linearize(rows: Rows, loss: Loss | None, x: Vector, frame: Frame) -> Lineari
 
 
 def reduce_rows(
-    residual: Float[Array, "*lanes m"],
-    columns: Float[Array, "n *lanes m"],
-    weights: Float[Array, "*lanes m"] | None,
+    residual: Float[Array, "m *lanes"],
+    columns: Sequence[Float[Array, "m *lanes"]] | Float[Array, "n m"],
+    weights: Float[Array, "m *lanes"] | None,
     loss: Loss | None,
     frame: Frame,
 ) -> Linearization:
     """Residuals and their derivatives along the frame's directions, as n x n."""
     residual, columns, counts = _weighted(residual, columns, weights)
     if counts is None:
-        count = jnp.full(residual.shape[:-1], residual.shape[-1])
+        count = jnp.full(residual.shape[1:], residual.shape[0])
     else:
-        count = jnp.sum(counts, axis=-1)
+        count = jnp.sum(counts, axis=0)
     if is_linear(loss):
         normal = gram([*columns, residual])
         return Linearization(normal, frame.inverse, count, None)
     weight, model, cost, influence = _apply_loss(loss, residual, counts)
-    normal = gram([*(weight * columns), weight * residual])
-    robust = Robust(gram([*(model * columns)]), cost, influence)
+
+    def scaled(factor):
+        return jax.tree.map(lambda rows: factor * rows, columns)
+
+    normal = gram([*scaled(weight), weight * residual])
+    robust = Robust(gram([*scaled(model)]), cost, influence)
     return Linearization(normal, frame.inverse, count, robust)
 
 
