@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench import accuracy, report, single
+from bench import accuracy, batch, curve_fit, report, single
 
 RESULTS = report.ROOT / "bench" / "RESULTS.md"
 NOTES = report.ROOT / "bench" / "NOTES.md"
@@ -22,6 +22,8 @@ def main() -> None:
     for section in (
         report.header,
         single.report,
+        curve_fit.report,
+        batch.report,
         accuracy.report,
         accuracy.problems,
     ):

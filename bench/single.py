@@ -194,7 +194,7 @@ def check_agreement(answers: dict[str, np.ndarray]) -> None:
             raise RuntimeError(f"{name} found {answer}; the median is {middle}.")
 
 
-def warm(workload: Workload, competitors) -> dict[str, np.ndarray]:
+def time_in_turns(workload: Workload, competitors) -> dict[str, np.ndarray]:
     """Seconds for one fit in each repeat; the competitors take turns."""
     timers, answers = {}, {}
     for competitor in competitors:
@@ -265,7 +265,7 @@ def report() -> str:
     parts += [f"Skipped: {c.name}; {c.package} is not installed." for c in skipped]
     ratios = []
     for workload in WORKLOADS:
-        hot, frozen = warm(workload, competitors), cold(workload, competitors)
+        hot, frozen = time_in_turns(workload, competitors), cold(workload, competitors)
         size = f"{len(workload.x)} points, {len(workload.start)} parameters"
         parts += [f"### {workload.name}: {size}", _times(hot, frozen)]
         ratios += _ratios(workload.name, hot, frozen)

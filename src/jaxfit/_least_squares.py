@@ -85,8 +85,8 @@ def least_squares(
         args, kwargs: further arguments of `fun` and `jac`. Arrays and floats are inputs
             of the compiled program; other values, integers among them, part of it.
         callback: called after every iteration with x or, if its only parameter is named
-            `intermediate_result`, with an `OptimizeResult`. StopIteration or a true
-            result end the fit. The fit then runs one compiled step at a time.
+            `intermediate_result`, with an `OptimizeResult`. StopIteration ends the fit.
+            The fit then runs one compiled step at a time.
 
     Returns:
         `scipy.optimize.OptimizeResult` with x, cost, fun, jac (scaled for the loss),

@@ -69,7 +69,7 @@ def _watched(pose, callables, request, watch, residual) -> State:
 
 
 def _notifier(callback, residual):
-    """SciPy's two kinds of callback; both stop the fit by StopIteration or True."""
+    """SciPy's two kinds of callback; both stop the fit by StopIteration."""
     from scipy.optimize import OptimizeResult
 
     wants_result = set(inspect.signature(callback).parameters) == {
@@ -80,7 +80,8 @@ def _notifier(callback, residual):
         x = np.array(state.point.x)
         try:
             if not wants_result:
-                return bool(callback(x))
+                callback(x)
+                return False
             result = OptimizeResult(
                 x=x,
                 fun=residual(x),
@@ -88,9 +89,10 @@ def _notifier(callback, residual):
                 nfev=int(state.nfev),
                 cost=float(state.point.linearization.cost),
             )
-            return bool(callback(intermediate_result=result))
+            callback(intermediate_result=result)
         except StopIteration:
             return True
+        return False
 
     return notify
 
