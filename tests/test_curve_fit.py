@@ -7,7 +7,6 @@ of `test_bad_input_scipy`.
 import functools
 import subprocess
 import sys
-import warnings
 
 import equinox as eqx
 import jax
