@@ -14,16 +14,16 @@ from jaxfit._small import (
     diagonal,
     gram_root,
     identity,
+    in_turn,
     is_lanes,
     least,
     matmul,
     norm,
-    one_by_one,
     outer,
     some,
     transpose,
     unit_diagonal,
-    where_needed,
+    where_needed_one_by_one,
 )
 
 # Pivots of the scaled Gram matrix below which it has lost digits of its inverse, for 64
@@ -94,18 +94,15 @@ def _inverse(gram, frame, free):
     if not is_lanes(free):
         return _inverse_by_svd(gram, frame, free)
 
-    def by_svd(*operands):
-        return one_by_one(_inverse_by_svd, *operands)
-
     if len(free) > LANES_MAX:
-        return by_svd(gram, frame, free)
+        return in_turn(_inverse_by_svd, gram, frame, free)
     inverse, pivot = _swept(gram, free)
     lossy = is_lossy(pivot) | some(some(frame != identity(gram[0])))
 
     def by_sweeps(*_):
         return inverse, jnp.zeros_like(free)
 
-    return where_needed(lossy, by_svd, by_sweeps, gram, frame, free)
+    return where_needed_one_by_one(lossy, _inverse_by_svd, by_sweeps, gram, frame, free)
 
 
 def _swept(

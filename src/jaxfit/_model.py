@@ -24,6 +24,7 @@ from jaxfit._small import (
     diagonal,
     gram_root,
     identity,
+    in_turn,
     inner,
     is_lanes,
     largest,
@@ -31,11 +32,11 @@ from jaxfit._small import (
     matmul,
     matvec,
     norm,
-    one_by_one,
     outer,
     settled,
     transpose,
     where_needed,
+    where_needed_one_by_one,
 )
 
 SECULAR_MAX_TRIPS = 10
@@ -202,9 +203,9 @@ def _reduce_factored(model):
     return _from_eigenvalues(*_svd_factors(model))
 
 
-def _reduce_factored_lanes(model):
+def _reduce_factored_lane(model):
     """The same in the descending order that a cut-off solve needs."""
-    reduced = one_by_one(_reduce_factored, model)
+    reduced = _reduce_factored(model)
     turned = {
         name: getattr(reduced, name)[::-1] for name in ("diagonal", "rhs", "newton")
     }
@@ -239,8 +240,10 @@ def reduce_model(model: Model) -> Reduced:
     if not is_lanes(model.gradient):
         return where_needed(model.factored, _reduce_factored, _reduce_plain, model)
     if len(model.gradient) > LANES_MAX:
-        return one_by_one(_reduce_plain, model)
-    return where_needed(model.factored, _reduce_factored_lanes, _reduce_lanes, model)
+        return in_turn(_reduce_plain, model)
+    return where_needed_one_by_one(
+        model.factored, _reduce_factored_lane, _reduce_lanes, model
+    )
 
 
 # The damped step

@@ -166,6 +166,45 @@ def where_needed(
     return lax.cond(jnp.any(needed), corrected, as_found, usual(*operands), *operands)
 
 
+def where_needed_one_by_one(
+    needed: Flag, rare: Callable, usual: Callable, *operands: PyTree
+) -> PyTree:
+    """`where_needed` with a rare case that calls a library.
+
+    Lanes that need it call it one after the other, and the others not at all. Batched
+    LAPACK calls of several devices at once would wait for each other for ever in jaxlib
+    0.10. On other devices one batched call serves all.
+    """
+    if needed.ndim == 0:
+        return lax.cond(needed, rare, usual, *operands)
+    if needed.size == 0:
+        return usual(*operands)
+
+    def corrected(found, *operands):
+        return lax.platform_dependent(
+            *(found, *operands), cpu=one_by_one, default=all_at_once
+        )
+
+    def one_by_one(found, *operands):
+        (lanes,) = jnp.nonzero(needed, size=len(needed))
+
+        def correct(i, found):
+            own = jax.tree.map(lambda x: x[..., lanes[i]], operands)
+            return jax.tree.map(
+                lambda all, one: all.at[..., lanes[i]].set(one), found, rare(*own)
+            )
+
+        return lax.fori_loop(0, jnp.sum(needed), correct, found)
+
+    def all_at_once(found, *operands):
+        return choose(needed, in_turn(rare, *operands), found)
+
+    def as_found(found, *_):
+        return found
+
+    return lax.cond(jnp.any(needed), corrected, as_found, usual(*operands), *operands)
+
+
 def varying_with(tree: PyTree, others: PyTree) -> PyTree:
     """Under `shard_map`: let a tree vary over the mesh axes that others vary over.
 
@@ -215,12 +254,8 @@ def batched_in_lanes(kernel: Callable) -> Callable:
     return functools.wraps(kernel)(lambda *args: batching(*args))
 
 
-def one_by_one(kernel: Callable, *operands: PyTree) -> PyTree:
-    """A kernel for one fit, on lanes: one library call after the other.
-
-    On CPUs really one by one: batched LAPACK calls of several devices at once wait for
-    each other for ever in jaxlib 0.10.
-    """
+def in_turn(kernel: Callable, *operands: PyTree) -> PyTree:
+    """A kernel for one fit, on all lanes: on CPUs one library call after the other."""
 
     def on_cpu(*operands):
         return lax.map(lambda one: kernel(*one), operands)
@@ -311,7 +346,7 @@ def square_root(matrix: Matrix) -> tuple[Matrix, Matrix]:
     rounding whatever the condition.
     """
     if matrix.ndim > 2:
-        return one_by_one(square_root, matrix)
+        return in_turn(square_root, matrix)
     n, eps = len(matrix), jnp.finfo(matrix.dtype).eps
     eigenvalues, rotation = jnp.linalg.eigh(matrix, symmetrize_input=False)
     root = jnp.sqrt(jnp.maximum(eigenvalues, n * eps * eigenvalues[-1]))[:, None]

@@ -39,6 +39,7 @@ from jaxfit._small import (
     unit_diagonal,
     varying_with,
     where_needed,
+    where_needed_one_by_one,
 )
 from jaxfit._solution import (
     RUNNING,
@@ -220,7 +221,7 @@ def trip(linearize: Callable, problem: Problem, state: State) -> State:
 def _frame(linearization: Linearization, needed: Flag) -> Frame:
     """Directions in which the Jacobian near a point is nearly orthonormal.
 
-    Needed so seldom that lanes use LAPACK, all of them as soon as one of them needs it.
+    Needed so seldom that lanes call LAPACK for it.
     """
 
     def from_hessian(linearization):
@@ -234,7 +235,9 @@ def _frame(linearization: Linearization, needed: Flag) -> Frame:
         eye = varying_with(identity(linearization.rhs), linearization.normal)
         return eye, eye
 
-    frame = where_needed(needed, from_hessian, unit_directions, linearization)
+    frame = where_needed_one_by_one(
+        needed, from_hessian, unit_directions, linearization
+    )
     return Frame(*frame, needed)
 
 
