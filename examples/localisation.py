@@ -195,6 +195,7 @@ def draw(movie, position, z):
     )
     errors.plot(grid, normal, color="tab:blue", label="unit normal")
     errors.set(xlabel="(position - truth) / standard error", ylabel="density")
+    errors.set_ylim(0, 0.5)
     errors.set_title("Are the standard errors right?")
     errors.legend(frameon=False)
     figure.savefig("localisation.png", dpi=120)

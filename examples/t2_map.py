@@ -129,8 +129,10 @@ def draw(truth, t2, stderr, chi2, failed):
         image = ax.imshow(values, interpolation="nearest", **options)
         bar = figure.colorbar(image, ax=ax, label=label, extend="max")
         if "norm" in colours:
-            bar.formatter = "{x:g}"
-            bar.minorformatter = ""
+            low, high = image.get_clim()
+            ticks = [t for t in (1, 3, 10, 30, 50, 100, 200, 400) if low <= t <= high]
+            bar.set_ticks(ticks, labels=map(str, ticks))
+            bar.minorticks_off()
         ax.set(title=title, xlabel="x (voxels)", ylabel="y (voxels)", facecolor="0.85")
     row, column = np.nonzero(failed)
     axes[1, 1].plot(column, row, "x", color="tab:cyan", label="not converged")
