@@ -154,36 +154,22 @@ def where_needed(
 
     In lanes the rare case is computed only if some fit needs it, and then for all.
     """
-    if needed.ndim == 0:
-        return lax.cond(needed, rare, usual, *operands)
 
     def corrected(found, *operands):
         return choose(needed, rare(*operands), found)
 
-    def as_found(found, *_):
-        return found
-
-    return lax.cond(jnp.any(needed), corrected, as_found, usual(*operands), *operands)
+    return _usual_or(corrected, needed, rare, usual, operands)
 
 
 def where_needed_one_by_one(
     needed: Flag, rare: Callable, usual: Callable, *operands: PyTree
 ) -> PyTree:
-    """`where_needed` with a rare case that calls a library.
+    """`where_needed` with a rare case for one fit, which calls a library.
 
     Lanes that need it call it one after the other, and the others not at all. Batched
     LAPACK calls of several devices at once would wait for each other for ever in jaxlib
     0.10. On other devices one batched call serves all.
     """
-    if needed.ndim == 0:
-        return lax.cond(needed, rare, usual, *operands)
-    if needed.size == 0:
-        return usual(*operands)
-
-    def corrected(found, *operands):
-        return lax.platform_dependent(
-            *(found, *operands), cpu=one_by_one, default=all_at_once
-        )
 
     def one_by_one(found, *operands):
         (lanes,) = jnp.nonzero(needed, size=len(needed))
@@ -196,13 +182,25 @@ def where_needed_one_by_one(
 
         return lax.fori_loop(0, jnp.sum(needed), correct, found)
 
-    def all_at_once(found, *operands):
+    def at_once(found, *operands):
         return choose(needed, in_turn(rare, *operands), found)
 
-    def as_found(found, *_):
-        return found
+    def corrected(*arguments):
+        return lax.platform_dependent(*arguments, cpu=one_by_one, default=at_once)
 
-    return lax.cond(jnp.any(needed), corrected, as_found, usual(*operands), *operands)
+    return _usual_or(corrected, needed, rare, usual, operands)
+
+
+def _usual_or(corrected, needed, rare, usual, operands):
+    """One of two cases for one fit; for lanes the usual one, corrected if needed."""
+    if needed.ndim == 0:
+        return lax.cond(needed, rare, usual, *operands)
+    found = usual(*operands)
+    if needed.size == 0:
+        return found
+    return lax.cond(
+        jnp.any(needed), corrected, lambda found, *_: found, found, *operands
+    )
 
 
 def varying_with(tree: PyTree, others: PyTree) -> PyTree:
