@@ -10,9 +10,10 @@ import pytest
 from scipy.optimize import least_squares
 
 from jaxfit import _trip, losses
-from jaxfit._linearize import is_linear, linearize, trace_rows
+from jaxfit._linearize import is_linear
 from jaxfit._options import Limits
 from jaxfit._parameters import Parameters
+from jaxfit._rows import Task, visit
 from jaxfit._solution import RUNNING
 
 SCIPY_LOSSES = {
@@ -26,7 +27,8 @@ SCIPY_LOSSES = {
 def our_path(residual, x0, data, bounds, loss, tolerance=1e-8):
     """Accepted points and status of the core with SciPy's tests and acceptance."""
     parameters = Parameters(x0)
-    rows = trace_rows(residual, None, parameters.unravel, data, None, x0)
+    task = Task(residual, None, parameters.unravel, loss)
+    evaluate = visit(None, task, data, None, x0).linearize
     problem = _trip.Problem(
         limits=Limits(*[jnp.asarray(tolerance)] * 3, jnp.int32(100 * len(x0))),
         bounds=parameters.bounds(bounds),
@@ -35,7 +37,6 @@ def our_path(residual, x0, data, bounds, loss, tolerance=1e-8):
         scipy_steps=True,
     )
     state = _trip.initial_state(problem, x0)
-    evaluate = functools.partial(linearize, rows, loss)
     trip = jax.jit(functools.partial(_trip.trip, evaluate, problem))
     path = []
     while state.status == RUNNING:

@@ -5,14 +5,18 @@ from jaxfit._batch import solve_batch
 from jaxfit._blocks import solve_blocks
 from jaxfit._curve_fit import curve_fit
 from jaxfit._least_squares import least_squares
-from jaxfit._linearize import Linearization, Shared, Whole, merge
+from jaxfit._linearize import Linearization, merge
+from jaxfit._observed import Shared
 from jaxfit._options import Options
+from jaxfit._rows import Chunked, Sharded, Whole
 from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
 
 __all__ = [
+    "Chunked",
     "Linearization",
     "Options",
+    "Sharded",
     "Shared",
     "Solution",
     "Status",

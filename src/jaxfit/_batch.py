@@ -29,9 +29,11 @@ from jaxtyping import Array, Int, PyTree
 
 from jaxfit._bounds import Bounds
 from jaxfit._compile import Static, compiled
-from jaxfit._linearize import is_linear, reduce_rows, trace_rows, unwrap_shared
+from jaxfit._linearize import is_linear, reduce_rows
+from jaxfit._observed import unwrap_shared
 from jaxfit._options import Options, resolve
 from jaxfit._parameters import Parameters
+from jaxfit._rows import Task, visit
 from jaxfit._small import choose, lanes_last, settled, varying_with
 from jaxfit._solution import Solution
 from jaxfit._solve import (
@@ -255,8 +257,9 @@ class _Model(NamedTuple):
     def evaluate(self, x, directions, each):
         """Residuals, columns and weights of one fit."""
         _, data, _, weights = self.fits.one(each)
-        rows = trace_rows(self.fn, self.jac, self.parameters.unravel, data, weights, x)
-        return *rows.evaluate(x, directions), rows.weights
+        task = Task(self.fn, self.jac, self.parameters.unravel, self.loss)
+        seen = visit(None, task, data, weights, x)
+        return *seen.residuals.evaluate(x, directions), seen.weights
 
     def report(self, state, own_bounds, trips):
         """What is kept of one fit."""

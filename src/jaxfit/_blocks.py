@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxfit._batch import Fits, Placement, checked_setting, run_batch, split
-from jaxfit._linearize import unwrap_shared
+from jaxfit._observed import unwrap_shared
 from jaxfit._options import Options
 from jaxfit._solution import Solution
 from jaxfit.losses import Loss

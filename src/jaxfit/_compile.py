@@ -45,7 +45,7 @@ class Static(eqx.Module):
     value: Any = eqx.field(static=True)
 
 
-def compiled(function: Callable, callables: Any, arguments: Any) -> Any:
+def compiled(function: Callable, callables: Any, arguments: Any, *donated: Any) -> Any:
     """`function(callables, arguments)`, compiled once for all that are alike.
 
     Args:
@@ -53,6 +53,7 @@ def compiled(function: Callable, callables: Any, arguments: Any) -> Any:
         callables: a pytree of the user's functions and modules. Arrays in it are
             inputs of the program.
         arguments: a pytree; what is no array or number in it is part of the program.
+        donated: further arguments of the function, whose memory its results may take.
     """
     leaves, structure = jax.tree.flatten((callables, arguments))
     is_input = [isinstance(leaf, _INPUTS) for leaf in leaves]
@@ -67,7 +68,7 @@ def compiled(function: Callable, callables: Any, arguments: Any) -> Any:
     try:
         fingerprint, key = describe()
     except _ClosesOverTracer:
-        return function(callables, arguments)
+        return function(callables, arguments, *donated)
     with _lock:
         program = _programs.get(key)
         if program is None:
@@ -76,7 +77,8 @@ def compiled(function: Callable, callables: Any, arguments: Any) -> Any:
         _programs.move_to_end(key)
     traces = program.traces
     out = program(
-        [leaf for leaf, dynamic in zip(leaves, is_input, strict=True) if dynamic]
+        [leaf for leaf, dynamic in zip(leaves, is_input, strict=True) if dynamic],
+        donated,
     )
     if program.traces > traces:
         with _lock:
@@ -107,25 +109,27 @@ class _Program:
     """A jitted function of the inputs among some leaves."""
 
     def __init__(self, function, structure, static, is_input):
-        def call(inputs):
+        def call(inputs, donated):
             self.traces += 1
             inputs = iter(inputs)
             leaves = [
                 next(inputs) if d else s for s, d in zip(static, is_input, strict=True)
             ]
-            return function(*jax.tree.unflatten(structure, leaves))
+            return function(*jax.tree.unflatten(structure, leaves), *donated)
 
         named: Any = getattr(function, "func", function)  # of a partial
         call.__name__ = call.__qualname__ = named.__name__.lstrip("_")
         self.traces = 0
         self.kept_alive: list = []
         self._inner = jax.jit(call)
-        self._outermost = jax.jit(call, compiler_options=_compiler_options())
+        self._outermost = jax.jit(
+            call, donate_argnums=1, compiler_options=_compiler_options()
+        )
 
-    def __call__(self, inputs):
+    def __call__(self, inputs, donated):
         if any(isinstance(value, Tracer) for value in inputs):
-            return self._inner(inputs)
-        return self._outermost(inputs)
+            return self._inner(inputs, donated)
+        return self._outermost(inputs, donated)
 
 
 @functools.cache

@@ -49,7 +49,7 @@ def covariance(
         absolute: a residual has variance 1; otherwise it is estimated.
     """
     relative, undetermined = inverse_gram(lin.gram, lin.frame, free)
-    dof = (lin.count - jnp.sum(free)).astype(relative.dtype)
+    dof = lin.count - jnp.sum(free).astype(relative.dtype)
     variance = jnp.where(dof > 0, 2 * lin.cost / jnp.where(dof > 0, dof, 1), 1)
     variance = jnp.where(absolute, 1, variance)
     undetermined = undetermined | ((dof <= 0) & ~jnp.asarray(absolute) & free)

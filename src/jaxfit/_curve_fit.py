@@ -370,7 +370,9 @@ def _report(full_output: bool, setup: Setup, state, request: _Request):
     }
     rows = None
     if full_output:
-        rows = residual_and_jacobian(setup.rows, setup.loss, found.x)
+        rows = residual_and_jacobian(
+            setup.visit.residuals, setup.visit.weights, setup.loss, found.x
+        )
     return _host.pack(values), rows
 
 

@@ -262,7 +262,9 @@ def _report(setup: Setup, state, request: _Request):
         "njev": state.steps + 1,
         "certified": point.certified,
     }
-    rows = residual_and_jacobian(setup.rows, setup.loss, point.x)
+    rows = residual_and_jacobian(
+        setup.visit.residuals, setup.visit.weights, setup.loss, point.x
+    )
     return _host.pack(values), *rows
 
 

@@ -3,19 +3,19 @@
 The m residuals and their (m, n) Jacobian are reduced to n x n: trust region, bounds,
 scaling and covariance read nothing else. Linearizations of different rows of the same
 problem `merge` by addition, so that it does not matter in how many pieces the rows were
-visited.
+visited. `_rows.py` visits them.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxfit._residuals import Residuals
 from jaxfit._small import (
     Flag,
     Matrix,
@@ -34,24 +34,7 @@ from jaxfit.losses import Linear, Loss
 # A cost is known to so many units of rounding for each residual.
 COST_ROUNDING = 4
 
-
-class Whole(eqx.Module):
-    """Visit all residual rows at once: the right choice while they fit in memory."""
-
-
-class Shared(eqx.Module):
-    """Marks a leaf of `data` that is not rows; `fn` receives what it wraps."""
-
-    leaf: Any
-
-
-def unwrap_shared(data: PyTree) -> PyTree:
-    """`data` as `fn` sees it."""
-    return jax.tree.map(
-        lambda node: node.leaf if isinstance(node, Shared) else node,
-        data,
-        is_leaf=lambda node: isinstance(node, Shared),
-    )
+COUNT_BASE = 2**16
 
 
 class Frame(NamedTuple):
@@ -87,7 +70,7 @@ class Linearization(eqx.Module):
 
     normal: Float[Array, "n+1 n+1 *lanes"]  # (JP r)ᵀ W (JP r)
     frame: Matrix  # P⁻¹
-    count: Int[Array, "*lanes"]  # residuals that count
+    counted: Int[Array, "2 *lanes"]  # residuals that count; see `in_words`
     robust: Robust | None  # None without a loss
 
     @property
@@ -101,8 +84,14 @@ class Linearization(eqx.Module):
     def influence(self) -> Scalar:
         """The largest ρ' of a residual that counts."""
         if self.robust is None:
-            return (self.count > 0).astype(self.normal.dtype)
+            return jnp.any(self.counted > 0, axis=0).astype(self.normal.dtype)
         return self.robust.influence
+
+    @property
+    def count(self) -> Scalar:
+        """Residuals that count, as a number of the fit's dtype."""
+        words = self.counted.astype(self.normal.dtype)
+        return words[0] * COUNT_BASE + words[1]
 
     @property
     def framed(self) -> Flag:
@@ -147,208 +136,110 @@ def _out_of(frame, gram):
     return matmul(transpose(frame), matmul(gram, frame))
 
 
+# Sums over rows
+
+
+def in_words(counts: Int[Array, "*lanes"]) -> Int[Array, "2 *lanes"]:
+    """Counts as multiples of `COUNT_BASE` and what is left.
+
+    Without x64 JAX has no integers beyond 2^31, and a fit may have more rows.
+    """
+    return jnp.stack([counts // COUNT_BASE, counts % COUNT_BASE]).astype(jnp.int32)
+
+
+def carried(words: Int[Array, "2 *lanes"]) -> Int[Array, "2 *lanes"]:
+    """Sums of up to 2^15 words, each again below `COUNT_BASE`."""
+    return jnp.stack([words[0] + words[1] // COUNT_BASE, words[1] % COUNT_BASE])
+
+
+def _count(counts: Bool[Array, "m *lanes"]) -> Int[Array, "2 *lanes"]:
+    """How many are true; a count of 32 bits is good for so many rows at a time."""
+    most = COUNT_BASE << 14
+    parts = [counts[start : start + most] for start in range(0, len(counts), most)]
+    return carried(sum(in_words(jnp.sum(part, axis=0)) for part in parts))
+
+
+def sums(linearization: Linearization) -> tuple[Array, ...]:
+    """What adds up over rows, the count apart."""
+    robust = linearization.robust
+    if robust is None:
+        return (linearization.normal,)
+    return linearization.normal, robust.gram, robust.cost
+
+
+def with_sums(
+    linearization: Linearization, sums: Sequence[Array], counted, influence
+) -> Linearization:
+    """The inverse of `sums`, with what else depends on the rows."""
+    normal, *rest = sums
+    robust = None if linearization.robust is None else Robust(*rest, influence)
+    return Linearization(normal, linearization.frame, counted, robust)
+
+
 def merge(a: Linearization, b: Linearization) -> Linearization:
     """The linearization of the rows of `a` and `b` together, taken in one frame."""
-    robust = None
-    if a.robust is not None and b.robust is not None:
-        robust = Robust(
-            gram=a.robust.gram + b.robust.gram,
-            cost=a.robust.cost + b.robust.cost,
-            influence=jnp.maximum(a.robust.influence, b.robust.influence),
-        )
-    return Linearization(a.normal + b.normal, a.frame, a.count + b.count, robust)
+    return _merged(a, b, jax.tree.map(operator.add, sums(a), sums(b)))
+
+
+def _merged(a, b, sums):
+    counted = carried(a.counted + b.counted)
+    return with_sums(a, sums, counted, jnp.maximum(a.influence, b.influence))
+
+
+def without_rows(x: Vector, inverse: Matrix, is_linear: bool) -> Linearization:
+    """The linearization of no rows at points like x.
+
+    Args:
+        inverse: the inverse of its frame.
+        is_linear: without a loss.
+    """
+    zeros = jnp.zeros_like(x)
+    size, zero = len(x) + 1, zeros[0]
+    normal = jnp.zeros((size, size, *zero.shape), x.dtype) + zero
+    counted = jnp.zeros((2, *zero.shape), jnp.int32) + zero.astype(jnp.int32)
+    robust = None if is_linear else Robust(jnp.zeros_like(inverse), zero, zero)
+    return Linearization(normal, inverse, counted, robust)
+
+
+class RunningSum(NamedTuple):
+    """Linearizations added up without loss: Neumaier's compensated summation.
+
+    A plain sum of K terms may lose log2(K) bits, and in float32 a fit of 1e9 rows
+    cannot spare them. (Neumaier, ZAMM 54 (1974); the error of an addition is Knuth's.)
+    """
+
+    linearization: Linearization
+    lost: tuple[Array, ...]  # what rounding took from its sums
+
+    @classmethod
+    def of_nothing(cls, x: Vector, inverse: Matrix, is_linear: bool) -> "RunningSum":
+        """The sum of no terms, in one frame."""
+        nothing = without_rows(x, inverse, is_linear)
+        return cls(nothing, jax.tree.map(jnp.zeros_like, sums(nothing)))
+
+    def plus(self, more: Linearization) -> "RunningSum":
+        """The sum with another term."""
+        old, new = sums(self.linearization), sums(more)
+        total = jax.tree.map(operator.add, old, new)
+        lost = jax.tree.map(_lost, self.lost, old, new, total)
+        return RunningSum(_merged(self.linearization, more, total), lost)
+
+    def total(self) -> Linearization:
+        """The sum."""
+        lin = self.linearization
+        total = jax.tree.map(operator.add, sums(lin), self.lost)
+        return with_sums(lin, total, lin.counted, lin.influence)
+
+
+def _lost(so_far, a, b, total):
+    from_b = total - a
+    return so_far + ((a - (total - from_b)) + (b - from_b))
 
 
 def cost_rounding(linearization: Linearization) -> Scalar:
     """How large a change of the cost may be rounding alone."""
     cost = linearization.cost
-    count = linearization.count.astype(cost.dtype)
-    return COST_ROUNDING * jnp.finfo(cost.dtype).eps * count * cost
-
-
-# Residuals as one real vector
-
-
-def _real_vector(leaf: Array, dtype) -> Array:
-    """One residual leaf as a vector; complex numbers count as two real ones."""
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        leaf = jnp.stack([leaf.real, leaf.imag])
-    return jnp.ravel(leaf).astype(dtype)
-
-
-def _concatenate(parts: list[Array], axis: int = 0) -> Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
-
-
-def _check_residual(residual: PyTree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(residual):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(
-                f"fn(x, data){jax.tree_util.keystr(path)} has dtype {dtype}; "
-                "residuals must be real or complex floating-point numbers."
-            )
-    if sum(np.size(leaf) for leaf in jax.tree.leaves(residual)) == 0:
-        raise ValueError(
-            "fn(x, data) returned no residuals; a fit needs at least one. Check that "
-            "the data are not empty and that fn returns model - observation."
-        )
-
-
-def residual_vector(residual: PyTree, dtype) -> Float[Array, " m"]:
-    """All residuals as one real vector of the fit's dtype."""
-    _check_residual(residual)
-    leaves = map(jnp.asarray, jax.tree.leaves(residual))
-    return _concatenate([_real_vector(leaf, dtype) for leaf in leaves])
-
-
-def weight_vector(weights: PyTree, residual: PyTree, dtype) -> Float[Array, " m"]:
-    """Weights broadcast to the residuals, in the order of `residual_vector`.
-
-    Of the residuals only structure, shapes and dtypes are used.
-    """
-    if isinstance(weights, list) and jax.tree_util.all_leaves([residual]):
-        weights = jnp.asarray(weights)
-    try:
-        weights = jax.tree.broadcast(weights, residual)
-    except ValueError as error:
-        raise ValueError(
-            f"weights have structure {jax.tree.structure(weights)}; the residuals have "
-            f"{jax.tree.structure(residual)}. Give weights of the same structure, or "
-            "one array that broadcasts to every residual."
-        ) from error
-    parts = []
-    for weight, leaf in zip(
-        jax.tree.leaves(weights), jax.tree.leaves(residual), strict=True
-    ):
-        weight = jnp.asarray(weight)
-        if jnp.issubdtype(weight.dtype, jnp.complexfloating):
-            raise TypeError(f"weights have dtype {weight.dtype}; they must be real.")
-        try:
-            weight = jnp.broadcast_to(weight.astype(dtype), leaf.shape)
-        except ValueError as error:
-            raise ValueError(
-                f"weights of shape {weight.shape} do not broadcast to residuals of "
-                f"shape {leaf.shape}."
-            ) from error
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            weight = jnp.stack([weight, weight])
-        parts.append(jnp.ravel(weight))
-    return _concatenate(parts)
-
-
-def _jacobian_matrix(jacobian: PyTree, residual: PyTree, x: PyTree, dtype) -> Array:
-    """A user's Jacobian, laid out like `jax.jacobian(fn)(x, data)`, as (m, n)."""
-    blocks = jax.tree.leaves(jacobian)
-    leaves, columns = jax.tree.leaves(residual), jax.tree.leaves(x)
-    shapes = [r.shape + np.shape(c) for r in leaves for c in columns]
-    if [np.shape(block) for block in blocks] != shapes:
-        raise ValueError(
-            f"Options(jac=...) returned arrays of shapes "
-            f"{[np.shape(block) for block in blocks]}; expected {shapes}: one for each "
-            "residual array and parameter array, with the residual's axes first."
-        )
-    rows = []
-    for i, r in enumerate(leaves):
-        row = jnp.concatenate(
-            [
-                jnp.reshape(blocks[i * len(columns) + j], (r.size, np.size(c)))
-                for j, c in enumerate(columns)
-            ],
-            axis=1,
-        )
-        if jnp.issubdtype(r.dtype, jnp.complexfloating):
-            row = jnp.concatenate([row.real, row.imag])
-        rows.append(row.astype(dtype))
-    return _concatenate(rows)
-
-
-class Rows(NamedTuple):
-    """The user's residual function, traced: it is not called in Python again."""
-
-    evaluate: (
-        Callable  # (x, directions) -> residuals (m, *lanes), columns (n, m, *lanes)
-    )
-    weights: Float[Array, "m *lanes"] | None
-    constants: list  # the arrays that it closes over, data among them
-
-
-def trace_rows(
-    fn: Callable,
-    jac: str | Callable | None,
-    unravel: Callable,
-    data: PyTree,
-    weights: PyTree | None,
-    x: Float[Array, " n"],
-) -> Rows:
-    """Trace `fn` at parameters like x, and choose how to differentiate it.
-
-    Forward mode pushes the directions through `fn` itself; the other modes form J and
-    multiply. Reverse mode is cheaper where there are fewer rows than parameters, but
-    could not hide a NaN in a row of weight zero.
-
-    Args:
-        fn: residual function of (parameters, data).
-        jac: "fwd", "rev", a function of (parameters, data), or None for the cheaper.
-        unravel: from the flat vector to the user's parameters.
-        data: what `fn` takes as its second argument.
-        weights: None, or weights that broadcast to the residuals.
-        x: a point.
-    """
-    dtype, structure = x.dtype, []
-
-    def vector(x):
-        residual = fn(unravel(x), data)
-        residual = jax.tree.map(jnp.asarray, residual)
-        structure.append(jax.tree.map(jax.typeof, residual))
-        return residual_vector(residual, dtype)
-
-    vector, constants = jax.closure_convert(vector, x)
-    residual = functools.partial(_with_constants, vector, constants)
-    rows = jax.eval_shape(residual, x).shape[0]
-    if weights is not None:
-        weights = weight_vector(weights, structure[0], dtype)
-    if jac is None:
-        jac = "rev" if rows < len(x) and weights is None else "fwd"
-    if jac == "fwd":
-        return Rows(functools.partial(_push, residual), weights, constants)
-    if not callable(jac):
-        return Rows(functools.partial(_pull, residual, rows), weights, constants)
-
-    def matrix(x):
-        jacobian = jac(unravel(x), data)
-        return _jacobian_matrix(jacobian, structure[0], unravel(x), dtype)
-
-    matrix, more = jax.closure_convert(matrix, x)
-    jacobian = functools.partial(_with_constants, matrix, more)
-    evaluate = functools.partial(_multiply, residual, jacobian)
-    return Rows(evaluate, weights, [*constants, *more])
-
-
-def _with_constants(fn, constants, x):
-    return fn(x, *constants)
-
-
-def _push(residual, x, directions):
-    """Forward mode."""
-    push = functools.partial(jax.jvp, residual, (x,))
-    return jax.vmap(lambda v: push((v,)), out_axes=(None, 0))(directions)
-
-
-def _pull(residual, rows, x, directions):
-    """Reverse mode."""
-    value, pull = jax.vjp(residual, x)
-    (jacobian,) = jax.vmap(pull)(jnp.eye(rows, dtype=x.dtype))
-    return value, _times(directions, jacobian)
-
-
-def _multiply(residual, jacobian, x, directions):
-    """A user's Jacobian."""
-    return residual(x), _times(directions, jacobian(x))
-
-
-def _times(directions, jacobian):
-    return jnp.dot(directions, jacobian.T, precision=jax.lax.Precision.HIGHEST)
+    return COST_ROUNDING * jnp.finfo(cost.dtype).eps * linearization.count * cost
 
 
 # Weights and the loss
@@ -359,15 +250,17 @@ def is_linear(loss: Loss | None) -> bool:
     return loss is None or type(loss) is Linear
 
 
-def _weighted(residual, columns, weights):
+def _weighted(residual, columns, weights, counts):
     """√w r and √w J, and which rows count (None: all).
 
-    What has weight zero does not count and may be NaN.
+    What does not count may be NaN.
     """
-    if weights is None:
+    root = 1
+    if weights is not None:
+        root = jnp.sqrt(weights)
+        counts = weights != 0 if counts is None else counts & (weights != 0)
+    if counts is None:
         return residual, columns, None
-    counts = weights != 0
-    root = jnp.sqrt(weights)
 
     def weighted(rows):
         return jnp.where(counts, root * rows, 0)
@@ -397,35 +290,32 @@ def _apply_loss(loss, residual, counts):
     return weight, jnp.sqrt(model), cost, jnp.max(slope, axis=0)
 
 
-def linearize(rows: Rows, loss: Loss | None, x: Vector, frame: Frame) -> Linearization:
-    """Evaluate residuals and derivatives at x, and reduce all rows to n x n.
-
-    Args:
-        rows: from `trace_rows`.
-        loss: a robust loss, or None.
-        x: the point.
-        frame: the directions in which to differentiate.
-    """
-    residual, columns = rows.evaluate(x, frame.directions)
-    return reduce_rows(residual, columns, rows.weights, loss, frame)
-
-
 def reduce_rows(
     residual: Float[Array, "m *lanes"],
     columns: Sequence[Float[Array, "m *lanes"]] | Float[Array, "n m"],
     weights: Float[Array, "m *lanes"] | None,
     loss: Loss | None,
     frame: Frame,
+    counts: Bool[Array, " m"] | None = None,
 ) -> Linearization:
-    """Residuals and their derivatives along the frame's directions, as n x n."""
-    residual, columns, counts = _weighted(residual, columns, weights)
+    """Residuals and their derivatives along the frame's directions, as n x n.
+
+    Args:
+        residual, columns: from `Residuals.evaluate`.
+        weights: of the residuals; None: 1.
+        loss: a robust loss, or None.
+        frame: the directions.
+        counts: which residuals count at all; None: all.
+    """
+    residual, columns, counts = _weighted(residual, columns, weights, counts)
     if counts is None:
-        count = jnp.full(residual.shape[1:], residual.shape[0])
+        words = divmod(len(residual), COUNT_BASE)
+        counted = jnp.stack([jnp.full(residual.shape[1:], n, jnp.int32) for n in words])
     else:
-        count = jnp.sum(counts, axis=0)
+        counted = _count(counts)
     if is_linear(loss):
         normal = gram([*columns, residual])
-        return Linearization(normal, frame.inverse, count, None)
+        return Linearization(normal, frame.inverse, counted, None)
     weight, model, cost, influence = _apply_loss(loss, residual, counts)
 
     def scaled(factor):
@@ -433,15 +323,18 @@ def reduce_rows(
 
     normal = gram([*scaled(weight), weight * residual])
     robust = Robust(gram([*scaled(model)]), cost, influence)
-    return Linearization(normal, frame.inverse, count, robust)
+    return Linearization(normal, frame.inverse, counted, robust)
 
 
 def residual_and_jacobian(
-    rows: Rows, loss: Loss | None, x: Float[Array, " n"]
+    residuals: Residuals,
+    weights: Float[Array, " m"] | None,
+    loss: Loss | None,
+    x: Float[Array, " n"],
 ) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
     """The weighted residuals, and J_s, the Jacobian with rows scaled for the loss."""
-    residual, columns = rows.evaluate(x, identity(x))
-    residual, columns, counts = _weighted(residual, columns, rows.weights)
+    residual, columns = residuals.evaluate(x, identity(x))
+    residual, columns, counts = _weighted(residual, columns, weights, None)
     if not is_linear(loss):
         columns = _apply_loss(loss, residual, counts)[1] * columns
     return residual, columns.T

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit._bounds import Bounds
 from jaxfit._covariance import covariance
-from jaxfit._linearize import Linearization, cost_rounding
+from jaxfit._linearize import COUNT_BASE, Linearization, cost_rounding
 from jaxfit._small import Flag, Scalar, Vector, inner, largest
 
 RUNNING = 9  # not a status: the fit goes on
@@ -170,8 +170,19 @@ class Solution(eqx.Module):
 
     @property
     def count(self) -> Int[Array, "*batch"]:
-        """Residuals that count: complex ones twice, those of weight zero not."""
-        return self.linearization.count
+        """Residuals that count: complex ones twice, those of weight zero not.
+
+        An exact number, of 64 bits; in a trace without x64 of 32 bits at most.
+        """
+        words = self.linearization.counted
+        if not isinstance(words, Tracer):
+            words = np.asarray(words).astype(np.int64)
+        else:
+            words = words.astype(int)
+        if words.dtype == np.int32:
+            most = np.array(divmod(2**31 - 1, COUNT_BASE), np.int32)
+            words = jnp.where(words[..., :1] > most[0], most, words)
+        return words[..., 0] * COUNT_BASE + words[..., 1]
 
     @property
     def njev(self) -> Int[Array, "*batch"]:

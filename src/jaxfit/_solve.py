@@ -13,7 +13,6 @@ once. `_trip.py` has the trip.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,16 +21,19 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit import _bounds
 from jaxfit._compile import compiled
-from jaxfit._linearize import (
-    Rows,
-    Whole,
-    is_linear,
-    linearize,
-    trace_rows,
-    unwrap_shared,
-)
+from jaxfit._linearize import is_linear
 from jaxfit._options import Options, resolve
 from jaxfit._parameters import Parameters
+from jaxfit._rows import (
+    Chunked,
+    Sharded,
+    Task,
+    Visit,
+    Whole,
+    on_mesh,
+    placed,
+    visit,
+)
 from jaxfit._small import varying_with
 from jaxfit._solution import RUNNING, Solution
 from jaxfit._trip import Problem, State, initial_state, trip
@@ -49,7 +51,7 @@ def solve(
     weights: PyTree | None = None,
     loss: Loss | None = None,
     options: Options | None = None,
-    rows: Whole | None = None,
+    rows: Whole | Chunked | Sharded | None = None,
 ) -> Solution:
     """Minimise half the sum of the squared residuals `fn(x, data)` over x.
 
@@ -83,7 +85,9 @@ def solve(
     options = DEFAULTS if options is None else options
     check_arguments(loss, options, rows)
     options, jac = without_callable(options)
-    arguments = x0, data, bounds, weights, loss, options
+    if isinstance(rows, Sharded):
+        rows, data, weights = placed(rows, data, weights)
+    arguments = x0, data, bounds, weights, loss, options, rows
     return compiled(_solve, (fn, jac), arguments)
 
 
@@ -109,28 +113,41 @@ def check_arguments(loss, options, rows) -> None:
             f"loss is {loss!r}; expected None or an instance of a loss, such as "
             "jaxfit.losses.Huber(1.0)."
         )
-    if not (rows is None or isinstance(rows, Whole)):
-        raise TypeError(f"rows is {rows!r}; expected None or jaxfit.Whole().")
+    if not (rows is None or isinstance(rows, (Whole, Chunked, Sharded))):
+        raise TypeError(
+            f"rows is {rows!r}; expected None, jaxfit.Whole(), jaxfit.Chunked(size) or "
+            "jaxfit.Sharded(mesh, axis)."
+        )
 
 
 def _solve(callables, arguments) -> Solution:
     """`solve` without its compilation."""
-    setup = set_up(*callables, *arguments)
-    return solution(setup, run(setup))
+    *arguments, rows = arguments
+    if not isinstance(rows, Sharded) or rows.mesh is None:
+        setup = set_up(*callables, *arguments, rows=rows)
+        return solution(setup, run(setup))
+    x0, data, bounds, weights, loss, options = arguments
+
+    def fit(data, weights, others, rows):
+        x0, bounds, loss, options = others
+        return _solve(callables, (x0, data, bounds, weights, loss, options, rows))
+
+    return on_mesh(rows, fit, data, weights, (x0, bounds, loss, options))
 
 
 class Setup(NamedTuple):
     """A fit before its first trip."""
 
     parameters: Parameters
-    rows: Rows
     loss: Loss | None
     problem: Problem
-    linearize: Callable  # (x, frame) -> Linearization
+    visit: Visit  # of the rows
     start: Float[Array, " n"]
 
 
-def set_up(fn, jac, x0, data, bounds, weights, loss, options, **mode) -> Setup:
+def set_up(
+    fn, jac, x0, data, bounds, weights, loss, options, rows=None, **mode
+) -> Setup:
     """Trace the residual function and flatten the parameters.
 
     Args:
@@ -140,20 +157,27 @@ def set_up(fn, jac, x0, data, bounds, weights, loss, options, **mode) -> Setup:
     parameters = Parameters(x0)
     start = parameters.ravel(x0, "x0")
     start = varying_with(start, (data, weights, bounds, loss, options))
-    rows = trace_rows(fn, jac, parameters.unravel, unwrap_shared(data), weights, start)
-    start = varying_with(start, rows.constants)
+    task = Task(fn, jac, parameters.unravel, loss)
+    visited = visit(rows, task, data, weights, start)
+    start = varying_with(start, visited.residuals.constants)
+    problem = problem_of(parameters, bounds, loss, options, **mode)
+    return Setup(parameters, loss, problem, visited, start)
+
+
+def problem_of(
+    parameters: Parameters, bounds: Any, loss: Loss | None, options: Options, **mode
+) -> Problem:
+    """What does not change during a fit, flat."""
     x_scale = options.x_scale
     if x_scale is not None:
         x_scale = parameters.ravel(x_scale, "x_scale")
-    problem = Problem(
+    return Problem(
         limits=resolve(options, parameters.size, parameters.dtype),
         bounds=parameters.bounds(bounds),
         x_scale=x_scale,
         is_linear=is_linear(loss),
         **mode,
     )
-    evaluate = functools.partial(linearize, rows, loss)
-    return Setup(parameters, rows, loss, problem, evaluate, start)
 
 
 def is_running(state: State) -> Bool[Array, ""]:
@@ -163,10 +187,11 @@ def is_running(state: State) -> Bool[Array, ""]:
 
 def run(setup: Setup) -> State:
     """From the start to the end of the fit."""
+    linearize, agreed = setup.visit.linearize, setup.visit.agreed
     return lax.while_loop(
         is_running,
-        functools.partial(trip, setup.linearize, setup.problem),
-        initial_state(setup.problem, setup.start),
+        lambda state: agreed(trip(linearize, setup.problem, state)),
+        agreed(initial_state(setup.problem, setup.start)),
     )
 
 

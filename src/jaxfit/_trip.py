@@ -18,7 +18,14 @@ from jaxtyping import Array, Int
 from jaxfit import _bounds, _trust_region
 from jaxfit._bounds import Bounds, Hat
 from jaxfit._covariance import is_lossy
-from jaxfit._linearize import Frame, Linearization, Robust, cost_rounding
+from jaxfit._linearize import (
+    Frame,
+    Linearization,
+    cost_rounding,
+    sums,
+    with_sums,
+    without_rows,
+)
 from jaxfit._model import Reduced, reduce_model, trust_region_step
 from jaxfit._options import Limits
 from jaxfit._small import (
@@ -126,12 +133,7 @@ def initial_state(problem: Problem, x0: Vector) -> State:
         valid = bounds.contains(x0) & every(bounds.lower <= bounds.upper)
         status = jnp.where(valid, status, jnp.int32(Status.INVALID_BOUNDS))
         start = _bounds.start_inside(x0, bounds)
-    nothing = Linearization(
-        normal=_without_rows(zeros),
-        frame=eye,
-        count=zero.astype(int),
-        robust=None if problem.is_linear else Robust(eye, infinite, zero),
-    )
+    nothing = _infinitely_bad(without_rows(zeros, eye, problem.is_linear))
     reduced = Reduced(
         diagonal=zeros,
         offdiagonal=zeros[1:],
@@ -198,11 +200,15 @@ def reached(state: State, fresh: State) -> State:
     return dataclasses.replace(state, point=point)
 
 
-def _without_rows(zeros):
-    """The normal matrix before anything was evaluated: its cost is infinite."""
-    size = len(zeros) + 1
-    last = jnp.zeros((size, size), zeros.dtype).at[-1, -1].set(jnp.inf)
-    return last.reshape(size, size, *[1] * (zeros.ndim - 1)) + zeros[0]
+def _infinitely_bad(linearization: Linearization) -> Linearization:
+    """A linearization with an infinite cost."""
+    normal, *rest = sums(linearization)
+    worst = normal.at[-1, -1].set(jnp.inf)
+    if rest:
+        rest[-1] = rest[-1] + jnp.inf
+    return with_sums(
+        linearization, (worst, *rest), linearization.counted, linearization.influence
+    )
 
 
 def trip(linearize: Callable, problem: Problem, state: State) -> State:
@@ -213,8 +219,12 @@ def trip(linearize: Callable, problem: Problem, state: State) -> State:
         problem: what does not change.
         state: for one fit, or for lanes of fits.
     """
-    frame = _frame(state.point.linearization, state.trial.framed)
-    return _advance(problem, state, linearize(state.trial.x, frame))
+    return decide(problem, state, linearize(state.trial.x, frame_of(state)))
+
+
+def frame_of(state: State) -> Frame:
+    """The directions in which the trial point is to be differentiated."""
+    return _frame(state.point.linearization, state.trial.framed)
 
 
 @batched_in_lanes
@@ -242,7 +252,7 @@ def _frame(linearization: Linearization, needed: Flag) -> Frame:
 
 
 @batched_in_lanes
-def _advance(problem: Problem, state: State, linearization: Linearization) -> State:
+def decide(problem: Problem, state: State, linearization: Linearization) -> State:
     """All of a trip that follows from the linearization at the trial point."""
     trial, old, first = state.trial, state.point, state.nfev == 0
     cost = linearization.cost

@@ -1,0 +1,211 @@
+"""The user's residual function: traced once, flat, real, and with its derivatives."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+
+def _real_vector(leaf: Array, dtype) -> Array:
+    """One residual leaf as a vector; complex numbers count as two real ones."""
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        leaf = jnp.stack([leaf.real, leaf.imag])
+    return jnp.ravel(leaf).astype(dtype)
+
+
+def _concatenate(parts: list[Array], axis: int = 0) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
+
+
+def _check_residual(residual: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(residual):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"fn(x, data){jax.tree_util.keystr(path)} has dtype {dtype}; "
+                "residuals must be real or complex floating-point numbers."
+            )
+    if sum(np.size(leaf) for leaf in jax.tree.leaves(residual)) == 0:
+        raise ValueError(
+            "fn(x, data) returned no residuals; a fit needs at least one. Check that "
+            "the data are not empty and that fn returns model - observation."
+        )
+
+
+def residual_vector(residual: PyTree, dtype) -> Float[Array, " m"]:
+    """All residuals as one real vector of the fit's dtype."""
+    _check_residual(residual)
+    leaves = map(jnp.asarray, jax.tree.leaves(residual))
+    return _concatenate([_real_vector(leaf, dtype) for leaf in leaves])
+
+
+def weight_vector(weights: PyTree, residual: PyTree, dtype) -> Float[Array, " m"]:
+    """Weights broadcast to the residuals, in the order of `residual_vector`.
+
+    Of the residuals only structure, shapes and dtypes are used.
+    """
+    if isinstance(weights, list) and jax.tree_util.all_leaves([residual]):
+        weights = jnp.asarray(weights)
+    try:
+        weights = jax.tree.broadcast(weights, residual)
+    except ValueError as error:
+        raise ValueError(
+            f"weights have structure {jax.tree.structure(weights)}; the residuals have "
+            f"{jax.tree.structure(residual)}. Give weights of the same structure, or "
+            "one array that broadcasts to every residual."
+        ) from error
+    flat = []
+    for weight, leaf in zip(
+        jax.tree.leaves(weights), jax.tree.leaves(residual), strict=True
+    ):
+        weight = jnp.asarray(weight)
+        if jnp.issubdtype(weight.dtype, jnp.complexfloating):
+            raise TypeError(f"weights have dtype {weight.dtype}; they must be real.")
+        try:
+            flat.append(_as_rows(weight.astype(dtype), leaf))
+        except ValueError as error:
+            raise ValueError(
+                f"weights of shape {weight.shape} do not broadcast to residuals of "
+                f"shape {leaf.shape}."
+            ) from error
+    return _concatenate(flat)
+
+
+def row_vector(flags: Bool[Array, " rows"], residual: PyTree) -> Bool[Array, " m"]:
+    """A flag for each row as one for each residual, in the order of `residual_vector`.
+
+    Args:
+        flags: one for each row of data, the leading axis of every residual array.
+        residual: only structure, shapes and dtypes are used.
+    """
+    return _concatenate(
+        [
+            _as_rows(flags.reshape(-1, *[1] * (len(leaf.shape) - 1)), leaf)
+            for leaf in jax.tree.leaves(residual)
+        ]
+    )
+
+
+def _as_rows(values: Array, leaf: Array) -> Array:
+    """What belongs to one residual leaf, broadcast to it and as a vector."""
+    values = jnp.broadcast_to(values, leaf.shape)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        values = jnp.stack([values, values])
+    return jnp.ravel(values)
+
+
+def _jacobian_matrix(jacobian: PyTree, residual: PyTree, x: PyTree, dtype) -> Array:
+    """A user's Jacobian, laid out like `jax.jacobian(fn)(x, data)`, as (m, n)."""
+    blocks = jax.tree.leaves(jacobian)
+    leaves, columns = jax.tree.leaves(residual), jax.tree.leaves(x)
+    shapes = [r.shape + np.shape(c) for r in leaves for c in columns]
+    if [np.shape(block) for block in blocks] != shapes:
+        raise ValueError(
+            f"Options(jac=...) returned arrays of shapes "
+            f"{[np.shape(block) for block in blocks]}; expected {shapes}: one for each "
+            "residual array and parameter array, with the residual's axes first."
+        )
+    rows = []
+    for i, r in enumerate(leaves):
+        row = jnp.concatenate(
+            [
+                jnp.reshape(blocks[i * len(columns) + j], (r.size, np.size(c)))
+                for j, c in enumerate(columns)
+            ],
+            axis=1,
+        )
+        if jnp.issubdtype(r.dtype, jnp.complexfloating):
+            row = jnp.concatenate([row.real, row.imag])
+        rows.append(row.astype(dtype))
+    return _concatenate(rows)
+
+
+class Residuals(NamedTuple):
+    """The user's residual function, traced: it is not called in Python again."""
+
+    evaluate: Callable  # (x, directions, *pieces) -> residuals (m,), columns (n, m)
+    structure: PyTree  # of the residuals: their shapes and dtypes
+    constants: list  # the arrays that it closes over, data among them
+
+
+def trace_residuals(
+    fn: Callable,
+    jac: str | Callable | None,
+    unravel: Callable,
+    x: Float[Array, " n"],
+    *pieces: PyTree,
+    is_masked: bool,
+) -> Residuals:
+    """Trace `fn` at parameters like x, and choose how to differentiate it.
+
+    Forward mode pushes the directions through `fn` itself; the other modes form J and
+    multiply. Reverse mode is cheaper where there are fewer rows than parameters, but
+    could not hide a NaN in a row that does not count.
+
+    Args:
+        fn: residual function of (parameters, *pieces).
+        jac: "fwd", "rev", a function of (parameters, *pieces), or None for the cheaper.
+        unravel: from the flat vector to the user's parameters.
+        x: a point.
+        pieces: data that may be others at each call, of these shapes.
+        is_masked: whether some rows may not count.
+    """
+    dtype, structure = x.dtype, []
+
+    def vector(x, *pieces):
+        residual = fn(unravel(x), *pieces)
+        residual = jax.tree.map(jnp.asarray, residual)
+        structure.append(jax.tree.map(jax.typeof, residual))
+        return residual_vector(residual, dtype)
+
+    vector, constants = jax.closure_convert(vector, x, *pieces)
+    residual = functools.partial(_with_constants, vector, constants)
+    rows = jax.eval_shape(residual, x, *pieces).shape[0]
+    if jac is None:
+        jac = "rev" if rows < len(x) and not is_masked else "fwd"
+    if jac == "fwd":
+        evaluate = functools.partial(_push, residual)
+    elif not callable(jac):
+        evaluate = functools.partial(_pull, residual, rows)
+    else:
+
+        def matrix(x, *pieces):
+            parameters = unravel(x)
+            jacobian = jac(parameters, *pieces)
+            return _jacobian_matrix(jacobian, structure[0], parameters, dtype)
+
+        matrix, more = jax.closure_convert(matrix, x, *pieces)
+        jacobian = functools.partial(_with_constants, matrix, more)
+        evaluate = functools.partial(_multiply, residual, jacobian)
+        constants = [*constants, *more]
+    return Residuals(evaluate, structure[0], constants)
+
+
+def _with_constants(fn, constants, x, *pieces):
+    return fn(x, *pieces, *constants)
+
+
+def _push(residual, x, directions, *pieces):
+    """Forward mode."""
+    push = functools.partial(jax.jvp, lambda x: residual(x, *pieces), (x,))
+    return jax.vmap(lambda v: push((v,)), out_axes=(None, 0))(directions)
+
+
+def _pull(residual, rows, x, directions, *pieces):
+    """Reverse mode."""
+    value, pull = jax.vjp(lambda x: residual(x, *pieces), x)
+    (jacobian,) = jax.vmap(pull)(jnp.eye(rows, dtype=x.dtype))
+    return value, _times(directions, jacobian)
+
+
+def _multiply(residual, jacobian, x, directions, *pieces):
+    """A user's Jacobian."""
+    return residual(x, *pieces), _times(directions, jacobian(x, *pieces))
+
+
+def _times(directions, jacobian):
+    return jnp.dot(directions, jacobian.T, precision=jax.lax.Precision.HIGHEST)
