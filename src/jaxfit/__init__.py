@@ -4,6 +4,7 @@ from jaxfit import losses
 from jaxfit._batch import solve_batch
 from jaxfit._blocks import solve_blocks
 from jaxfit._curve_fit import curve_fit
+from jaxfit._feed import Weighted, npy_blocks
 from jaxfit._least_squares import least_squares
 from jaxfit._linearize import Linearization, merge
 from jaxfit._observed import Shared
@@ -11,6 +12,8 @@ from jaxfit._options import Options
 from jaxfit._rows import Chunked, Sharded, Whole
 from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
+from jaxfit._stream import solve_stream
+from jaxfit._warm import subsample_start, warm_start
 
 __all__ = [
     "Chunked",
@@ -20,13 +23,18 @@ __all__ = [
     "Shared",
     "Solution",
     "Status",
+    "Weighted",
     "Whole",
     "curve_fit",
     "least_squares",
     "losses",
     "merge",
+    "npy_blocks",
     "solve",
     "solve_batch",
     "solve_blocks",
+    "solve_stream",
+    "subsample_start",
+    "warm_start",
 ]
 __version__ = "0.1.0"

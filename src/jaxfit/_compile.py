@@ -129,7 +129,12 @@ class _Program:
     def __call__(self, inputs, donated):
         if any(isinstance(value, Tracer) for value in inputs):
             return self._inner(inputs, donated)
-        return self._outermost(inputs, donated)
+        try:
+            return self._outermost(inputs, donated)
+        except ValueError as error:  # part of a program, and given no number of it
+            if "compiler_options" not in str(error):
+                raise
+            return self._inner(inputs, donated)
 
 
 @functools.cache

@@ -219,7 +219,7 @@ class Chunks(NamedTuple):
 
     def add_to(self, running: RunningSum, x: Vector, frame: Frame) -> RunningSum:
         """A sum with all chunks added to it."""
-        rows, index = self.observed.number, _index_dtype(self.observed.number)
+        rows, index = self.observed.number, index_dtype(self.observed.number)
         if self.size == rows:
             return running.plus(self._linearization(index(0), x, frame))
         number = -(-rows // self.size)
@@ -250,6 +250,16 @@ class Chunks(NamedTuple):
             counts = whole if counts is None else counts & whole
         if counts is not None:
             counts = row_vector(counts, self.residuals.structure)
+        return self.of_pieces(pieces, x, frame, counts)
+
+    def of_pieces(
+        self, pieces: list[Array], x: Vector, frame: Frame, counts=None
+    ) -> Linearization:
+        """Of so many rows as a chunk has.
+
+        Args:
+            counts: which of the residuals count; None: all.
+        """
         _, weights = self.observed.with_rows(pieces)
         if weights is not None:
             weights = weight_vector(weights, self.residuals.structure, x.dtype)
@@ -293,7 +303,7 @@ def cut(
     return Chunks(observed, size, valid, residuals, task.loss, omit)
 
 
-def _index_dtype(rows: int) -> type:
+def index_dtype(rows: int) -> type:
     """Integers that count so many rows."""
     if rows < 2**31:
         return np.int32

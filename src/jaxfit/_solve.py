@@ -108,15 +108,20 @@ def check_arguments(loss, options, rows) -> None:
     """Refuse arguments of the wrong class."""
     if not isinstance(options, Options):
         raise TypeError(f"options is {options!r}; expected jaxfit.Options(...).")
-    if not (loss is None or isinstance(loss, Loss)):
-        raise TypeError(
-            f"loss is {loss!r}; expected None or an instance of a loss, such as "
-            "jaxfit.losses.Huber(1.0)."
-        )
+    check_loss(loss)
     if not (rows is None or isinstance(rows, (Whole, Chunked, Sharded))):
         raise TypeError(
             f"rows is {rows!r}; expected None, jaxfit.Whole(), jaxfit.Chunked(size) or "
             "jaxfit.Sharded(mesh, axis)."
+        )
+
+
+def check_loss(loss) -> None:
+    """Refuse what is no loss."""
+    if not (loss is None or isinstance(loss, Loss)):
+        raise TypeError(
+            f"loss is {loss!r}; expected None or an instance of a loss, such as "
+            "jaxfit.losses.Huber(1.0)."
         )
 
 

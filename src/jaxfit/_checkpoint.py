@@ -1,0 +1,215 @@
+"""The state of a fit in a file, from which it goes on to the same bits.
+
+A checkpoint is an npz archive of plain arrays: a version, a description of the fit to
+which it belongs, and the numbers of its state. It is written beside the file, brought
+to the disk, and put into place at once, so that at every moment the file is a whole
+checkpoint, the new one or the one before.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import types
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+VERSION = 1
+_VERSION, _FIT = "jaxfit_checkpoint", "fit"
+
+
+class Checkpoint:
+    """One file.
+
+    Args:
+        path: where it is, exactly.
+
+    Raises:
+        ValueError: from `read` and `check`, for a file that is damaged, is no
+            checkpoint, comes from a newer version, or belongs to another fit. The file
+            stays as it is.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(
+                f"The folder of the checkpoint {self.path} does not exist; make it "
+                "first, or give another path."
+            )
+
+    def write(self, fit: Mapping[str, Any], state: PyTree) -> None:
+        """Replace the file.
+
+        Args:
+            fit: strings and numbers that describe the fit, by name.
+            state: arrays.
+        """
+        arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
+        arrays[_VERSION] = np.asarray(VERSION)
+        arrays[_FIT] = np.asarray(json.dumps(dict(fit)))
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        _sync_folder(self.path.parent)
+
+    def read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """The description of the fit, and its arrays by name; None without a file."""
+        if not self.path.exists():
+            return None
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                raise self._error(f"is damaged ({broken})")
+            with np.load(self.path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (zipfile.BadZipFile, EOFError, ValueError, zlib.error) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise self._error(f"is damaged, or none of jaxfit ({error})") from error
+        if _VERSION not in arrays or _FIT not in arrays:
+            raise self._error("is an archive of something else")
+        version = int(arrays.pop(_VERSION))
+        if version > VERSION:
+            raise self._error(
+                f"was written by a newer jaxfit, in version {version} of the format; "
+                f"this one reads version {VERSION}"
+            )
+        return json.loads(str(arrays.pop(_FIT))), arrays
+
+    def check(self, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        """Refuse the checkpoint of another fit.
+
+        Args:
+            found: from `read`.
+            expected: of this fit; only what both know is compared.
+        """
+        other = [
+            name
+            for name, value in expected.items()
+            if None not in (value, found.get(name)) and value != found[name]
+        ]
+        if other:
+            words = ", ".join(
+                f"{name} ({found[name]} there, {expected[name]} here)" for name in other
+            )
+            raise self._error(f"belongs to another fit, which differs in {words}")
+
+    def restore(self, like: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
+        """A pytree like this one from arrays by name."""
+        leaves = []
+        for name, leaf in _named(like).items():
+            array = arrays.get(name)
+            if array is None or (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+                raise self._error(f"is damaged: {name} is missing or has another shape")
+            leaves.append(array)
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _error(self, what: str) -> "CheckpointError":
+        return CheckpointError(
+            f"The checkpoint {self.path} {what}. Give another path, or remove the file "
+            "to start anew."
+        )
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be the checkpoint of this fit."""
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path) or "state": leaf for path, leaf in leaves}
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name of a file to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# What describes a fit in every process
+
+
+def digest_of_numbers(tree: PyTree) -> str:
+    """The structure of a pytree and the bits of its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    return _digest(structure, *map(_described, leaves))
+
+
+def digest_of_program(fn: Callable, *shapes: PyTree) -> str:
+    """What a function computes from arrays of these shapes."""
+    program = jax.make_jaxpr(fn)(*shapes)
+    return _digest(program, *map(_described, program.consts))
+
+
+def digest_of_code(fn: Any) -> str:
+    """What a function is made of: its code, and the plain values that it holds.
+
+    Of the functions that it calls only the names count.
+    """
+    return _digest(_described(fn))
+
+
+def _digest(*parts: Any) -> str:
+    text = "\n".join(map(str, parts))
+    text = re.sub("0x[0-9a-f]+", "", text)  # addresses
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _described(value: Any, depth: int = 8) -> Any:
+    if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
+        return repr(value)
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        array = np.asarray(value)
+        bits = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        return array.dtype, array.shape, bits
+    parts = _parts(value)
+    if not parts or depth == 0:
+        return type(value).__qualname__
+    return [_described(part, depth - 1) for part in parts]
+
+
+def _parts(value: Any) -> Sequence:
+    """What a function or a container is made of; nothing for other objects."""
+    if isinstance(value, tuple):  # lists are for what changes, such as counters
+        return ["tuple", *value]
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_consts, value.co_names]
+    if isinstance(value, types.CellType):
+        return _contents(value)
+    if isinstance(value, types.FunctionType):
+        return [value.__code__, value.__defaults__, value.__closure__]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, *value.keywords.items()]
+    if hasattr(value, "__wrapped__"):
+        return [value.__wrapped__]
+    leaves, structure = jax.tree.flatten(value)
+    if jax.tree_util.treedef_is_leaf(structure):
+        return []
+    return [str(structure), *leaves]
+
+
+def _contents(cell: types.CellType) -> list:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # not yet assigned
+        return []
