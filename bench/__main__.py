@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench import accuracy, batch, curve_fit, report, single
+from bench import accuracy, batch, curve_fit, report, rows, single
 
 RESULTS = report.ROOT / "bench" / "RESULTS.md"
 NOTES = report.ROOT / "bench" / "NOTES.md"
@@ -24,6 +24,7 @@ def main() -> None:
         single.report,
         curve_fit.report,
         batch.report,
+        rows.report,
         accuracy.report,
         accuracy.problems,
     ):

@@ -19,7 +19,7 @@ import scipy.optimize
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxfit
-from bench.report import ROOT, is_installed, markdown
+from bench.report import ROOT, is_installed, markdown, section
 from jaxfit import Options
 from jaxfit._batch import default_lanes
 
@@ -475,11 +475,6 @@ def parts(largest: float) -> Iterator[str]:
     )
     head = "", "trace + lower", "compile", "target"
     yield section("Seconds to compile", head, compile_times())
-
-
-def section(title: str, head, rows, words: str = "") -> str:
-    """A heading, words and a table."""
-    return "\n\n".join(filter(None, (f"### {title}", words, markdown(head, rows))))
 
 
 def report() -> str:

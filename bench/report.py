@@ -30,6 +30,11 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence]) -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, rule, *rows))
 
 
+def section(title: str, head, rows, words: str = "") -> str:
+    """A heading, words and a table."""
+    return "\n\n".join(filter(None, (f"### {title}", words, markdown(head, rows))))
+
+
 def header() -> str:
     """The date, the machine and the versions of all that is compared."""
     rows = [
