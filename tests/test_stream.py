@@ -426,11 +426,12 @@ def test_bad_arguments():
     assert crossed.status == -4
 
 
-def test_progress(capsys, streamed):
+def test_progress(capsys, streamed, monkeypatch):
+    monkeypatch.setattr("jaxfit._stream.SHOWN_EVERY", 0)
     found = solve_stream(residual, START, BLOCKS, progress=True)
     assert_identical(found, streamed)
     line = capsys.readouterr().err
-    for word in ("pass ", "rows/s", "cost", "radius"):
+    for word in ("pass 1: ", "pass 8: ", "rows/s", "cost", "radius", "s left"):
         assert word in line
     assert line.endswith("\n")
 

@@ -116,7 +116,8 @@ def solve_stream(
     fit = _Fit((fn, jac), (x0, bounds, loss, options), nan_policy == "omit")
     saved = _Saved(fit, checkpoint, checkpoint_every, known_size(blocks))
     feed = Feed(blocks, check_numbers=nan_policy == "raise")
-    return _run(fit, feed, saved, _Line() if progress else None)
+    line = _Line(saved.description["rows"]) if progress else None
+    return _run(fit, feed, saved, line)
 
 
 # The fit as three programs
@@ -325,14 +326,20 @@ class _Saved:
 
 
 class _Line:
-    """One line that says how far a fit has come."""
+    """One line that says how far a fit has come.
 
-    def __init__(self):
+    Args:
+        rows: of a pass, if they are known before the first.
+    """
+
+    def __init__(self, rows: int | None):
+        self.rows = rows
         self.started = self.shown = 0.0
         self.skipped = 0
 
     def begin(self, progress: _Progress) -> None:
         self.started, self.skipped = time.perf_counter(), int(progress.rows)
+        self.rows = int(progress.all_rows) or self.rows
 
     def show(self, progress: _Progress) -> None:
         now = time.perf_counter()
@@ -341,15 +348,14 @@ class _Line:
         self.shown = now
         rate = (int(progress.rows) - self.skipped) / max(now - self.started, 1e-9)
         state = progress.state
-        parts = [
-            f"pass {int(state.nfev) + 1}: {rate:,.0f} rows/s",
-            f"cost {float(state.point.linearization.cost):.6g}",
-            f"radius {float(state.radius):.3g}",
-        ]
-        if not progress.is_first_pass:
-            left = int(progress.all_rows) - int(progress.rows)
-            parts.append(f"{left / max(rate, 1e-9):.0f} s left in the pass")
-        print(f"\\r{', '.join(parts):<79}", end="", file=sys.stderr, flush=True)
+        parts = [f"pass {int(state.nfev) + 1}: {rate:,.0f} rows/s"]
+        if state.nfev > 0:
+            cost, radius = state.point.linearization.cost, state.radius
+            parts.append(f"cost {float(cost):.6g}, radius {float(radius):.3g}")
+        if self.rows is not None:
+            left = (self.rows - int(progress.rows)) / max(rate, 1e-9)
+            parts.append(f"{left:.0f} s left in the pass")
+        print(f"\r{', '.join(parts):<79}", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         print(file=sys.stderr)
