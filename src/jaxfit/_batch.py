@@ -258,8 +258,7 @@ class _Model(NamedTuple):
         """Residuals, columns and weights of one fit."""
         _, data, _, weights = self.fits.one(each)
         task = Task(self.fn, self.jac, self.parameters.unravel, self.loss)
-        seen = visit(None, task, data, weights, x)
-        return *seen.residuals.evaluate(x, directions), seen.weights
+        return visit(None, task, data, weights, x).evaluated(x, directions)
 
     def report(self, state, own_bounds, trips):
         """What is kept of one fit."""

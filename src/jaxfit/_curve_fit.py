@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxfit import _arguments, _host, _watch
-from jaxfit._linearize import residual_and_jacobian
 from jaxfit._observations import Data, padded, prepare
 from jaxfit._options import Options
 from jaxfit._solution import CERTIFIED_COSINE, Status
@@ -370,9 +369,7 @@ def _report(full_output: bool, setup: Setup, state, request: _Request):
     }
     rows = None
     if full_output:
-        rows = residual_and_jacobian(
-            setup.visit.residuals, setup.visit.weights, setup.loss, found.x
-        )
+        rows = setup.rows.residual_and_jacobian(found.x)
     return _host.pack(values), rows
 
 

@@ -75,7 +75,7 @@ def _started(pose, callables, request):
 def _next(pose, callables, arguments):
     request, state = arguments
     setup: Setup = pose(callables, request)
-    return trip(setup.visit.linearize, setup.problem, state)
+    return trip(setup.rows.linearize, setup.problem, state)
 
 
 def _reported(pose, report, callables, arguments):

@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxfit import _arguments, _host, _watch
 from jaxfit._compile import Static
-from jaxfit._linearize import residual_and_jacobian
 from jaxfit._options import Options
 from jaxfit._solution import Status
 from jaxfit._solve import Setup, check_callable, set_up
@@ -262,9 +261,7 @@ def _report(setup: Setup, state, request: _Request):
         "njev": state.steps + 1,
         "certified": point.certified,
     }
-    rows = residual_and_jacobian(
-        setup.visit.residuals, setup.visit.weights, setup.loss, point.x
-    )
+    rows = setup.rows.residual_and_jacobian(point.x)
     return _host.pack(values), *rows
 
 

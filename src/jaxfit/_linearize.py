@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfit._residuals import Residuals
 from jaxfit._small import (
     Flag,
     Matrix,
@@ -326,14 +325,26 @@ def reduce_rows(
     return Linearization(normal, frame.inverse, counted, robust)
 
 
-def residual_and_jacobian(
-    residuals: Residuals,
+def robust_cost(
+    residual: Float[Array, " m"],
     weights: Float[Array, " m"] | None,
     loss: Loss | None,
-    x: Float[Array, " n"],
+    counts: Bool[Array, " m"] | None,
+) -> Scalar:
+    """Half the sum of the loss."""
+    residual, _, counts = _weighted(residual, [], weights, counts)
+    if is_linear(loss):
+        return 0.5 * jnp.sum(residual**2)
+    return _apply_loss(loss, residual, counts)[2]
+
+
+def scaled_for_loss(
+    residual: Float[Array, " m"],
+    columns: Float[Array, "n m"],
+    weights: Float[Array, " m"] | None,
+    loss: Loss | None,
 ) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
     """The weighted residuals, and J_s, the Jacobian with rows scaled for the loss."""
-    residual, columns = residuals.evaluate(x, identity(x))
     residual, columns, counts = _weighted(residual, columns, weights, None)
     if not is_linear(loss):
         columns = _apply_loss(loss, residual, counts)[1] * columns

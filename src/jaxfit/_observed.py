@@ -48,6 +48,14 @@ class Observed(NamedTuple):
         return unwrap_shared(self.marked(rows, self.shared))
 
 
+def whole_rows(data: PyTree, weights: PyTree | None) -> Observed:
+    """All arrays as one piece, whatever their axes mean."""
+    leaves, structure = jax.tree.flatten(unwrap_shared((data, weights)))
+    rows, shared = eqx.partition(leaves, eqx.is_array)
+    rows = [leaf for leaf in rows if leaf is not None]
+    return Observed(rows, shared, structure, weights is not None)
+
+
 def split_rows(data: PyTree, weights: PyTree | None) -> Observed:
     """Tell rows from what is shared, and check that all have the same number."""
     flat, structure = jax.tree_util.tree_flatten_with_path(

@@ -1,6 +1,5 @@
 """The user's residual function: traced once, flat, real, and with its derivatives."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxfit._small import Matrix, Vector
 
 
 def _real_vector(leaf: Array, dtype) -> Array:
@@ -127,9 +128,33 @@ def _jacobian_matrix(jacobian: PyTree, residual: PyTree, x: PyTree, dtype) -> Ar
 class Residuals(NamedTuple):
     """The user's residual function, traced: it is not called in Python again."""
 
-    evaluate: Callable  # (x, directions, *pieces) -> residuals (m,), columns (n, m)
+    vector: Callable  # (x, *pieces, *constants) -> residuals (m,)
+    matrix: Callable | None  # (x, *pieces, *more) -> a given Jacobian (m, n)
+    reverse: bool  # the Jacobian by reverse mode
     structure: PyTree  # of the residuals: their shapes and dtypes
-    constants: list  # the arrays that it closes over, data among them
+    constants: list  # the arrays that it closes over
+    more: list  # those that the Jacobian closes over
+
+    def value(self, x: Vector, *pieces: PyTree) -> Float[Array, " m"]:
+        """The residuals."""
+        return self.vector(x, *pieces, *self.constants)
+
+    def evaluate(
+        self, x: Vector, directions: Matrix, *pieces: PyTree
+    ) -> tuple[Float[Array, " m"], Float[Array, "n m"]]:
+        """The residuals, and their derivatives along directions (the rows)."""
+        if self.matrix is not None:
+            jacobian = self.matrix(x, *pieces, *self.more)
+            return self.value(x, *pieces), _times(directions, jacobian)
+        if self.reverse:
+            value, pull = jax.vjp(lambda x: self.value(x, *pieces), x)
+            (jacobian,) = jax.vmap(pull)(jnp.eye(len(value), dtype=x.dtype))
+            return value, _times(directions, jacobian)
+
+        def push(direction):
+            return jax.jvp(lambda x: self.value(x, *pieces), (x,), (direction,))
+
+        return jax.vmap(push, out_axes=(None, 0))(directions)
 
 
 def trace_residuals(
@@ -163,15 +188,8 @@ def trace_residuals(
         return residual_vector(residual, dtype)
 
     vector, constants = jax.closure_convert(vector, x, *pieces)
-    residual = functools.partial(_with_constants, vector, constants)
-    rows = jax.eval_shape(residual, x, *pieces).shape[0]
-    if jac is None:
-        jac = "rev" if rows < len(x) and not is_masked else "fwd"
-    if jac == "fwd":
-        evaluate = functools.partial(_push, residual)
-    elif not callable(jac):
-        evaluate = functools.partial(_pull, residual, rows)
-    else:
+    matrix, more = None, []
+    if callable(jac):
 
         def matrix(x, *pieces):
             parameters = unravel(x)
@@ -179,32 +197,11 @@ def trace_residuals(
             return _jacobian_matrix(jacobian, structure[0], parameters, dtype)
 
         matrix, more = jax.closure_convert(matrix, x, *pieces)
-        jacobian = functools.partial(_with_constants, matrix, more)
-        evaluate = functools.partial(_multiply, residual, jacobian)
-        constants = [*constants, *more]
-    return Residuals(evaluate, structure[0], constants)
-
-
-def _with_constants(fn, constants, x, *pieces):
-    return fn(x, *pieces, *constants)
-
-
-def _push(residual, x, directions, *pieces):
-    """Forward mode."""
-    push = functools.partial(jax.jvp, lambda x: residual(x, *pieces), (x,))
-    return jax.vmap(lambda v: push((v,)), out_axes=(None, 0))(directions)
-
-
-def _pull(residual, rows, x, directions, *pieces):
-    """Reverse mode."""
-    value, pull = jax.vjp(lambda x: residual(x, *pieces), x)
-    (jacobian,) = jax.vmap(pull)(jnp.eye(rows, dtype=x.dtype))
-    return value, _times(directions, jacobian)
-
-
-def _multiply(residual, jacobian, x, directions, *pieces):
-    """A user's Jacobian."""
-    return residual(x, *pieces), _times(directions, jacobian(x, *pieces))
+    reverse = jac == "rev"
+    if jac is None and not is_masked:
+        rows = jax.eval_shape(vector, x, *pieces, *constants).shape[0]
+        reverse = rows < len(x)
+    return Residuals(vector, matrix, reverse, structure[0], constants, more)
 
 
 def _times(directions, jacobian):

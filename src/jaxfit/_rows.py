@@ -26,10 +26,12 @@ from jaxfit._linearize import (
     RunningSum,
     is_linear,
     reduce_rows,
+    robust_cost,
+    scaled_for_loss,
 )
-from jaxfit._observed import Observed, split_rows, unwrap_shared
+from jaxfit._observed import Observed, split_rows, whole_rows
 from jaxfit._residuals import Residuals, row_vector, trace_residuals, weight_vector
-from jaxfit._small import Vector, varying_with
+from jaxfit._small import Matrix, Scalar, Vector, identity, varying_with
 from jaxfit.losses import Loss
 
 # A chunk has the largest power of two of rows, within limits, whose residuals and
@@ -141,101 +143,126 @@ class Task(NamedTuple):
     loss: Loss | None
 
 
-class Visit(NamedTuple):
-    """A pass over all rows."""
-
-    linearize: Callable[[Vector, Frame], Linearization]
-    residuals: Residuals
-    weights: Float[Array, " m"] | None = None  # if the rows are visited whole
-    agreed: Callable[[PyTree], PyTree] = lambda tree: tree  # on all devices
-
-
 def visit(
     rows: Whole | Chunked | Sharded | None,
     task: Task,
     data: PyTree,
     weights: PyTree | None,
     x: Vector,
-) -> Visit:
+) -> "Rows":
     """The way that `rows` names, for parameters like x."""
     if rows is None or isinstance(rows, Whole):
-        return _visit_whole(task, *unwrap_shared((data, weights)), x)
+        return trace_rows(task, whole_rows(data, weights), x, None)
     observed = split_rows(data, weights)
     if observed.number == 0:
         raise ValueError("The data have no rows; a fit needs at least one residual.")
     if isinstance(rows, Chunked):
         size = rows.size or default_size(observed, len(x), x.dtype)
-        return _visit_chunks(cut(task, observed, x, size))
+        return trace_rows(task, observed, x, size)
     size = rows.size or observed.number
     valid = None if rows.counts is None else rows.counts[0]
-    one = _visit_chunks(cut(task, observed, x, size, valid))
-    agreed = functools.partial(of_first, rows.axis)
-
-    def linearize(point, frame):
-        part = one.linearize(*varying_with((point, frame), x))
-        return over_devices(rows.axis, dataclasses.replace(part, frame=frame.inverse))
-
-    return Visit(linearize, one.residuals, agreed=agreed)
+    traced = trace_rows(task, observed, x, size, valid)
+    return traced._replace(axes=rows.axes, like=x)
 
 
-def _visit_whole(task: Task, data, weights, x: Vector) -> Visit:
-    def on_data(fn):
-        return (lambda parameters: fn(parameters, data)) if callable(fn) else fn
+class Rows(NamedTuple):
+    """All rows, and the functions of them that a fit asks for.
 
-    residuals = trace_residuals(
-        *(on_data(task.fn), on_data(task.jac), task.unravel, x),
-        is_masked=weights is not None,
-    )
-    if weights is not None:
-        weights = weight_vector(weights, residuals.structure, x.dtype)
-
-    def linearize(x, frame):
-        rows = residuals.evaluate(x, frame.directions)
-        return reduce_rows(*rows, weights, task.loss, frame)
-
-    return Visit(linearize, residuals, weights)
-
-
-def _visit_chunks(chunks: "Chunks") -> Visit:
-    def linearize(x, frame):
-        nothing = RunningSum.of_nothing(x, frame.inverse, is_linear(chunks.loss))
-        return chunks.add_to(nothing, x, frame).total()
-
-    return Visit(linearize, chunks.residuals)
-
-
-# Chunks
-
-
-class Chunks(NamedTuple):
-    """Rows cut into chunks of one size; the last may overlap the one before."""
+    They are cut into chunks of one size, of which the last may overlap the one before.
+    A pytree: what is an array in it may be replaced by another.
+    """
 
     observed: Observed
-    size: int
-    valid: Int[Array, ""] | None  # how many of the first rows count; None: all
     residuals: Residuals  # of one chunk
     loss: Loss | None
+    size: int | None  # None: visit all arrays whole, whatever their axes mean
+    valid: Int[Array, ""] | None = None  # how many of the first rows count; None: all
     omit: bool = False  # rows with NaN
+    axes: tuple[str, ...] | None = None  # of the devices that have the other rows
+    like: Vector | None = None  # varies over devices as the rows do
+
+    def linearize(self, x: Vector, frame: Frame) -> Linearization:
+        """The linearization of all rows."""
+        here = varying_with((x, frame), self.like)
+        if self._is_one:
+            lin = self._linearization(*self._one, *here)
+        else:
+            inverse = here[1].inverse
+            nothing = RunningSum.of_nothing(here[0], inverse, is_linear(self.loss))
+            lin = self.add_to(nothing, *here).total()
+        if self.axes is None:
+            return lin
+        return over_devices(self.axes, dataclasses.replace(lin, frame=frame.inverse))
+
+    def cost(self, x: Vector) -> Scalar:
+        """Half the sum of the loss, in a form for derivatives of every kind."""
+        here = varying_with(x, self.like)
+
+        @jax.checkpoint  # of a pass only the sum stays
+        def add(total, chunk):
+            pieces, counts = chunk
+            residual = self.residuals.value(here, pieces)
+            weights = self.weights(pieces, here.dtype)
+            return total + robust_cost(residual, weights, self.loss, counts)
+
+        total = self._over_chunks(add, 0 * here[0])
+        return total if self.axes is None else lax.psum(total, self.axes)
+
+    def evaluated(self, x: Vector, directions: Matrix) -> tuple:
+        """Residuals, their derivatives along directions, and weights, of rows whole."""
+        pieces, _ = self._one
+        rows = self.residuals.evaluate(x, directions, pieces)
+        return *rows, self.weights(pieces, x.dtype)
+
+    def residual_and_jacobian(self, x: Vector) -> tuple[Array, Array]:
+        """The weighted residuals (m,), and J_s, the Jacobian (m, n) with rows scaled
+        for the loss, of rows whole."""
+        residual, columns, weights = self.evaluated(x, identity(x))
+        return scaled_for_loss(residual, columns, weights, self.loss)
+
+    def agreed(self, tree: PyTree) -> PyTree:
+        """What all devices go on with."""
+        return tree if self.axes is None else of_first(self.axes, tree)
 
     def add_to(self, running: RunningSum, x: Vector, frame: Frame) -> RunningSum:
-        """A sum with all chunks added to it."""
+        """A sum with the linearizations of all chunks of this device added to it."""
+
+        def add(running, chunk):
+            return running.plus(self._linearization(*chunk, x, frame))
+
+        return self._over_chunks(add, running)
+
+    @property
+    def _is_one(self) -> bool:
+        """Whether all rows are one chunk."""
+        return self.size is None or self.size == self.observed.number
+
+    @property
+    def _one(self) -> tuple[list[Array], Bool[Array, " m"] | None]:
+        """All rows as one chunk."""
+        if self.size is None:
+            return self.observed.rows, None
+        return self._chunk(0)
+
+    def _over_chunks(self, add: Callable, total: PyTree) -> PyTree:
+        """(total, (pieces, counts)) -> total, for one chunk after the other."""
+        if self._is_one:
+            return add(total, self._one)
         rows, index = self.observed.number, index_dtype(self.observed.number)
-        if self.size == rows:
-            return running.plus(self._linearization(index(0), x, frame))
-        number = -(-rows // self.size)
+        number = index(-(-rows // self.size))
         if self.valid is not None:
             number = -(-self.valid.astype(index) // index(self.size))
-        running = varying_with(running, (x, self.observed.rows))
+        total = varying_with(total, self.observed.rows)
+        return lax.fori_loop(
+            index(0), number, lambda i, total: add(total, self._chunk(i)), total
+        )
 
-        def add(chunk, running):
-            return running.plus(self._linearization(chunk, x, frame))
-
-        return lax.fori_loop(index(0), jnp.asarray(number, index), add, running)
-
-    def _linearization(self, chunk, x, frame) -> Linearization:
-        """Of one chunk, without the rows of the chunk before and those not valid."""
-        rows, size, index = self.observed.number, self.size, chunk.dtype.type
-        begin = chunk * index(size)
+    def _chunk(self, chunk) -> tuple[list[Array], Bool[Array, " m"] | None]:
+        """One chunk, and which of its residuals count: not those of the chunk before,
+        nor of rows that are not valid."""
+        rows, size = self.observed.number, self.size
+        index = index_dtype(rows)
+        begin = jnp.asarray(chunk, index) * index(size)
         first = jnp.minimum(begin, index(rows - size))
         pieces = [
             lax.dynamic_slice_in_dim(leaf, first, size) for leaf in self.observed.rows
@@ -250,21 +277,19 @@ class Chunks(NamedTuple):
             counts = whole if counts is None else counts & whole
         if counts is not None:
             counts = row_vector(counts, self.residuals.structure)
-        return self.of_pieces(pieces, x, frame, counts)
+        return pieces, counts
 
-    def of_pieces(
-        self, pieces: list[Array], x: Vector, frame: Frame, counts=None
-    ) -> Linearization:
-        """Of so many rows as a chunk has.
-
-        Args:
-            counts: which of the residuals count; None: all.
-        """
-        _, weights = self.observed.with_rows(pieces)
-        if weights is not None:
-            weights = weight_vector(weights, self.residuals.structure, x.dtype)
+    def _linearization(self, pieces, counts, x, frame) -> Linearization:
         residual, columns = self.residuals.evaluate(x, frame.directions, pieces)
+        weights = self.weights(pieces, x.dtype)
         return reduce_rows(residual, columns, weights, self.loss, frame, counts)
+
+    def weights(self, pieces: list[Array], dtype) -> Float[Array, " m"] | None:
+        """Of the residuals of a chunk."""
+        _, weights = self.observed.with_rows(pieces)
+        if weights is None:
+            return None
+        return weight_vector(weights, self.residuals.structure, dtype)
 
 
 def _without_nan(rows: list[Array]) -> Bool[Array, " rows"]:
@@ -276,12 +301,20 @@ def _without_nan(rows: list[Array]) -> Bool[Array, " rows"]:
     return functools.reduce(jnp.logical_and, flags, jnp.ones(len(rows[0]), bool))
 
 
-def cut(
-    task: Task, observed: Observed, x: Vector, size: int, valid=None, omit: bool = False
-) -> Chunks:
-    """Cut rows into chunks, and trace the residual function on one."""
-    size = min(size, observed.number)
-    is_masked = observed.number % size != 0 or valid is not None or omit
+def trace_rows(
+    task: Task,
+    observed: Observed,
+    x: Vector,
+    size: int | None,
+    valid: Int[Array, ""] | None = None,
+    omit: bool = False,
+) -> Rows:
+    """Cut rows into chunks, and trace the residual function on one; see `Rows`."""
+    pieces, is_masked = observed.rows, observed.has_weights
+    if size is not None:
+        size = min(size, observed.number)
+        pieces = [leaf[:size] for leaf in pieces]
+        is_masked |= observed.number % size != 0 or valid is not None or omit
 
     def on_piece(fn):
         if not callable(fn):
@@ -289,18 +322,17 @@ def cut(
         return lambda parameters, piece: fn(parameters, observed.with_rows(piece)[0])
 
     residuals = trace_residuals(
-        *(on_piece(task.fn), on_piece(task.jac), task.unravel, x),
-        [leaf[:size] for leaf in observed.rows],
-        is_masked=is_masked or observed.has_weights,
+        *(on_piece(task.fn), on_piece(task.jac), task.unravel, x, pieces),
+        is_masked=is_masked,
     )
     for path, leaf in jax.tree.leaves_with_path(residuals.structure):
-        if leaf.shape[:1] != (size,):
+        if size is not None and leaf.shape[:1] != (size,):
             raise ValueError(
                 f"fn(x, data){jax.tree_util.keystr(path)} has the shape {leaf.shape} "
                 f"for {size} rows of data. Where rows are visited in parts, every "
                 "residual array has the rows as its leading axis."
             )
-    return Chunks(observed, size, valid, residuals, task.loss, omit)
+    return Rows(observed, residuals, task.loss, size, valid, omit)
 
 
 def index_dtype(rows: int) -> type:

@@ -26,9 +26,9 @@ from jaxfit._options import Options, resolve
 from jaxfit._parameters import Parameters
 from jaxfit._rows import (
     Chunked,
+    Rows,
     Sharded,
     Task,
-    Visit,
     Whole,
     on_mesh,
     placed,
@@ -144,9 +144,8 @@ class Setup(NamedTuple):
     """A fit before its first trip."""
 
     parameters: Parameters
-    loss: Loss | None
     problem: Problem
-    visit: Visit  # of the rows
+    rows: Rows
     start: Float[Array, " n"]
 
 
@@ -163,10 +162,11 @@ def set_up(
     start = parameters.ravel(x0, "x0")
     start = varying_with(start, (data, weights, bounds, loss, options))
     task = Task(fn, jac, parameters.unravel, loss)
-    visited = visit(rows, task, data, weights, start)
-    start = varying_with(start, visited.residuals.constants)
+    traced = visit(rows, task, data, weights, start)
+    constants = traced.residuals.constants, traced.residuals.more
+    start = varying_with(start, constants)
     problem = problem_of(parameters, bounds, loss, options, **mode)
-    return Setup(parameters, loss, problem, visited, start)
+    return Setup(parameters, problem, traced, start)
 
 
 def problem_of(
@@ -192,7 +192,7 @@ def is_running(state: State) -> Bool[Array, ""]:
 
 def run(setup: Setup) -> State:
     """From the start to the end of the fit."""
-    linearize, agreed = setup.visit.linearize, setup.visit.agreed
+    linearize, agreed = setup.rows.linearize, setup.rows.agreed
     return lax.while_loop(
         is_running,
         lambda state: agreed(trip(linearize, setup.problem, state)),

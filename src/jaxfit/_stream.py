@@ -33,7 +33,7 @@ from jaxfit._linearize import RunningSum
 from jaxfit._observed import split_rows
 from jaxfit._options import Options
 from jaxfit._parameters import Parameters
-from jaxfit._rows import Task, cut, default_size
+from jaxfit._rows import Task, default_size, trace_rows
 from jaxfit._solution import Solution
 from jaxfit._solve import (
     DEFAULTS,
@@ -173,8 +173,8 @@ def _accumulated(callables, arguments, running):
     task = Task(*callables, Parameters(x0).unravel, loss)
     observed, x = split_rows(data, weights), state.trial.x
     size = default_size(observed, len(x), x.dtype)
-    chunks = cut(task, observed, x, size, rows, omit.value)
-    return chunks.add_to(running, x, frame_of(state))
+    traced = trace_rows(task, observed, x, size, rows, omit.value)
+    return traced.add_to(running, x, frame_of(state))
 
 
 def _decided(_, arguments):

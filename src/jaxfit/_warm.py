@@ -15,7 +15,7 @@ from jaxfit._linearize import Frame
 from jaxfit._observed import Observed, split_rows
 from jaxfit._options import Options
 from jaxfit._parameters import Parameters
-from jaxfit._rows import Task, cut, index_dtype
+from jaxfit._rows import Task, index_dtype, trace_rows
 from jaxfit._small import identity
 from jaxfit._solve import check_callable, check_loss, solve
 from jaxfit.losses import Loss
@@ -83,14 +83,15 @@ def _descended(callables, arguments):
     x, limits = parameters.ravel(x0, "x0"), parameters.bounds(bounds)
     observed = split_rows(data, weights)
     task = Task(fn, "fwd", parameters.unravel, loss)
-    batch = cut(task, observed, x, batch_rows)
+    size = min(batch_rows, observed.number)
+    batch = trace_rows(task, _sample(observed, key, size), x, size)
     eye = identity(x)
     frame = Frame(eye, eye, jnp.asarray(False))
 
     def step(carry, key):
         x, memory = carry
-        rows = _sample(observed, key, batch.size)
-        lin = batch.of_pieces(rows, x, frame)
+        sample = _sample(observed, key, size)
+        lin = batch._replace(observed=sample).linearize(x, frame)
         gradient = lin.gradient / jnp.maximum(lin.count, 1)
         here = parameters.unravel(x)
         with jax.numpy_dtype_promotion("standard"):  # which optax needs
@@ -144,14 +145,14 @@ def subsample_start(
     _check_positive("sample_rows", sample_rows)
     observed = split_rows(data, weights)
     key = jax.random.key(0) if key is None else key
-    rows = _sample(observed, key, min(sample_rows, observed.number))
-    data, weights = observed.marked(rows, observed.shared)
+    sample = _sample(observed, key, min(sample_rows, observed.number))
+    data, weights = sample.marked(sample.rows, sample.shared)
     return solve(
         fn, x0, data, bounds=bounds, weights=weights, loss=loss, options=options
     ).x
 
 
-def _sample(observed: Observed, key, number: int) -> list:
+def _sample(observed: Observed, key, number: int) -> Observed:
     """Random rows."""
     most = observed.number
     chosen = jax.random.randint(key, (number,), 0, most, index_dtype(most))
@@ -161,7 +162,7 @@ def _sample(observed: Observed, key, number: int) -> list:
             return leaf[np.asarray(chosen)]
         return jnp.take(leaf, chosen, axis=0)
 
-    return [rows(leaf) for leaf in observed.rows]
+    return observed._replace(rows=[rows(leaf) for leaf in observed.rows])
 
 
 def _check_positive(name: str, value: Any) -> None:
