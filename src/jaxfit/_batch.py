@@ -29,6 +29,7 @@ from jaxtyping import Array, Int, PyTree
 
 from jaxfit._bounds import Bounds
 from jaxfit._compile import Static, compiled
+from jaxfit._implicit import Outcome
 from jaxfit._linearize import is_linear, reduce_rows
 from jaxfit._observed import unwrap_shared
 from jaxfit._options import Options, resolve
@@ -265,7 +266,8 @@ class _Model(NamedTuple):
         bounds = self.problem.bounds
         if bounds is not None:
             bounds = Bounds(bounds.lower[:, 0], bounds.upper[:, 0])
-        found = solution_of(self.parameters, bounds or own_bounds, state, trips)
+        bounds = bounds or own_bounds
+        found = solution_of(self.parameters, bounds, Outcome.of(state), trips)
         return found if self.keep is None else self.keep(found)
 
     def of_lanes(self, own_bounds) -> Problem:

@@ -96,7 +96,7 @@ def _inverse(gram, frame, free):
 
     if len(free) > LANES_MAX:
         return in_turn(_inverse_by_svd, gram, frame, free)
-    inverse, pivot = _swept(gram, free)
+    inverse, pivot = swept(gram, free)
     lossy = is_lossy(pivot) | some(some(frame != identity(gram[0])))
 
     def by_sweeps(*_):
@@ -105,7 +105,7 @@ def _inverse(gram, frame, free):
     return where_needed_one_by_one(lossy, _inverse_by_svd, by_sweeps, gram, frame, free)
 
 
-def _swept(
+def swept(
     matrix: Matrix, free: Bool[Array, "n *lanes"]
 ) -> tuple[Matrix, Float[Array, "*lanes"]]:
     """The inverse over the free parameters, and the least pivot at unit diagonal.

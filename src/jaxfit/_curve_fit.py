@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxfit import _arguments, _host, _watch
+from jaxfit._implicit import Outcome
 from jaxfit._observations import Data, padded, prepare
 from jaxfit._options import Options
 from jaxfit._solution import CERTIFIED_COSINE, Status
@@ -357,7 +358,7 @@ def _shapes(n: int) -> dict[str, tuple[int, ...]]:
 
 def _report(full_output: bool, setup: Setup, state, request: _Request):
     """One vector, and with `full_output` the residuals and their Jacobian."""
-    found = solution(setup, state)
+    found = solution(setup, Outcome.of(state))
     values = {
         "x": found.x,
         "covariance": found.covariance(request.absolute_sigma),

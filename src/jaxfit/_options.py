@@ -45,6 +45,9 @@ class Options(eqx.Module):
             number or a pytree that matches or prefixes `x0`.
         jac: None for the cheaper of forward and reverse mode, "fwd", "rev", or a
             function of (x, data) that returns what `jax.jacobian(fn)(x, data)` would.
+        derivative: how the solution is differentiated: "exact", or "gauss-newton",
+            which leaves second derivatives of the residuals out of the Hessian: faster,
+            and wrong where residuals are large and the model curved.
     """
 
     ftol: Float[Array, ""] | float | None = None
@@ -56,6 +59,7 @@ class Options(eqx.Module):
         converter=lambda x: None if isinstance(x, str) and x == "jac" else x,
     )
     jac: str | Callable | None = eqx.field(default=None, static=True)
+    derivative: str = eqx.field(default="exact", static=True)
 
     def __check_init__(self):
         _check_number("ftol", self.ftol, 0)
@@ -65,6 +69,10 @@ class Options(eqx.Module):
         if not (self.jac in (None, "fwd", "rev") or callable(self.jac)):
             raise ValueError(
                 f"jac is {self.jac!r}; give None, 'fwd', 'rev' or a function (x, data)."
+            )
+        if self.derivative not in ("exact", "gauss-newton"):
+            raise ValueError(
+                f"derivative is {self.derivative!r}; give 'exact' or 'gauss-newton'."
             )
         for leaf in jax.tree.leaves(self.x_scale):
             if isinstance(leaf, str):

@@ -194,19 +194,22 @@ class Rows(NamedTuple):
             return lin
         return over_devices(self.axes, dataclasses.replace(lin, frame=frame.inverse))
 
-    def cost(self, x: Vector) -> Scalar:
-        """Half the sum of the loss, in a form for derivatives of every kind."""
-        here = varying_with(x, self.like)
+    def slope(self, x: Vector) -> Vector:
+        """The gradient of the cost by reverse mode, which derivatives of every kind
+        can be taken of."""
+        slope = jax.grad(self._cost)(varying_with(x, self.like))
+        return slope if self.axes is None else lax.psum(slope, self.axes)
 
-        @jax.checkpoint  # of a pass only the sum stays
+    def _cost(self, x: Vector) -> Scalar:
+        """Half the sum of the loss, over the rows of this device."""
+
         def add(total, chunk):
             pieces, counts = chunk
-            residual = self.residuals.value(here, pieces)
-            weights = self.weights(pieces, here.dtype)
+            residual = self.residuals.value(x, pieces)
+            weights = self.weights(pieces, x.dtype)
             return total + robust_cost(residual, weights, self.loss, counts)
 
-        total = self._over_chunks(add, 0 * here[0])
-        return total if self.axes is None else lax.psum(total, self.axes)
+        return self._over_chunks(add, 0 * x[0])
 
     def evaluated(self, x: Vector, directions: Matrix) -> tuple:
         """Residuals, their derivatives along directions, and weights, of rows whole."""
@@ -224,13 +227,24 @@ class Rows(NamedTuple):
         """What all devices go on with."""
         return tree if self.axes is None else of_first(self.axes, tree)
 
-    def add_to(self, running: RunningSum, x: Vector, frame: Frame) -> RunningSum:
-        """A sum with the linearizations of all chunks of this device added to it."""
+    def add_to(
+        self, running: RunningSum, x: Vector, frame: Frame, number=None
+    ) -> RunningSum:
+        """A sum with the linearizations of chunks of this device added to it.
+
+        Args:
+            number: of chunks, if not all are to be visited.
+        """
 
         def add(running, chunk):
             return running.plus(self._linearization(*chunk, x, frame))
 
-        return self._over_chunks(add, running)
+        return self._over_chunks(add, running, number)
+
+    @property
+    def valid_chunks(self) -> Int[Array, ""]:
+        """The number of chunks that have valid rows."""
+        return -(-self.valid // self.size)
 
     @property
     def _is_one(self) -> bool:
@@ -244,18 +258,22 @@ class Rows(NamedTuple):
             return self.observed.rows, None
         return self._chunk(0)
 
-    def _over_chunks(self, add: Callable, total: PyTree) -> PyTree:
-        """(total, (pieces, counts)) -> total, for one chunk after the other."""
+    def _over_chunks(self, add: Callable, total: PyTree, number=None) -> PyTree:
+        """(total, (pieces, counts)) -> total, for one chunk after the other.
+
+        In reverse mode a chunk is evaluated again, instead of kept.
+        """
         if self._is_one:
             return add(total, self._one)
-        rows, index = self.observed.number, index_dtype(self.observed.number)
-        number = index(-(-rows // self.size))
-        if self.valid is not None:
-            number = -(-self.valid.astype(index) // index(self.size))
+        if number is None:
+            number = np.int32(-(-self.observed.number // self.size))
+
+        def step(i, total):
+            return add(total, self._chunk(i))
+
         total = varying_with(total, self.observed.rows)
-        return lax.fori_loop(
-            index(0), number, lambda i, total: add(total, self._chunk(i)), total
-        )
+        step = jax.checkpoint(step, prevent_cse=False)
+        return lax.fori_loop(np.int32(0), number, step, total)
 
     def _chunk(self, chunk) -> tuple[list[Array], Bool[Array, " m"] | None]:
         """One chunk, and which of its residuals count: not those of the chunk before,

@@ -279,16 +279,31 @@ def gram(rows: Sequence[Float[Array, "m *lanes"]]) -> Float[Array, "k k *lanes"]
     return _gram_reduced(rows)
 
 
-@custom_vmap
+def _product(a, b):
+    a, b = jnp.stack(a), jnp.stack(b)
+    return jnp.dot(a, b.T, precision=lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
 def _gram_one(rows):
-    def product(rows):
-        rows = jnp.stack(rows)
-        return jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
-
-    return lax.platform_dependent(rows, cpu=_gram_reduced, default=product)
+    return _gram_kernel(rows)
 
 
-@_gram_one.def_vmap
+@_gram_one.defjvp
+def _gram_jvp(primals, tangents):
+    """By plain products, which any other derivative can be taken of."""
+    half = _product(primals[0], tangents[0])
+    return _gram_one(primals[0]), half + half.T
+
+
+@custom_vmap
+def _gram_kernel(rows):
+    return lax.platform_dependent(
+        rows, cpu=_gram_reduced, default=lambda rows: _product(rows, rows)
+    )
+
+
+@_gram_kernel.def_vmap
 def _gram_rule(size, in_batched, rows):
     rows = [
         jnp.moveaxis(row, 0, -1) if is_batched else row[:, None]

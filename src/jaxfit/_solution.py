@@ -248,7 +248,11 @@ class Solution(eqx.Module):
         """Standard errors in the structure of `x`; see `covariance`."""
         covariance = self.covariance(absolute)
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-        return self._like_x(jnp.sqrt(variance))
+        # the root of zero or infinity has no derivative, and the first is none either
+        proper = (variance > 0) & jnp.isfinite(variance)
+        root = jnp.sqrt(jnp.where(proper, variance, 1))
+        improper = jnp.sqrt(jax.lax.stop_gradient(variance))
+        return self._like_x(jnp.where(proper, root, improper))
 
     def correlation(self) -> Float[Array, "*batch n n"]:
         """Correlation of the parameters; NaN where a variance is zero or infinite."""

@@ -16,11 +16,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit import _bounds
 from jaxfit._compile import compiled
+from jaxfit._implicit import Outcome, Posed, differentiable
 from jaxfit._linearize import is_linear
 from jaxfit._options import Options, resolve
 from jaxfit._parameters import Parameters
@@ -130,7 +132,16 @@ def _solve(callables, arguments) -> Solution:
     *arguments, rows = arguments
     if not isinstance(rows, Sharded) or rows.mesh is None:
         setup = set_up(*callables, *arguments, rows=rows)
-        return solution(setup, run(setup))
+        arrays, rest = eqx.partition(setup, eqx.is_array)
+
+        def pose(arrays):
+            return eqx.combine(arrays, rest)
+
+        found = differentiable(
+            lambda arrays: Outcome.of(run(pose(arrays))),
+            lambda arrays: pose(arrays).posed,
+        )(arrays)
+        return solution(setup, found)
     x0, data, bounds, weights, loss, options = arguments
 
     def fit(data, weights, others, rows):
@@ -147,6 +158,12 @@ class Setup(NamedTuple):
     problem: Problem
     rows: Rows
     start: Float[Array, " n"]
+    gauss_newton: bool  # derivatives
+
+    @property
+    def posed(self) -> Posed:
+        """What derivatives are taken of."""
+        return Posed(self.rows, self.problem.bounds, self.gauss_newton)
 
 
 def set_up(
@@ -166,7 +183,8 @@ def set_up(
     constants = traced.residuals.constants, traced.residuals.more
     start = varying_with(start, constants)
     problem = problem_of(parameters, bounds, loss, options, **mode)
-    return Setup(parameters, problem, traced, start)
+    gauss_newton = options.derivative == "gauss-newton"
+    return Setup(parameters, problem, traced, start, gauss_newton)
 
 
 def problem_of(
@@ -200,29 +218,28 @@ def run(setup: Setup) -> State:
     )
 
 
-def solution(setup: Setup, state: State) -> Solution:
+def solution(setup: Setup, found: Outcome) -> Solution:
     """The result in the user's structure."""
-    return solution_of(setup.parameters, setup.problem.bounds, state)
+    return solution_of(setup.parameters, setup.problem.bounds, found)
 
 
 def solution_of(
     parameters: Parameters,
     bounds: _bounds.Bounds | None,
-    state: State,
+    found: Outcome,
     trips: Int[Array, ""] | None = None,
 ) -> Solution:
     """The result of one fit in the user's structure."""
-    point = state.point
     active = free = None
     if bounds is not None:
-        active, free = _bounds.active_set(point.x, bounds), bounds.free
+        active, free = _bounds.active_set(found.x, bounds), bounds.free
     return Solution(
-        x=parameters.unravel(point.x),
-        status=state.status,
-        optimality=point.optimality,
-        steps=state.steps,
-        nfev=state.nfev,
-        linearization=point.linearization,
+        x=parameters.unravel(found.x),
+        status=found.status,
+        optimality=found.optimality,
+        steps=found.steps,
+        nfev=found.nfev,
+        linearization=found.linearization,
         bounds_active=active,
         bounds_free=free,
         trips=trips,

@@ -29,6 +29,7 @@ from jaxfit._checkpoint import (
 )
 from jaxfit._compile import Static, compiled
 from jaxfit._feed import Block, Feed, Layout, check_source, known_size
+from jaxfit._implicit import Outcome
 from jaxfit._linearize import RunningSum
 from jaxfit._observed import split_rows
 from jaxfit._options import Options
@@ -174,7 +175,7 @@ def _accumulated(callables, arguments, running):
     observed, x = split_rows(data, weights), state.trial.x
     size = default_size(observed, len(x), x.dtype)
     traced = trace_rows(task, observed, x, size, rows, omit.value)
-    return traced.add_to(running, x, frame_of(state))
+    return traced.add_to(running, x, frame_of(state), traced.valid_chunks)
 
 
 def _decided(_, arguments):
@@ -187,7 +188,7 @@ def _decided(_, arguments):
 def _solved(_, arguments):
     setting, state = arguments
     parameters, problem = _posed(setting)
-    return solution_of(parameters, problem.bounds, state)
+    return solution_of(parameters, problem.bounds, Outcome.of(state))
 
 
 # From pass to pass

@@ -1,0 +1,291 @@
+"""The derivative of a solution, by the implicit function theorem.
+
+At a solution x(θ) the gradient of the cost, g(x, θ), vanishes in the directions in
+which x is free to move, and so
+
+    H dx = - (∂g/∂θ) dθ,      H = ∂g/∂x, the Hessian of the cost,
+
+over the free parameters; one at an active bound moves with that bound. What was done
+to find x does not matter: the loop is never differentiated. The rule consists of
+ordinary derivatives of the cost at x, so that forward mode, reverse mode and higher
+derivatives follow from it. (Griewank and Walther, Evaluating Derivatives, 2nd ed.,
+chapter 15; for bounds, Fiacco, Introduction to Sensitivity and Stability Analysis,
+1983.)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxfit._bounds import Bounds
+from jaxfit._covariance import is_lossy, swept
+from jaxfit._linearize import Frame, Linearization
+from jaxfit._rows import Rows
+from jaxfit._small import (
+    LANES_MAX,
+    Flag,
+    Matrix,
+    Scalar,
+    Vector,
+    batched_in_lanes,
+    identity,
+    in_turn,
+    is_lanes,
+    matmul,
+    matvec,
+    norm,
+    outer,
+    some,
+    transpose,
+    where_needed_one_by_one,
+)
+from jaxfit._trip import State
+
+
+class Outcome(NamedTuple):
+    """What a fit found."""
+
+    x: Vector
+    linearization: Linearization
+    status: Int[Array, "*lanes"]
+    optimality: Scalar
+    steps: Int[Array, "*lanes"]
+    nfev: Int[Array, "*lanes"]
+
+    @classmethod
+    def of(cls, state: State) -> "Outcome":
+        """That of the last state."""
+        point = state.point
+        return cls(
+            point.x,
+            point.linearization,
+            state.status,
+            point.optimality,
+            state.steps,
+            state.nfev,
+        )
+
+
+class Posed(NamedTuple):
+    """A fit as a function of what can be differentiated."""
+
+    rows: Rows
+    bounds: Bounds | None
+    gauss_newton: bool  # instead of the exact Hessian
+
+
+def differentiable(
+    solve: Callable[[PyTree], Outcome], pose: Callable[[PyTree], Posed]
+) -> Callable[[PyTree], Outcome]:
+    """`solve` with derivatives.
+
+    Args:
+        solve: from arrays to the outcome.
+        pose: the fit that these arrays make.
+    """
+
+    @jax.custom_jvp
+    def solved(arrays):
+        return solve(arrays)
+
+    def rule(primals, tangents):
+        (arrays,), (directions,) = primals, tangents
+        found = solved(arrays)
+        moving = Moving(arrays, directions)
+        return found, tangent(
+            lambda values: pose(moving.put(values)),
+            *(moving.values, moving.directions, found),
+        )
+
+    solved.defjvp(rule, symbolic_zeros=True)
+    return solved
+
+
+class Moving:
+    """Those leaves of a pytree that have a tangent.
+
+    Args:
+        tree: arrays.
+        directions: their tangents; `SymbolicZero` where there is none.
+    """
+
+    def __init__(self, tree: PyTree, directions: PyTree):
+        self.leaves, self.structure = jax.tree.flatten(tree)
+        given = jax.tree.leaves(directions)
+        self.places = [
+            place
+            for place, direction in enumerate(given)
+            if not isinstance(direction, SymbolicZero)
+            and direction.dtype != jax.dtypes.float0
+        ]
+        self.values = [self.leaves[place] for place in self.places]
+        self.directions = [given[place] for place in self.places]
+
+    def put(self, values: list[Array]) -> PyTree:
+        """The tree with other leaves in these places."""
+        leaves = list(self.leaves)
+        for place, value in zip(self.places, values, strict=True):
+            leaves[place] = value
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def tangent(
+    pose: Callable[[list[Array]], Posed],
+    values: list[Array],
+    directions: list[Array],
+    found: Outcome,
+) -> Outcome:
+    """How the outcome of one fit moves.
+
+    A fit that failed does not move. Its derivatives may be NaN; they are kept away from
+    what other fits share, in reverse mode too, by a gate at either end.
+
+    Args:
+        pose: the fit as a function of the arrays that move.
+        values, directions: these arrays, and how they move.
+        found: the outcome.
+    """
+    succeeded, x = found.status > 0, found.x
+
+    def gate(tree):
+        return jax.tree.map(lambda t: jnp.where(succeeded, t, 0), tree)
+
+    directions = gate(directions)
+    slope, (hessian, change) = _slope_and_changes(pose, values, directions, found)
+    bounds = pose(values).bounds
+    if bounds is None:
+        free, along = jnp.ones(x.shape, bool), jnp.zeros_like(x)
+    else:
+        _, moved = jax.jvp(lambda v: pose(v).bounds, (values,), (directions,))
+        free, along = _on_face(x, slope, bounds, moved)
+    needed = jnp.where(free, change + matvec(hessian, along), 0)
+    dx = gate(along - matvec(pseudo_inverse(hessian, free), needed))
+    frame = _same_frame(found.linearization)
+    _, moved = jax.jvp(
+        lambda x, v: pose(v).rows.linearize(x, frame), (x, values), (dx, directions)
+    )
+    return Outcome(
+        x=dx,
+        linearization=jax.tree.map(
+            lambda t: t if t.dtype == jax.dtypes.float0 else gate(t), moved
+        ),
+        status=_none(found.status),
+        optimality=jnp.zeros_like(found.optimality),
+        steps=_none(found.steps),
+        nfev=_none(found.nfev),
+    )
+
+
+def _none(integers) -> Any:
+    """The tangent of integers."""
+    return np.zeros(integers.shape, jax.dtypes.float0)
+
+
+def _slope_and_changes(pose, values, directions, found):
+    """The gradient of the cost; its derivatives by x, and along the directions."""
+    x, posed = found.x, pose(values)
+
+    def slope(x, values):
+        return pose(values).rows.slope(x)
+
+    _, change = jax.jvp(lambda v: slope(x, v), (values,), (directions,))
+    if posed.gauss_newton:
+        return found.linearization.gradient, (found.linearization.hessian, change)
+    hessian = jax.jacfwd(slope)(x, values)
+    return found.linearization.gradient, (0.5 * (hessian + hessian.T), change)
+
+
+def _on_face(x, slope, bounds, moved):
+    """Which parameters are free, and how the others move with their bounds.
+
+    A parameter is held by a bound if it lies there and the gradient pushes outward.
+    """
+    at_lower = ~bounds.free | ((x <= bounds.lower) & (slope > 0))
+    at_upper = ~at_lower & (x >= bounds.upper) & (slope < 0)
+    along = jnp.where(at_lower, moved.lower, jnp.where(at_upper, moved.upper, 0))
+    return ~(at_lower | at_upper), along
+
+
+def _same_frame(linearization: Linearization) -> Frame:
+    """The frame of a linearization, as a constant."""
+    inverse = jax.lax.stop_gradient(linearization.frame)
+    return Frame(inverse, _directions(inverse), jnp.asarray(True))
+
+
+@batched_in_lanes
+def _directions(inverse: Matrix) -> Matrix:
+    """Pᵀ from P⁻¹."""
+    framed = some(some(inverse != identity(inverse[0])))
+    return where_needed_one_by_one(
+        framed, lambda inverse: jnp.linalg.inv(inverse).T, identity_like, inverse
+    )
+
+
+def identity_like(matrix: Matrix) -> Matrix:
+    """The identity of the size of a matrix."""
+    return identity(matrix[0])
+
+
+# The inverse of the Hessian
+
+
+@jax.custom_jvp
+def pseudo_inverse(
+    hessian: Float[Array, "n n"], free: Bool[Array, " n"]
+) -> Float[Array, "n n"]:
+    """The Moore-Penrose inverse over the free parameters; zero for the others.
+
+    Which directions are determined is decided where the diagonal is one, so that it
+    does not depend on the units of the parameters.
+    """
+    return _pseudo_inverse(hessian, free)
+
+
+@pseudo_inverse.defjvp
+def _pseudo_inverse_jvp(primals, tangents):
+    """dK = -K dH K, exact for a Hessian whose rank does not change."""
+    hessian, free = primals
+    inverse = pseudo_inverse(hessian, free)
+    return inverse, -matmul(inverse, matmul(tangents[0], inverse))
+
+
+@batched_in_lanes
+def _pseudo_inverse(hessian: Matrix, free: Flag) -> Matrix:
+    if not is_lanes(free):
+        return _by_eigenvalues(hessian, free)
+    if len(free) > LANES_MAX:
+        return in_turn(_by_eigenvalues, hessian, free)
+    inverse, pivot = swept(hessian, free)
+    return where_needed_one_by_one(
+        is_lossy(pivot), _by_eigenvalues, lambda *_: inverse, hessian, free
+    )
+
+
+def _by_eigenvalues(hessian, free):
+    """From the eigenvalues of the matrix scaled to a diagonal of one.
+
+    Its inverse on the range, brought back to the units of the parameters, is a
+    generalised inverse; projected on both sides onto the complement of the null space
+    it is the one of minimum norm.
+    """
+    n, eps = len(free), jnp.finfo(hessian.dtype).eps
+    hessian = jnp.where(outer(free, free), hessian, 0)
+    size = jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
+    divisor = jnp.where(size > 0, size, 1)
+    scaled = hessian / outer(divisor, divisor)
+    eigenvalues, vectors = jnp.linalg.eigh(scaled, symmetrize_input=False)
+    magnitude = jnp.abs(eigenvalues)
+    kept = magnitude > 10 * n * eps * jnp.max(magnitude)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, eigenvalues, 1), 0)
+    half = vectors / divisor[:, None]
+    inverse = matmul(half * inverse, transpose(half))
+    lost = jnp.where(kept, 0, half / norm(half))
+    basis, singular, _ = jnp.linalg.svd(lost)
+    basis = jnp.where(singular > n * eps, basis, 0)
+    onto = identity(size) - matmul(basis, basis.T)
+    return matmul(onto, matmul(inverse, onto))
