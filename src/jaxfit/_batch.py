@@ -29,12 +29,12 @@ from jaxtyping import Array, Int, PyTree
 
 from jaxfit._bounds import Bounds
 from jaxfit._compile import Static, compiled
-from jaxfit._implicit import Outcome
-from jaxfit._linearize import is_linear, reduce_rows
-from jaxfit._observed import unwrap_shared
-from jaxfit._options import Options, resolve
+from jaxfit._implicit import Outcome, Posed, derived_from, differentiable_batch
+from jaxfit._linearize import reduce_rows
+from jaxfit._observed import unwrap_shared, whole_rows
+from jaxfit._options import Options
 from jaxfit._parameters import Parameters
-from jaxfit._rows import Task, visit
+from jaxfit._rows import Rows, Task, visit
 from jaxfit._small import choose, lanes_last, settled, varying_with
 from jaxfit._solution import Solution
 from jaxfit._solve import (
@@ -42,6 +42,7 @@ from jaxfit._solve import (
     check_arguments,
     check_callable,
     is_running,
+    problem_of,
     solution_of,
     without_callable,
 )
@@ -237,38 +238,51 @@ def _batch_first(name: str, axes: PyTree, tree: PyTree, numpy: ModuleType) -> Py
 
 
 class _Model(NamedTuple):
-    """What is the same for all fits."""
+    """What is the same for all fits: a pytree of arrays and of what is none."""
 
-    fn: Callable
-    jac: Any
-    keep: Callable | None
-    loss: Loss | None
+    rows: Rows  # the residual function, traced; data and weights differ
+    keep: Callable | None  # (solution, *keep_constants) -> what is kept
+    keep_constants: list
     parameters: Parameters
-    fits: Fits
+    shared: PyTree  # of `Fits`
     problem: Problem  # bounds None: they differ from fit to fit
+    gauss_newton: bool  # derivatives
 
     def start(self, each):
         """The flat start of one fit, and its own bounds."""
-        x0, _, bounds, _ = self.fits.one(each)
+        x0, _, bounds, _ = Fits(each, self.shared).one(each)
         own = None
         if self.problem.bounds is None:
             own = self.parameters.bounds(bounds)
         return self.parameters.ravel(x0, "x0"), own
 
+    def of_one(self, each) -> Rows:
+        """The rows of one fit."""
+        _, data, _, weights = Fits(each, self.shared).one(each)
+        return self.rows._replace(observed=whole_rows(data, weights))
+
     def evaluate(self, x, directions, each):
         """Residuals, columns and weights of one fit."""
-        _, data, _, weights = self.fits.one(each)
-        task = Task(self.fn, self.jac, self.parameters.unravel, self.loss)
-        return visit(None, task, data, weights, x).evaluated(x, directions)
+        return self.of_one(each).evaluated(x, directions)
 
-    def report(self, state, own_bounds, trips):
-        """What is kept of one fit."""
+    def bounds(self, own: Bounds | None) -> Bounds | None:
+        """Of one fit."""
         bounds = self.problem.bounds
-        if bounds is not None:
-            bounds = Bounds(bounds.lower[:, 0], bounds.upper[:, 0])
-        bounds = bounds or own_bounds
-        found = solution_of(self.parameters, bounds, Outcome.of(state), trips)
-        return found if self.keep is None else self.keep(found)
+        if bounds is None:
+            return own
+        return Bounds(bounds.lower[:, 0], bounds.upper[:, 0])
+
+    def posed(self, each) -> Posed:
+        """One fit, for its derivatives."""
+        bounds = self.bounds(self.start(each)[1])
+        return Posed(self.of_one(each), bounds, self.gauss_newton)
+
+    def report(self, found: Outcome, own: Bounds | None, trips) -> Any:
+        """What is kept of one fit."""
+        solution = solution_of(self.parameters, self.bounds(own), found, trips)
+        if self.keep is None:
+            return solution
+        return self.keep(solution, *self.keep_constants)
 
     def of_lanes(self, own_bounds) -> Problem:
         """The problem of the lanes."""
@@ -284,25 +298,48 @@ class _Model(NamedTuple):
         residual, columns, weights = evaluate(x, frame.directions, each)
         # in memory the rows of a fit lie side by side: they are summed one by one
         rows = lanes_last((residual, list(columns), weights))
-        return reduce_rows(*rows, self.loss, frame)
+        return reduce_rows(*rows, self.rows.loss, frame)
 
 
 def _model(fn, jac, keep, fits: Fits, loss, options) -> _Model:
-    parameters = Parameters(fits.one(_shapes_of_one(fits.each))[0])
+    first = jax.tree.map(_first, fits.each)
+    x0, data, _, weights = fits.one(first)
+    parameters = Parameters(x0)
     shared_bounds = None
     if fits.shared[2] is not None and not jax.tree.leaves(fits.each[2]):
         lower, upper = parameters.bounds(fits.shared[2])
         shared_bounds = Bounds(lower[:, None], upper[:, None])
-    x_scale = options.x_scale
-    if x_scale is not None:
-        x_scale = parameters.ravel(x_scale, "x_scale")[:, None]
-    problem = Problem(
-        limits=resolve(options, parameters.size, parameters.dtype),
-        bounds=shared_bounds,
-        x_scale=x_scale,
-        is_linear=is_linear(loss),
+    problem = problem_of(parameters, None, loss, options)
+    if problem.x_scale is not None:
+        problem = dataclasses.replace(problem, x_scale=problem.x_scale[:, None])
+    problem = dataclasses.replace(problem, bounds=shared_bounds)
+    x = varying_with(parameters.ravel(x0, "x0"), (first, fits.shared))
+    rows = visit(None, Task(fn, jac, parameters.unravel, loss), data, weights, x)
+    gauss_newton = options.derivative == "gauss-newton"
+    model = _Model(
+        *(rows, None, [], parameters, fits.shared, problem, gauss_newton),
     )
-    return _Model(fn, jac, keep, loss, parameters, fits, problem)
+    if keep is None:
+        return model
+    example = jax.eval_shape(lambda: _example(model, first))
+    keep, constants = jax.closure_convert(keep, example)
+    return model._replace(keep=keep, keep_constants=constants)
+
+
+def _first(leaf):
+    """What one fit looks like: the first, if it can be had."""
+    if len(leaf) and not _is_explicit(leaf):
+        return leaf[0]
+    return jnp.zeros(leaf.shape[1:], leaf.dtype)
+
+
+def _example(model: _Model, each) -> Solution:
+    """A solution of one fit, for its structure."""
+    each = jax.tree.map(lambda leaf: leaf[None], each)
+    state, own = _started(model, each)
+    trips = jnp.zeros(1, jnp.int32)
+    reports = jax.vmap(model.report, in_axes=(-1, -1, 0))(Outcome.of(state), own, trips)
+    return jax.tree.map(lambda leaf: leaf[0], reports)
 
 
 # The queue
@@ -324,15 +361,16 @@ class _Queue(eqx.Module):
 def _solve_batch(callables, arguments):
     """`solve_batch` without its compilation."""
     *arguments, placement = arguments
-    model, placement = _model(*callables, *arguments), placement.value
+    fits, placement = arguments[0], placement.value
+    model = _model(*callables, *arguments)
     if placement.mesh is not None:
-        return _run_on_mesh(model, placement)
+        return _run_on_mesh(model, fits, placement)
     if placement.axis is not None:
         raise ValueError(f"axis is {placement.axis!r}, and there is no mesh.")
-    return _run(model, model.fits.each, model.fits.number, placement.lanes)
+    return _run(model, fits.each, fits.number, placement.lanes)
 
 
-def _run_on_mesh(model: _Model, placement: Placement):
+def _run_on_mesh(model: _Model, fits: Fits, placement: Placement):
     """One queue for each device along an axis of the mesh."""
     _, mesh, axis = placement
     if axis is None and len(mesh.axis_names) == 1:
@@ -341,30 +379,30 @@ def _run_on_mesh(model: _Model, placement: Placement):
         raise ValueError(
             f"axis is {axis!r}; give one of the axes of the mesh, {mesh.axis_names}."
         )
-    number, devices = model.fits.number, mesh.shape[axis]
+    number, devices = fits.number, mesh.shape[axis]
     size = -(-number // devices)  # of each device's part
     extra = size * devices - number
+    numbers, rest = eqx.partition(model, eqx.is_array)
 
     def pad(leaf):
         return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)])
 
-    def part(each, shared, rest):
-        here = model._replace(fits=Fits(each, shared), **rest)
+    def part(each, numbers):
         count = jnp.clip(number - size * lax.axis_index(axis), 0, size)
-        return _run(here, each, count, placement.lanes)
+        return _run(eqx.combine(numbers, rest), each, count, placement.lanes)
 
-    def run(each, *others):
+    def run(each, numbers):
         each = jax.tree.map(pad, each) if extra else each
         parts = jax.shard_map(
             part,
             mesh=None if is_explicit else mesh,
-            in_specs=(P(axis), P(), P()),
+            in_specs=(P(axis), P()),
             out_specs=P(axis),
             check_vma=False,
         )
-        return jax.tree.map(lambda leaf: leaf[:number], parts(each, *others))
+        return jax.tree.map(lambda leaf: leaf[:number], parts(each, numbers))
 
-    arguments = *model.fits, {"problem": model.problem, "loss": model.loss}
+    arguments = fits.each, numbers
     is_explicit = any(map(_is_explicit, jax.tree.leaves(arguments)))
     if not is_explicit:
         mesh = Mesh(mesh.devices, mesh.axis_names)
@@ -381,11 +419,46 @@ def _is_explicit(leaf) -> bool:
 
 
 def _run(model: _Model, each: PyTree, count, lanes: int | None):
-    """Work through the first `count` fits."""
+    """Work through the first `count` fits, with derivatives.
+
+    Those of what is kept are those of `keep` on whole outcomes.
+    """
+    arrays, rest = eqx.partition((model, count), eqx.is_array)
+
+    def outcomes(each, arrays):
+        model, count = eqx.combine(arrays, rest)
+        return _worked_through(model, each, count, lanes, _outcome)
+
+    def posed(each, arrays):
+        model, _ = eqx.combine(arrays, rest)
+        return model.posed(each)
+
+    def reports(all):
+        each, arrays = all
+        model, _ = eqx.combine(arrays, rest)
+        found, trips = differentiable_batch(outcomes, posed)(each, arrays)
+        _, own = jax.vmap(model.start)(each)
+        return jax.vmap(model.report)(found, own, trips)
+
+    def kept(all):
+        each, arrays = all
+        model, count = eqx.combine(arrays, rest)
+        return _worked_through(model, each, count, lanes, _Model.report)
+
+    return derived_from(kept, reports)((each, arrays))
+
+
+def _outcome(_, found: Outcome, own, trips):
+    """All that derivatives need."""
+    return found, trips
+
+
+def _worked_through(model: _Model, each: PyTree, count, lanes, report: Callable):
+    """What is reported of the first `count` fits."""
     number = len(jax.tree.leaves(each)[0])
     if number == 0:
         each = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), each)
-        out = _run(model, each, 0, 1)
+        out = _worked_through(model, each, 0, 1, report)
         return jax.tree.map(lambda leaf: leaf[:0], out)
     if lanes is None:
         n, dtype = model.parameters.size, model.parameters.dtype
@@ -396,7 +469,7 @@ def _run(model: _Model, each: PyTree, count, lanes: int | None):
             "solve_blocks, or to more devices."
         )
     refill = max(1, lanes // REFILL)
-    queue = _filled(model, each, number, count, lanes)
+    queue = _filled(model, each, number, count, lanes, report)
     queue = varying_with(queue, each)
 
     def is_unfinished(queue):
@@ -404,7 +477,7 @@ def _run(model: _Model, each: PyTree, count, lanes: int | None):
 
     def work(queue):
         queue = _until_refill(model, count, refill, queue)
-        return _refilled(model, each, number, count, refill, queue)
+        return _refilled(model, each, number, count, refill, report, queue)
 
     return lax.while_loop(is_unfinished, work, queue).results
 
@@ -427,7 +500,7 @@ def default_lanes(rows: int, n: int, dtype) -> int:
     return min(max(1 << max(lanes, 1).bit_length() - 1, fewest), most)
 
 
-def _filled(model: _Model, each, number: int, count, lanes: int) -> _Queue:
+def _filled(model: _Model, each, number: int, count, lanes: int, report) -> _Queue:
     """The first fits in the lanes."""
     index = jnp.arange(lanes, dtype=jnp.int32)
     enters = index < count
@@ -445,12 +518,13 @@ def _filled(model: _Model, each, number: int, count, lanes: int) -> _Queue:
         taken=jnp.sum(enters, dtype=jnp.int32),
         results=None,
     )
-    kept = jax.eval_shape(lambda: _reported(model, queue, jnp.zeros(1, jnp.int32)))
+    first = jnp.zeros(1, jnp.int32)
+    kept = jax.eval_shape(lambda: _reported(model, queue, first, report))
     results = jax.tree.map(lambda x: jnp.zeros((number, *x.shape[1:]), x.dtype), kept)
     return dataclasses.replace(queue, results=results)
 
 
-def _refilled(model, each, number, count, refill, queue) -> _Queue:
+def _refilled(model, each, number, count, refill, report, queue) -> _Queue:
     """Take results out of lanes that are at rest, and put new fits into them."""
     lanes = len(queue.index)
     resting = ~is_running(queue.state)
@@ -459,7 +533,7 @@ def _refilled(model, each, number, count, refill, queue) -> _Queue:
 
     # what has ended
     ended = queue.index.at[place].get(mode="fill", fill_value=number)
-    found = _reported(model, queue, place)
+    found = _reported(model, queue, place, report)
     results = jax.tree.map(
         lambda all, some: all.at[ended].set(some, mode="drop"), queue.results, found
     )
@@ -496,7 +570,7 @@ def _started(model, each) -> tuple[State, Bounds | None]:
     return initial_state(model.of_lanes(bounds), x0), bounds
 
 
-def _reported(model, queue, place) -> PyTree:
+def _reported(model, queue, place, report) -> PyTree:
     """What is kept of the fits in some of the lanes."""
 
     def some(leaf):
@@ -506,7 +580,9 @@ def _reported(model, queue, place) -> PyTree:
     fresh, bounds = _started(model, here)
     state = reached(jax.tree.map(some, queue.state), fresh)
     trips = queue.trips - some(queue.entered)
-    return jax.vmap(model.report, in_axes=(-1, -1, 0))(state, bounds, trips)
+    report = functools.partial(report, model)
+    axes = -1, -1, 0
+    return jax.vmap(report, in_axes=axes)(Outcome.of(state), bounds, trips)
 
 
 def _until_refill(model, count, refill, queue) -> _Queue:

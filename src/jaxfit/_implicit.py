@@ -16,6 +16,7 @@ chapter 15; for bounds, Fiacco, Introduction to Sensitivity and Stability Analys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +46,8 @@ from jaxfit._small import (
     where_needed_one_by_one,
 )
 from jaxfit._trip import State
+
+BLOCK = 256  # fits whose derivatives are taken at once
 
 
 class Outcome(NamedTuple):
@@ -95,15 +98,72 @@ def differentiable(
 
     def rule(primals, tangents):
         (arrays,), (directions,) = primals, tangents
-        found = solved(arrays)
-        moving = Moving(arrays, directions)
-        return found, tangent(
+        found, moving = solved(arrays), Moving(arrays, directions)
+        moved = tangent(
             lambda values: pose(moving.put(values)),
             *(moving.values, moving.directions, found),
         )
+        return found, _completed(moved, found)
 
     solved.defjvp(rule, symbolic_zeros=True)
     return solved
+
+
+def differentiable_batch(
+    solve: Callable[[PyTree, PyTree], tuple[Outcome, Array]],
+    pose: Callable[[PyTree, PyTree], Posed],
+) -> Callable[[PyTree, PyTree], tuple[Outcome, Array]]:
+    """The same for many fits, one block after the other.
+
+    Args:
+        solve: from arrays with a leading batch axis, and shared ones, to the outcomes
+            and the trips.
+        pose: from the arrays of one fit, and the shared ones.
+    """
+
+    @jax.custom_jvp
+    def solved(each, shared):
+        return solve(each, shared)
+
+    def rule(primals, tangents):
+        each, common = map(Moving, primals, tangents)
+        found, trips = solved(*primals)
+
+        @jax.checkpoint
+        def of_one(one):
+            leaves, values, directions, found = one
+            return tangent(
+                lambda v: pose(each.put(v[0], leaves), common.put(v[1])),
+                *((values, common.values), (directions, common.directions), found),
+            )
+
+        moved = jax.lax.map(
+            of_one,
+            (each.leaves, each.values, each.directions, found),
+            batch_size=min(BLOCK, max(len(trips), 1)),
+        )
+        return (found, trips), (_completed(moved, found), _none(trips))
+
+    solved.defjvp(rule, symbolic_zeros=True)
+    return solved
+
+
+def derived_from(function: Callable, reference: Callable) -> Callable:
+    """A function of arrays with the derivatives of another that has its values."""
+
+    @jax.custom_jvp
+    def derived(arrays):
+        return function(arrays)
+
+    def rule(primals, tangents):
+        moving = Moving(primals[0], tangents[0])
+        return jax.jvp(
+            lambda values: reference(moving.put(values)),
+            *((moving.values,), (moving.directions,)),
+        )
+
+    derived.defjvp(rule, symbolic_zeros=True)
+    return derived
 
 
 class Moving:
@@ -116,22 +176,33 @@ class Moving:
 
     def __init__(self, tree: PyTree, directions: PyTree):
         self.leaves, self.structure = jax.tree.flatten(tree)
-        given = jax.tree.leaves(directions)
-        self.places = [
-            place
-            for place, direction in enumerate(given)
-            if not isinstance(direction, SymbolicZero)
-            and direction.dtype != jax.dtypes.float0
-        ]
+        given = jax.tree.leaves(directions, is_leaf=_is_zero)
+        self.places = [i for i, move in enumerate(given) if not _is_zero(move)]
         self.values = [self.leaves[place] for place in self.places]
         self.directions = [given[place] for place in self.places]
 
-    def put(self, values: list[Array]) -> PyTree:
-        """The tree with other leaves in these places."""
-        leaves = list(self.leaves)
+    def put(self, values: list[Array], leaves: list[Array] | None = None) -> PyTree:
+        """The tree, or one of other leaves, with others in these places."""
+        leaves = list(self.leaves if leaves is None else leaves)
         for place, value in zip(self.places, values, strict=True):
             leaves[place] = value
         return jax.tree.unflatten(self.structure, leaves)
+
+
+def _completed(moved: Outcome, found: Outcome) -> Outcome:
+    """A tangent with those of the integers."""
+
+    def completed(leaf, move):
+        return _none(leaf) if move is None and leaf is not None else move
+
+    return jax.tree.map(completed, found, moved, is_leaf=lambda leaf: leaf is None)
+
+
+def _is_zero(direction) -> bool:
+    """Whether a tangent is known to be zero, or that of an integer."""
+    if isinstance(direction, SymbolicZero):
+        return True
+    return getattr(direction, "dtype", None) == jax.dtypes.float0
 
 
 def tangent(
@@ -140,7 +211,7 @@ def tangent(
     directions: list[Array],
     found: Outcome,
 ) -> Outcome:
-    """How the outcome of one fit moves.
+    """How the outcome of one fit moves; None in the place of integers.
 
     A fit that failed does not move. Its derivatives may be NaN; they are kept away from
     what other fits share, in reverse mode too, by a gate at either end.
@@ -169,16 +240,8 @@ def tangent(
     _, moved = jax.jvp(
         lambda x, v: pose(v).rows.linearize(x, frame), (x, values), (dx, directions)
     )
-    return Outcome(
-        x=dx,
-        linearization=jax.tree.map(
-            lambda t: t if t.dtype == jax.dtypes.float0 else gate(t), moved
-        ),
-        status=_none(found.status),
-        optimality=jnp.zeros_like(found.optimality),
-        steps=_none(found.steps),
-        nfev=_none(found.nfev),
-    )
+    moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
+    return Outcome(dx, gate(moved), None, jnp.zeros_like(found.optimality), None, None)
 
 
 def _none(integers) -> Any:
