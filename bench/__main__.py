@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench import accuracy, batch, curve_fit, report, rows, single
+from bench import accuracy, batch, curve_fit, layer, report, rows, single
 
 RESULTS = report.ROOT / "bench" / "RESULTS.md"
 NOTES = report.ROOT / "bench" / "NOTES.md"
@@ -25,6 +25,7 @@ def main() -> None:
         curve_fit.report,
         batch.report,
         rows.report,
+        layer.report,
         accuracy.report,
         accuracy.problems,
     ):

@@ -20,7 +20,7 @@ import jaxfit
 jax.config.update("jax_enable_x64", True)
 
 CURVES, BINS, WIDTH = 1000, 64, 12
-STEPS = 150
+STEPS = 250
 TIMES = jnp.arange(BINS) * 0.1  # ns
 RESPONSE = np.exp(-(((np.arange(WIDTH) - 4.0) / 1.6) ** 2))  # what is to be found
 RESPONSE[4:] += 0.25 * np.exp(-(np.arange(WIDTH - 4) / 3.0))
@@ -118,7 +118,7 @@ def draw(truth, lifetimes, start, logits, errors) -> None:
     ):
         right.plot(truth[:, 1], values, ".", ms=3, color=color, label=name)
     right.plot([0.5, 2], [0.5, 2], "k", lw=1)
-    right.set(xlabel="true lifetime, ns", ylabel="fitted", title="1000 curves")
+    right.set(xlabel="true lifetime, ns", ylabel="fitted", title=f"{CURVES} curves")
     right.legend()
     figure.savefig("bilevel.png", dpi=120)
     print("saved bilevel.png")
