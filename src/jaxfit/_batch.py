@@ -297,8 +297,8 @@ class _Model(NamedTuple):
         evaluate = jax.vmap(self.evaluate, in_axes=(-1, -1, 0), out_axes=(0, 1, 0))
         residual, columns, weights = evaluate(x, frame.directions, each)
         # in memory the rows of a fit lie side by side: they are summed one by one
-        rows = lanes_last((residual, list(columns), weights))
-        return reduce_rows(*rows, self.rows.loss, frame)
+        residual, columns, weights = lanes_last((residual, list(columns), weights))
+        return reduce_rows(residual, columns, weights, self.rows.loss, frame)
 
 
 def _model(fn, jac, keep, fits: Fits, loss, options) -> _Model:
@@ -306,8 +306,10 @@ def _model(fn, jac, keep, fits: Fits, loss, options) -> _Model:
     x0, data, _, weights = fits.one(first)
     parameters = Parameters(x0)
     shared_bounds = None
-    if fits.shared[2] is not None and not jax.tree.leaves(fits.each[2]):
-        lower, upper = parameters.bounds(fits.shared[2])
+    if not jax.tree.leaves(fits.each[2]):
+        shared_bounds = parameters.bounds(fits.shared[2])
+    if shared_bounds is not None:
+        lower, upper = shared_bounds
         shared_bounds = Bounds(lower[:, None], upper[:, None])
     problem = problem_of(parameters, None, loss, options)
     if problem.x_scale is not None:
@@ -364,15 +366,15 @@ def _solve_batch(callables, arguments):
     fits, placement = arguments[0], placement.value
     model = _model(*callables, *arguments)
     if placement.mesh is not None:
-        return _run_on_mesh(model, fits, placement)
+        return _run_on_mesh(model, fits, placement.mesh, placement)
     if placement.axis is not None:
         raise ValueError(f"axis is {placement.axis!r}, and there is no mesh.")
     return _run(model, fits.each, fits.number, placement.lanes)
 
 
-def _run_on_mesh(model: _Model, fits: Fits, placement: Placement):
+def _run_on_mesh(model: _Model, fits: Fits, mesh: Mesh, placement: Placement):
     """One queue for each device along an axis of the mesh."""
-    _, mesh, axis = placement
+    axis = placement.axis
     if axis is None and len(mesh.axis_names) == 1:
         axis = mesh.axis_names[0]
     if axis not in mesh.axis_names:
@@ -406,11 +408,10 @@ def _run_on_mesh(model: _Model, fits: Fits, placement: Placement):
     is_explicit = any(map(_is_explicit, jax.tree.leaves(arguments)))
     if not is_explicit:
         mesh = Mesh(mesh.devices, mesh.axis_names)
-    else:
-        out = NamedSharding(mesh, P() if extra else P(axis))
-        run = jax.sharding.auto_axes(run, out_sharding=out)
-        arguments = jax.reshard(arguments, NamedSharding(mesh, P()))
-    return run(*arguments)
+        return run(*arguments)
+    out = NamedSharding(mesh, P() if extra else P(axis))
+    arguments = jax.reshard(arguments, NamedSharding(mesh, P()))
+    return jax.sharding.auto_axes(run, out_sharding=out)(*arguments)
 
 
 def _is_explicit(leaf) -> bool:

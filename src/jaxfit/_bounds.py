@@ -5,6 +5,7 @@ large-scale bound-constrained minimization problems", SIAM J. Sci. Comput. 21 (1
 Every function here is exact for infinite bounds. Equal bounds fix a parameter.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -140,7 +141,7 @@ class _Line(NamedTuple):
     slope: Scalar
     curvature: Scalar
 
-    def __call__(self, t: Scalar) -> Scalar:
+    def __call__(self, t: Scalar | float) -> Scalar:
         return self.value + t * (self.slope + 0.5 * t * self.curvature)
 
     def minimiser(self, low: Scalar, high: Scalar) -> Scalar:
@@ -163,7 +164,7 @@ def select_step(
     leaves = ~bounds.contains(x + hat.scaling * step.p)
     return where_needed(
         leaves,
-        lambda *operands: _best_of_three(*operands, bounds),
+        functools.partial(_best_of_three, bounds=bounds),
         lambda x, step, *_: step,
         *(x, step, hat, radius, theta),
     )

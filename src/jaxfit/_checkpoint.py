@@ -54,7 +54,9 @@ class Checkpoint:
             fit: strings and numbers that describe the fit, by name.
             state: arrays.
         """
-        arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
+        arrays: dict[str, Any] = {
+            name: np.asarray(leaf) for name, leaf in _named(state).items()
+        }
         arrays[_VERSION] = np.asarray(VERSION)
         arrays[_FIT] = np.asarray(json.dumps(dict(fit)))
         temporary = self.path.with_name(f".{self.path.name}.tmp")

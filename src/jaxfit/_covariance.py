@@ -74,7 +74,7 @@ def inverse_gram(
     return _inverse(gram, frame, free)
 
 
-@inverse_gram.defjvp
+@inverse_gram.defjvp  # pyright: ignore[reportArgumentType]
 def _inverse_gram_jvp(primals, tangents):
     """dC = -C dB C with B = JᵀJ: plain products, so that reverse mode works too."""
     gram, frame, free = primals

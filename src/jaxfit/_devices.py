@@ -116,7 +116,11 @@ def place(
     sharding = NamedSharding(mesh, P(axes))
     devices = math.prod(mesh.shape[axis] for axis in axes)
     places = sharding.addressable_devices_indices_map((devices,))
-    slots = {device: index[0].start or 0 for device, index in places.items()}
+    slots = {
+        device: index[0].start or 0
+        for device, index in places.items()
+        if index is not None
+    }
     own = sorted(set(slots.values()))
     numbers = _of_all_processes(np.array([observed.number, len(own)]))
     share = int(np.max(-(-numbers[:, 0] // numbers[:, 1])))

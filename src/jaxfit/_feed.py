@@ -169,7 +169,8 @@ class Feed:
         """The blocks from one on, each read while the one before is computed with."""
         ready: queue.Queue = queue.Queue(maxsize=AHEAD)
         stop = threading.Event()
-        x64, device = jax.config.jax_enable_x64, jax.config.jax_default_device
+        config: Any = jax.config
+        x64, device = config.jax_enable_x64, config.jax_default_device
 
         def put(item) -> bool:
             while not stop.is_set():

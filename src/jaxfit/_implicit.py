@@ -181,7 +181,7 @@ class Moving:
         self.values = [self.leaves[place] for place in self.places]
         self.directions = [given[place] for place in self.places]
 
-    def put(self, values: list[Array], leaves: list[Array] | None = None) -> PyTree:
+    def put(self, values: Any, leaves: Any = None) -> Any:
         """The tree, or one of other leaves, with others in these places."""
         leaves = list(self.leaves if leaves is None else leaves)
         for place, value in zip(self.places, values, strict=True):
@@ -206,9 +206,9 @@ def _is_zero(direction) -> bool:
 
 
 def tangent(
-    pose: Callable[[list[Array]], Posed],
-    values: list[Array],
-    directions: list[Array],
+    pose: Callable[[PyTree], Posed],
+    values: PyTree,
+    directions: PyTree,
     found: Outcome,
 ) -> Outcome:
     """How the outcome of one fit moves; None in the place of integers.
@@ -241,7 +241,8 @@ def tangent(
         lambda x, v: pose(v).rows.linearize(x, frame), (x, values), (dx, directions)
     )
     moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
-    return Outcome(dx, gate(moved), None, jnp.zeros_like(found.optimality), None, None)
+    none: Any = None
+    return Outcome(dx, gate(moved), none, jnp.zeros_like(found.optimality), none, none)
 
 
 def _none(integers) -> Any:

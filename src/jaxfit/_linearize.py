@@ -6,6 +6,7 @@ problem `merge` by addition, so that it does not matter in how many pieces the r
 visited. `_rows.py` visits them.
 """
 
+import functools
 import operator
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -155,7 +156,8 @@ def _count(counts: Bool[Array, "m *lanes"]) -> Int[Array, "2 *lanes"]:
     """How many are true; a count of 32 bits is good for so many rows at a time."""
     most = COUNT_BASE << 14
     parts = [counts[start : start + most] for start in range(0, len(counts), most)]
-    return carried(sum(in_words(jnp.sum(part, axis=0)) for part in parts))
+    words = (in_words(jnp.sum(part, axis=0)) for part in parts)
+    return carried(functools.reduce(operator.add, words))
 
 
 def sums(linearization: Linearization) -> tuple[Array, ...]:
@@ -170,9 +172,10 @@ def with_sums(
     linearization: Linearization, sums: Sequence[Array], counted, influence
 ) -> Linearization:
     """The inverse of `sums`, with what else depends on the rows."""
-    normal, *rest = sums
-    robust = None if linearization.robust is None else Robust(*rest, influence)
-    return Linearization(normal, linearization.frame, counted, robust)
+    robust = None
+    if linearization.robust is not None:
+        robust = Robust(sums[1], sums[2], influence)
+    return Linearization(sums[0], linearization.frame, counted, robust)
 
 
 def merge(a: Linearization, b: Linearization) -> Linearization:

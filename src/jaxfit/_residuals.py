@@ -191,12 +191,12 @@ def trace_residuals(
     matrix, more = None, []
     if callable(jac):
 
-        def matrix(x, *pieces):
+        def flat(x, *pieces):
             parameters = unravel(x)
             jacobian = jac(parameters, *pieces)
             return _jacobian_matrix(jacobian, structure[0], parameters, dtype)
 
-        matrix, more = jax.closure_convert(matrix, x, *pieces)
+        matrix, more = jax.closure_convert(flat, x, *pieces)
     reverse = jac == "rev"
     if jac is None and not is_masked:
         rows = jax.eval_shape(vector, x, *pieces, *constants).shape[0]

@@ -125,6 +125,8 @@ class Sharded(eqx.Module):
             what to pass on to `solve`: this with the number of rows that count on each
             device, data, and weights.
         """
+        if self.mesh is None:
+            raise ValueError("Sharded(None, ...) has no mesh to place rows on.")
         observed = split_rows(data, weights)
         counts, rows = place(self.mesh, self.axes, observed)
         placed = dataclasses.replace(self, counts=counts)
@@ -237,14 +239,21 @@ class Rows(NamedTuple):
         """
 
         def add(running, chunk):
-            return running.plus(self._linearization(*chunk, x, frame))
+            pieces, counts = chunk
+            return running.plus(self._linearization(pieces, counts, x, frame))
 
         return self._over_chunks(add, running, number)
 
     @property
     def valid_chunks(self) -> Int[Array, ""]:
         """The number of chunks that have valid rows."""
-        return -(-self.valid // self.size)
+        rows = self.observed.number if self.valid is None else self.valid
+        return jnp.asarray(-(-rows // self._size), jnp.int32)
+
+    @property
+    def _size(self) -> int:
+        """Rows of a chunk."""
+        return self.observed.number if self.size is None else self.size
 
     @property
     def _is_one(self) -> bool:
@@ -266,7 +275,7 @@ class Rows(NamedTuple):
         if self._is_one:
             return add(total, self._one)
         if number is None:
-            number = np.int32(-(-self.observed.number // self.size))
+            number = np.int32(-(-self.observed.number // self._size))
 
         def step(i, total):
             return add(total, self._chunk(i))
@@ -278,7 +287,7 @@ class Rows(NamedTuple):
     def _chunk(self, chunk) -> tuple[list[Array], Bool[Array, " m"] | None]:
         """One chunk, and which of its residuals count: not those of the chunk before,
         nor of rows that are not valid."""
-        rows, size = self.observed.number, self.size
+        rows, size = self.observed.number, self._size
         index = index_dtype(rows)
         begin = jnp.asarray(chunk, index) * index(size)
         first = jnp.minimum(begin, index(rows - size))
@@ -397,10 +406,9 @@ def on_mesh(
     def on_device(data, weights, counts, others):
         return fit(data, weights, others, Sharded(None, rows.axis, rows.size, counts))
 
-    observed = split_rows(data, weights)
-    return on_each_device(
-        rows.mesh, rows.axes, rows.counts, on_device, observed, others
-    )
+    observed, mesh = split_rows(data, weights), rows.mesh
+    assert mesh is not None
+    return on_each_device(mesh, rows.axes, rows.counts, on_device, observed, others)
 
 
 def placed(rows: Sharded, data: PyTree, weights: PyTree | None):

@@ -169,7 +169,7 @@ class Solution(eqx.Module):
         return self._each(lambda lin: lin.cost, self.linearization)
 
     @property
-    def count(self) -> Int[Array, "*batch"]:
+    def count(self) -> Any:
         """Residuals that count: complex ones twice, those of weight zero not.
 
         An exact number, of 64 bits; in a trace without x64 of 32 bits at most.

@@ -171,7 +171,8 @@ def _nothing(problem, state) -> RunningSum:
 
 def _accumulated(callables, arguments, running):
     (x0, _, loss, _), state, data, weights, rows, omit = arguments
-    task = Task(*callables, Parameters(x0).unravel, loss)
+    fn, jac = callables
+    task = Task(fn, jac, Parameters(x0).unravel, loss)
     observed, x = split_rows(data, weights), state.trial.x
     size = default_size(observed, len(x), x.dtype)
     traced = trace_rows(task, observed, x, size, rows, omit.value)
@@ -249,8 +250,9 @@ def _one_pass(fit, feed, saved, line, progress: _Progress) -> _Progress:
             "same data in the same order."
         )
     state, running = fit.decided(progress.running, progress.state)
-    zero = np.int64(0)
-    progress = _Progress(state, running, zero, zero, *size, progress.capacity)
+    zero = np.zeros((), np.int64)
+    progress = progress._replace(state=state, running=running, block=zero, rows=zero)
+    progress = progress._replace(all_blocks=size[0], all_rows=size[1])
     saved.after_pass(progress)
     return progress
 
@@ -263,7 +265,7 @@ class _Saved:
         self.fit, self.every, self.since = fit, every, 0
         self.file = None if path is None else Checkpoint(path)
         self.found: dict[str, Any] = {}
-        self.is_identified = self.file is None
+        self.is_identified = False
         self.description: dict[str, Any] = {
             **size,
             "x0": digest_of_numbers(x0),
@@ -271,13 +273,12 @@ class _Saved:
             "loss": digest_of_numbers(loss),
             "options": digest_of_numbers(options),
             "nan_policy": "omit" if fit.omit else "keep",
-            "x64": bool(jax.config.jax_enable_x64),
+            "x64": jax.dtypes.canonicalize_dtype(np.float64) == np.float64,
         }
 
     def resumed(self) -> _Progress | None:
         """Where an earlier fit stopped; None if there was none."""
-        found = self.file and self.file.read()
-        if not found:
+        if self.file is None or (found := self.file.read()) is None:
             return None
         self.found, arrays = found
         self.file.check(self.found, self.description)
@@ -288,7 +289,7 @@ class _Saved:
 
     def identify(self, block: Block) -> None:
         """Describe data and program by the first block that was read."""
-        if self.is_identified:
+        if self.file is None or self.is_identified:
             return
         (fn, jac), (x0, *_) = self.fit.callables, self.fit.setting
         parameters = Parameters(x0)

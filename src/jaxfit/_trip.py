@@ -245,10 +245,10 @@ def _frame(linearization: Linearization, needed: Flag) -> Frame:
         eye = varying_with(identity(linearization.rhs), linearization.normal)
         return eye, eye
 
-    frame = where_needed_one_by_one(
+    inverse, directions = where_needed_one_by_one(
         needed, from_hessian, unit_directions, linearization
     )
-    return Frame(*frame, needed)
+    return Frame(inverse, directions, needed)
 
 
 @batched_in_lanes
