@@ -21,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxfit
 from bench.report import ROOT, is_installed, markdown, section
 from jaxfit import Options
-from jaxfit._batch import default_lanes
+from jaxfit._lanes import default_lanes
 
 DEVICES = 2
 REPEATS = 5

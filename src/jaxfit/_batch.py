@@ -1,60 +1,33 @@
-"""Many fits of one model: lanes that refill, inside one program.
+"""Many fits of one model, in one program: `solve_batch`.
 
-    put the first problems into the lanes
-    while a lane holds a problem:
-        while few lanes wait: one trip for every lane
-        take the results out of lanes that have finished, and put new problems in
-
-A trip is that of a single fit, on arrays whose last axis is the lanes. A lane that has
-finished is frozen until it is refilled, so that its answer does not depend on its
-neighbours, and nothing waits for the slowest fit but the end of the batch. The state of
-the lanes stays in cache; memory grows with the number of problems only by their data
-and their results.
+`_lanes.py` has the algorithm; here are the arguments, the devices and the derivatives.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import PyTree
 
-from jaxfit._bounds import Bounds
 from jaxfit._compile import Static, compiled
-from jaxfit._implicit import Outcome, Posed, derived_from, differentiable_batch
-from jaxfit._linearize import reduce_rows
-from jaxfit._observed import unwrap_shared, whole_rows
+from jaxfit._fits import Fits, split
+from jaxfit._implicit import Outcome, derived_from, differentiable_batch
+from jaxfit._lanes import Model, is_explicit, model_of, worked_through
+from jaxfit._observed import unwrap_shared
 from jaxfit._options import Options
-from jaxfit._parameters import Parameters
-from jaxfit._rows import Rows, Task, visit
-from jaxfit._small import choose, lanes_last, settled, varying_with
 from jaxfit._solution import Solution
 from jaxfit._solve import (
     DEFAULTS,
     check_arguments,
     check_callable,
-    is_running,
-    problem_of,
-    solution_of,
     without_callable,
 )
-from jaxfit._trip import Problem, State, initial_state, reached, restarted, trip
 from jaxfit.losses import Loss
-
-# Lanes wait until this part of them has finished.
-REFILL = 8
-
-# The rows and columns of all lanes together should take no more memory than this.
-CPU_BYTES, OTHER_BYTES = 2**21, 2**29
-CPU_LANES, OTHER_LANES = (64, 512), (1024, 65536)
 
 
 def solve_batch(
@@ -134,237 +107,16 @@ def checked_setting(fn, keep, loss, options, lanes):
     return (fn, jac, keep), options
 
 
-def run_batch(callables, fits: "Fits", loss, options, placement: Placement) -> Any:
+def run_batch(callables, fits: Fits, loss, options, placement: Placement) -> Any:
     """All fits, by a program that is compiled once for what is alike."""
     return compiled(_solve_batch, callables, (fits, loss, options, Static(placement)))
-
-
-# The fits, as a pytree of what differs and a pytree of what they share
-
-
-class Fits(NamedTuple):
-    """The arguments of all fits: leaves with a leading batch axis, and shared ones."""
-
-    each: PyTree  # (x0, data, bounds, weights), None where a leaf is shared
-    shared: PyTree  # the same, None where a leaf is not
-
-    def one(self, each: PyTree) -> tuple:
-        """The arguments of a single fit."""
-        return eqx.combine(each, self.shared)
-
-    @property
-    def number(self) -> int:
-        return len(jax.tree.leaves(self.each)[0])
-
-
-def _shapes_of_one(each: PyTree) -> PyTree:
-    """What one fit looks like among many."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), each
-    )
-
-
-def _is_none(node) -> bool:
-    return node is None
-
-
-def split(arguments: tuple, in_axes: Any, numpy: ModuleType) -> Fits:
-    """(x0, data, bounds, weights) with their batch axes first, of equal length.
-
-    Args:
-        in_axes: that of `solve_batch`.
-        numpy: `jax.numpy`, or `numpy` for arrays that stay on the host.
-    """
-    if not isinstance(in_axes, (tuple, list)) or len(in_axes) not in (2, 3):
-        raise ValueError(
-            f"in_axes is {in_axes!r}; expected a pair for (x0, data), or three entries "
-            "for (x0, data, bounds)."
-        )
-    names = "x0", "data", "bounds", "weights"
-    x0_axes, data_axes, *rest = in_axes
-    bounds_axes = rest[0] if rest else None
-    weight_axes = data_axes if data_axes is None or isinstance(data_axes, int) else 0
-    axes = x0_axes, data_axes, bounds_axes, weight_axes
-    each = tuple(
-        _batch_first(*one, numpy) for one in zip(names, axes, arguments, strict=True)
-    )
-    sizes = {
-        name + jax.tree_util.keystr(path): len(leaf)
-        for name, tree in zip(names, each, strict=True)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-    if not sizes:
-        raise ValueError("in_axes marks no batch axis; use solve for a single fit.")
-    if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise ValueError(f"The batch axes differ in length: {found}.")
-    shared = jax.tree.map(
-        lambda own, leaf: leaf if own is None else None,
-        *(each, arguments),
-        is_leaf=_is_none,
-    )
-    return Fits(each, shared)
-
-
-def _batch_first(name: str, axes: PyTree, tree: PyTree, numpy: ModuleType) -> PyTree:
-    """A tree with its batch axes first, and None in place of leaves without one."""
-
-    def part(axis, subtree):
-        return jax.tree.map(functools.partial(leaf, axis), subtree)
-
-    def leaf(axis, value):
-        if axis is None:
-            return None
-        value = numpy.asarray(value)
-        if not isinstance(axis, int) or not -value.ndim <= axis < value.ndim:
-            raise ValueError(
-                f"in_axes names axis {axis!r} of an array of {name} that has the shape "
-                f"{value.shape}."
-            )
-        return numpy.moveaxis(value, axis, 0)
-
-    try:
-        return jax.tree.map(part, axes, tree, is_leaf=_is_none)
-    except ValueError as error:
-        if "in_axes" in str(error):
-            raise
-        raise ValueError(
-            f"in_axes has {axes!r} for {name}, which is no prefix of its structure, "
-            f"{jax.tree.structure(tree)}."
-        ) from error
-
-
-# One fit among the lanes
-
-
-class _Model(NamedTuple):
-    """What is the same for all fits: a pytree of arrays and of what is none."""
-
-    rows: Rows  # the residual function, traced; data and weights differ
-    keep: Callable | None  # (solution, *keep_constants) -> what is kept
-    keep_constants: list
-    parameters: Parameters
-    shared: PyTree  # of `Fits`
-    problem: Problem  # bounds None: they differ from fit to fit
-    gauss_newton: bool  # derivatives
-
-    def start(self, each):
-        """The flat start of one fit, and its own bounds."""
-        x0, _, bounds, _ = Fits(each, self.shared).one(each)
-        own = None
-        if self.problem.bounds is None:
-            own = self.parameters.bounds(bounds)
-        return self.parameters.ravel(x0, "x0"), own
-
-    def of_one(self, each) -> Rows:
-        """The rows of one fit."""
-        _, data, _, weights = Fits(each, self.shared).one(each)
-        return self.rows._replace(observed=whole_rows(data, weights))
-
-    def evaluate(self, x, directions, each):
-        """Residuals, columns and weights of one fit."""
-        return self.of_one(each).evaluated(x, directions)
-
-    def bounds(self, own: Bounds | None) -> Bounds | None:
-        """Of one fit."""
-        bounds = self.problem.bounds
-        if bounds is None:
-            return own
-        return Bounds(bounds.lower[:, 0], bounds.upper[:, 0])
-
-    def posed(self, each) -> Posed:
-        """One fit, for its derivatives."""
-        bounds = self.bounds(self.start(each)[1])
-        return Posed(self.of_one(each), bounds, self.gauss_newton)
-
-    def report(self, found: Outcome, own: Bounds | None, trips) -> Any:
-        """What is kept of one fit."""
-        solution = solution_of(self.parameters, self.bounds(own), found, trips)
-        if self.keep is None:
-            return solution
-        return self.keep(solution, *self.keep_constants)
-
-    def of_lanes(self, own_bounds) -> Problem:
-        """The problem of the lanes."""
-        if own_bounds is None:
-            return self.problem
-        return eqx.tree_at(
-            lambda p: p.bounds, self.problem, own_bounds, is_leaf=_is_none
-        )
-
-    def linearize(self, each, x, frame):
-        """The linearizations of the lanes."""
-        evaluate = jax.vmap(self.evaluate, in_axes=(-1, -1, 0), out_axes=(0, 1, 0))
-        residual, columns, weights = evaluate(x, frame.directions, each)
-        # in memory the rows of a fit lie side by side: they are summed one by one
-        residual, columns, weights = lanes_last((residual, list(columns), weights))
-        return reduce_rows(residual, columns, weights, self.rows.loss, frame)
-
-
-def _model(fn, jac, keep, fits: Fits, loss, options) -> _Model:
-    first = jax.tree.map(_first, fits.each)
-    x0, data, _, weights = fits.one(first)
-    parameters = Parameters(x0)
-    shared_bounds = None
-    if not jax.tree.leaves(fits.each[2]):
-        shared_bounds = parameters.bounds(fits.shared[2])
-    if shared_bounds is not None:
-        lower, upper = shared_bounds
-        shared_bounds = Bounds(lower[:, None], upper[:, None])
-    problem = problem_of(parameters, None, loss, options)
-    if problem.x_scale is not None:
-        problem = dataclasses.replace(problem, x_scale=problem.x_scale[:, None])
-    problem = dataclasses.replace(problem, bounds=shared_bounds)
-    x = varying_with(parameters.ravel(x0, "x0"), (first, fits.shared))
-    rows = visit(None, Task(fn, jac, parameters.unravel, loss), data, weights, x)
-    gauss_newton = options.derivative == "gauss-newton"
-    model = _Model(
-        *(rows, None, [], parameters, fits.shared, problem, gauss_newton),
-    )
-    if keep is None:
-        return model
-    example = jax.eval_shape(lambda: _example(model, first))
-    keep, constants = jax.closure_convert(keep, example)
-    return model._replace(keep=keep, keep_constants=constants)
-
-
-def _first(leaf):
-    """What one fit looks like: the first, if it can be had."""
-    if len(leaf) and not _is_explicit(leaf):
-        return leaf[0]
-    return jnp.zeros(leaf.shape[1:], leaf.dtype)
-
-
-def _example(model: _Model, each) -> Solution:
-    """A solution of one fit, for its structure."""
-    each = jax.tree.map(lambda leaf: leaf[None], each)
-    state, own = _started(model, each)
-    trips = jnp.zeros(1, jnp.int32)
-    reports = jax.vmap(model.report, in_axes=(-1, -1, 0))(Outcome.of(state), own, trips)
-    return jax.tree.map(lambda leaf: leaf[0], reports)
-
-
-# The queue
-
-
-class _Queue(eqx.Module):
-    """Lanes at work, and what they have done."""
-
-    state: State
-    each: PyTree  # data and weights of the lanes, (L, ...)
-    bounds: Bounds | None  # of the lanes, where they differ
-    index: Int[Array, " L"]  # the fit in each lane; the number of fits where none is
-    entered: Int[Array, " L"]  # the trip before which it came
-    trips: Int[Array, ""]
-    taken: Int[Array, ""]  # fits that have entered
-    results: PyTree
 
 
 def _solve_batch(callables, arguments):
     """`solve_batch` without its compilation."""
     *arguments, placement = arguments
     fits, placement = arguments[0], placement.value
-    model = _model(*callables, *arguments)
+    model = model_of(*callables, *arguments)
     if placement.mesh is not None:
         return _run_on_mesh(model, fits, placement.mesh, placement)
     if placement.axis is not None:
@@ -372,7 +124,7 @@ def _solve_batch(callables, arguments):
     return _run(model, fits.each, fits.number, placement.lanes)
 
 
-def _run_on_mesh(model: _Model, fits: Fits, mesh: Mesh, placement: Placement):
+def _run_on_mesh(model: Model, fits: Fits, mesh: Mesh, placement: Placement):
     """One queue for each device along an axis of the mesh."""
     axis = placement.axis
     if axis is None and len(mesh.axis_names) == 1:
@@ -397,7 +149,7 @@ def _run_on_mesh(model: _Model, fits: Fits, mesh: Mesh, placement: Placement):
         each = jax.tree.map(pad, each) if extra else each
         parts = jax.shard_map(
             part,
-            mesh=None if is_explicit else mesh,
+            mesh=None if explicit else mesh,
             in_specs=(P(axis), P()),
             out_specs=P(axis),
             check_vma=False,
@@ -405,8 +157,8 @@ def _run_on_mesh(model: _Model, fits: Fits, mesh: Mesh, placement: Placement):
         return jax.tree.map(lambda leaf: leaf[:number], parts(each, numbers))
 
     arguments = fits.each, numbers
-    is_explicit = any(map(_is_explicit, jax.tree.leaves(arguments)))
-    if not is_explicit:
+    explicit = any(map(is_explicit, jax.tree.leaves(arguments)))
+    if not explicit:
         mesh = Mesh(mesh.devices, mesh.axis_names)
         return run(*arguments)
     out = NamedSharding(mesh, P() if extra else P(axis))
@@ -414,12 +166,7 @@ def _run_on_mesh(model: _Model, fits: Fits, mesh: Mesh, placement: Placement):
     return jax.sharding.auto_axes(run, out_sharding=out)(*arguments)
 
 
-def _is_explicit(leaf) -> bool:
-    """Whether the type of an array says how it lies on a mesh."""
-    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
-
-
-def _run(model: _Model, each: PyTree, count, lanes: int | None):
+def _run(model: Model, each: PyTree, count, lanes: int | None):
     """Work through the first `count` fits, with derivatives.
 
     Those of what is kept are those of `keep` on whole outcomes.
@@ -428,7 +175,7 @@ def _run(model: _Model, each: PyTree, count, lanes: int | None):
 
     def outcomes(each, arrays):
         model, count = eqx.combine(arrays, rest)
-        return _worked_through(model, each, count, lanes, _outcome)
+        return worked_through(model, each, count, lanes, _outcome)
 
     def posed(each, arrays):
         model, _ = eqx.combine(arrays, rest)
@@ -444,7 +191,7 @@ def _run(model: _Model, each: PyTree, count, lanes: int | None):
     def kept(all):
         each, arrays = all
         model, count = eqx.combine(arrays, rest)
-        return _worked_through(model, each, count, lanes, _Model.report)
+        return worked_through(model, each, count, lanes, Model.report)
 
     return derived_from(kept, reports)((each, arrays))
 
@@ -452,160 +199,3 @@ def _run(model: _Model, each: PyTree, count, lanes: int | None):
 def _outcome(_, found: Outcome, own, trips):
     """All that derivatives need."""
     return found, trips
-
-
-def _worked_through(model: _Model, each: PyTree, count, lanes, report: Callable):
-    """What is reported of the first `count` fits."""
-    number = len(jax.tree.leaves(each)[0])
-    if number == 0:
-        each = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), each)
-        out = _worked_through(model, each, 0, 1, report)
-        return jax.tree.map(lambda leaf: leaf[:0], out)
-    if lanes is None:
-        n, dtype = model.parameters.size, model.parameters.dtype
-        lanes = default_lanes(_rows(model, each), n, dtype)
-    if number + lanes > np.iinfo(np.int32).max:
-        raise ValueError(
-            f"There are {number} fits, more than 32 bits count; give them to "
-            "solve_blocks, or to more devices."
-        )
-    refill = max(1, lanes // REFILL)
-    queue = _filled(model, each, number, count, lanes, report)
-    queue = varying_with(queue, each)
-
-    def is_unfinished(queue):
-        return jnp.any(queue.index < number)
-
-    def work(queue):
-        queue = _until_refill(model, count, refill, queue)
-        return _refilled(model, each, number, count, refill, report, queue)
-
-    return lax.while_loop(is_unfinished, work, queue).results
-
-
-def _rows(model: _Model, each) -> int:
-    """The number of residuals of a fit."""
-    n, dtype = model.parameters.size, model.parameters.dtype
-    x, square = jax.ShapeDtypeStruct((n,), dtype), jax.ShapeDtypeStruct((n, n), dtype)
-    residual, *_ = jax.eval_shape(model.evaluate, x, square, _shapes_of_one(each))
-    return residual.size
-
-
-def default_lanes(rows: int, n: int, dtype) -> int:
-    """So many lanes that their residuals and columns stay in cache: a power of two."""
-    on_cpu = jax.default_backend() == "cpu"
-    room, (fewest, most) = (
-        (CPU_BYTES, CPU_LANES) if on_cpu else (OTHER_BYTES, OTHER_LANES)
-    )
-    lanes = room // (rows * (n + 2) * np.dtype(dtype).itemsize)
-    return min(max(1 << max(lanes, 1).bit_length() - 1, fewest), most)
-
-
-def _filled(model: _Model, each, number: int, count, lanes: int, report) -> _Queue:
-    """The first fits in the lanes."""
-    index = jnp.arange(lanes, dtype=jnp.int32)
-    enters = index < count
-    come = jax.tree.map(lambda leaf: leaf.at[index].get(mode="clip"), each)
-    state, bounds = _started(model, come)
-    resting = jnp.zeros_like(state.status)
-    state = dataclasses.replace(state, status=jnp.where(enters, state.status, resting))
-    queue = _Queue(
-        state=state,
-        each=come,
-        bounds=bounds,
-        index=jnp.where(enters, index, number),
-        entered=jnp.zeros(lanes, jnp.int32),
-        trips=jnp.zeros((), jnp.int32),
-        taken=jnp.sum(enters, dtype=jnp.int32),
-        results=None,
-    )
-    first = jnp.zeros(1, jnp.int32)
-    kept = jax.eval_shape(lambda: _reported(model, queue, first, report))
-    results = jax.tree.map(lambda x: jnp.zeros((number, *x.shape[1:]), x.dtype), kept)
-    return dataclasses.replace(queue, results=results)
-
-
-def _refilled(model, each, number, count, refill, report, queue) -> _Queue:
-    """Take results out of lanes that are at rest, and put new fits into them."""
-    lanes = len(queue.index)
-    resting = ~is_running(queue.state)
-    resting = resting & ((queue.index < number) | (queue.taken < count))
-    (place,) = jnp.nonzero(resting, size=refill, fill_value=lanes)
-
-    # what has ended
-    ended = queue.index.at[place].get(mode="fill", fill_value=number)
-    found = _reported(model, queue, place, report)
-    results = jax.tree.map(
-        lambda all, some: all.at[ended].set(some, mode="drop"), queue.results, found
-    )
-
-    # what comes in
-    new = queue.taken + jnp.arange(refill, dtype=jnp.int32)
-    enters = (place < lanes) & (new < count)
-    new = jnp.where(enters, new, number)
-    come = jax.tree.map(lambda leaf: leaf.at[new].get(mode="clip"), each)
-    fresh, bounds = _started(model, come)
-    filled = jnp.where(enters, place, lanes)
-
-    def put(old, new):
-        return old.at[filled].set(new, mode="drop")
-
-    return _Queue(
-        state=restarted(queue.state, fresh, filled),
-        each=jax.tree.map(put, queue.each, come),
-        bounds=jax.tree.map(
-            lambda old, new: old.at[:, filled].set(new, mode="drop"),
-            *(queue.bounds, bounds),
-        ),
-        index=queue.index.at[place].set(new, mode="drop"),
-        entered=put(queue.entered, queue.trips),
-        trips=queue.trips,
-        taken=queue.taken + jnp.sum(enters, dtype=jnp.int32),
-        results=results,
-    )
-
-
-def _started(model, each) -> tuple[State, Bounds | None]:
-    """States of some fits before their first trip, and their own bounds."""
-    x0, bounds = jax.vmap(model.start, out_axes=-1)(each)
-    return initial_state(model.of_lanes(bounds), x0), bounds
-
-
-def _reported(model, queue, place, report) -> PyTree:
-    """What is kept of the fits in some of the lanes."""
-
-    def some(leaf):
-        return leaf.at[..., place].get(mode="clip")
-
-    here = jax.tree.map(lambda leaf: leaf.at[place].get(mode="clip"), queue.each)
-    fresh, bounds = _started(model, here)
-    state = reached(jax.tree.map(some, queue.state), fresh)
-    trips = queue.trips - some(queue.entered)
-    report = functools.partial(report, model)
-    axes = -1, -1, 0
-    return jax.vmap(report, in_axes=axes)(Outcome.of(state), bounds, trips)
-
-
-def _until_refill(model, count, refill, queue) -> _Queue:
-    """Trips of all lanes until enough of them wait for another fit.
-
-    When no fit is left to enter, until all have finished.
-    """
-    problem = model.of_lanes(queue.bounds)
-    linearize = functools.partial(model.linearize, queue.each)
-    lanes = len(queue.index)
-
-    def goes_on(carry):
-        state, _ = carry
-        running = is_running(state)
-        resting = lanes - jnp.sum(running, dtype=jnp.int32)
-        return jnp.any(running) & ((resting < refill) | (queue.taken >= count))
-
-    def one_trip(carry):
-        state, trips = carry
-        running = settled(is_running(state))
-        new = trip(linearize, problem, state)
-        return choose(running, new, state), trips + 1
-
-    state, trips = lax.while_loop(goes_on, one_trip, (queue.state, queue.trips))
-    return dataclasses.replace(queue, state=state, trips=trips)

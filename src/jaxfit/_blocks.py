@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxfit._batch import Fits, Placement, checked_setting, run_batch, split
+from jaxfit._batch import Placement, checked_setting, run_batch
+from jaxfit._fits import Fits, split
 from jaxfit._observed import unwrap_shared
 from jaxfit._options import Options
 from jaxfit._solution import Solution
