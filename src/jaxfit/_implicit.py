@@ -13,6 +13,7 @@ chapter 15; for bounds, Fiacco, Introduction to Sensitivity and Stability Analys
 1983.)
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -129,7 +130,7 @@ def differentiable_batch(
         each, common = map(Moving, primals, tangents)
         found, trips = solved(*primals)
 
-        @jax.checkpoint
+        @functools.partial(jax.checkpoint, prevent_cse=False)
         def of_one(one):
             leaves, values, directions, found = one
             return tangent(
