@@ -337,3 +337,11 @@ def test_static_leaves_of_data():
         for unit in ("plain", "shifted")
     )
     np.testing.assert_allclose(plain.x[2] - shifted.x[2], 1, atol=1e-6)
+
+
+def test_a_constant_fit_inside_jit():
+    """Nothing of it is traced, and still it is part of a program."""
+    data, _ = decay()
+    fit = jax.jit(lambda s: s * jaxfit.solve(residual, START, data).x)
+    expected = jaxfit.solve(residual, START, data).x
+    np.testing.assert_allclose(fit(2.0), 2 * expected, rtol=1e-9)
