@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._observed import Observed, split_rows
+from jaxfit._observed import Observed, map_rows, split_rows
 
 AHEAD = 1  # blocks that are ready while another is computed with
 
@@ -55,7 +55,7 @@ class npy_blocks:
         if isinstance(block, bool) or not isinstance(block, int) or block < 1:
             raise ValueError(f"block is {block!r}; give a whole number of at least 1.")
         self.files, self.block = files, block
-        self.rows = _observed(self._opened()).number
+        self.rows = split_rows(*_unweighted(self._opened())).number
 
     def __len__(self) -> int:
         return -(-self.rows // self.block)
@@ -79,7 +79,7 @@ class npy_blocks:
                 return np.load(leaf, mmap_mode="r", allow_pickle=False)
             return leaf
 
-        return jax.tree.map(opened, self.files)
+        return map_rows(opened, self.files)
 
 
 def check_source(blocks: Any) -> None:
@@ -103,7 +103,7 @@ def known_size(blocks: Any) -> dict[str, int | None]:
     number = len(blocks) if hasattr(blocks, "__len__") else None
     rows = getattr(blocks, "rows", None)
     if isinstance(blocks, (list, tuple)):
-        rows = sum(_observed(block).number for block in blocks)
+        rows = sum(_observed(*numbered).number for numbered in enumerate(blocks))
     return {"blocks": number, "rows": None if rows is None else int(rows)}
 
 
@@ -112,9 +112,12 @@ def _unweighted(block: PyTree) -> tuple[PyTree, PyTree | None]:
     return block if isinstance(block, Weighted) else (block, None)
 
 
-def _observed(block: PyTree) -> Observed:
-    data, weights = _unweighted(block)
-    return split_rows(*jax.tree.map(_as_array, (data, weights)))
+def _observed(index: int, block: PyTree) -> Observed:
+    """A block of the user's, with its number in what is wrong with it."""
+    try:
+        return split_rows(*map_rows(_as_array, _unweighted(block)))
+    except ValueError as error:
+        raise ValueError(f"Block {index}: {error}") from error
 
 
 def _as_array(leaf):
@@ -130,7 +133,8 @@ class Block(NamedTuple):
     index: int
     data: PyTree
     weights: PyTree | None
-    rows: int  # that count; the others fill it up
+    rows: int  # that count
+    capacity: int  # rows with those that fill it up
 
 
 class Layout(NamedTuple):
@@ -216,10 +220,7 @@ class Feed:
                 yield prepared
 
     def _on_device(self, index, block) -> Block | None:
-        try:
-            observed = _observed(block)
-        except ValueError as error:
-            raise ValueError(f"Block {index}: {error}") from error
+        observed = _observed(index, block)
         layout = Layout.of(observed)
         if self.layout is None:
             self.layout = layout
@@ -236,7 +237,8 @@ class Feed:
         self.capacity = max(self.capacity, rows)
         own = [_filled_up(np.asarray(leaf), self.capacity) for leaf in observed.rows]
         own = jax.device_put(own)
-        return Block(index, *observed.marked(own, observed.shared), rows)
+        data, weights = observed.marked(own, observed.shared)
+        return Block(index, data, weights, rows, self.capacity)
 
 
 _END = object()

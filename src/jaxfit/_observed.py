@@ -1,5 +1,6 @@
 """Data and weights as rows: which of their leaves are cut, and which are shared."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -21,6 +22,13 @@ def unwrap_shared(data: PyTree) -> PyTree:
     """`data` as `fn` sees it."""
     return jax.tree.map(
         lambda node: node.leaf if _is_shared(node) else node, data, is_leaf=_is_shared
+    )
+
+
+def map_rows(fn: Callable, tree: PyTree) -> PyTree:
+    """A function of the leaves that are not shared."""
+    return jax.tree.map(
+        lambda leaf: leaf if _is_shared(leaf) else fn(leaf), tree, is_leaf=_is_shared
     )
 
 

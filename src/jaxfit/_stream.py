@@ -235,9 +235,9 @@ def _one_pass(fit, feed, saved, line, progress: _Progress) -> _Progress:
             running=jax.block_until_ready(running),
             block=np.int64(block.index + 1),
             rows=progress.rows + block.rows,
-            capacity=np.int64(feed.capacity),
+            capacity=np.int64(block.capacity),
         )
-        saved.within_pass(progress)
+        saved.after_block(progress)
         if line is not None:
             line.show(progress)
     size = progress.block, progress.rows
@@ -253,7 +253,7 @@ def _one_pass(fit, feed, saved, line, progress: _Progress) -> _Progress:
     zero = np.zeros((), np.int64)
     progress = progress._replace(state=state, running=running, block=zero, rows=zero)
     progress = progress._replace(all_blocks=size[0], all_rows=size[1])
-    saved.after_pass(progress)
+    saved.write(progress)
     return progress
 
 
@@ -265,7 +265,6 @@ class _Saved:
         self.fit, self.every, self.since = fit, every, 0
         self.file = None if path is None else Checkpoint(path)
         self.found: dict[str, Any] = {}
-        self.is_identified = False
         self.description: dict[str, Any] = {
             **size,
             "x0": digest_of_numbers(x0),
@@ -289,9 +288,9 @@ class _Saved:
 
     def identify(self, block: Block) -> None:
         """Describe data and program by the first block that was read."""
-        if self.file is None or self.is_identified:
+        if self.file is None or "program" in self.description:
             return
-        (fn, jac), (x0, *_) = self.fit.callables, self.fit.setting
+        (fn, jac), (x0, _, loss, _) = self.fit.callables, self.fit.setting
         parameters = Parameters(x0)
         x = jax.ShapeDtypeStruct((parameters.size,), parameters.dtype)
         observed = split_rows(block.data, block.weights)
@@ -308,20 +307,22 @@ class _Saved:
 
         self.description["data"] = str(Layout.of(observed))
         self.file.check(self.found, self.description)
-        self.description["program"] = [program(f) for f in (fn, jac) if callable(f)]
+        programs = [program(f) for f in (fn, jac) if callable(f)]
+        if loss is not None:
+            programs.append(digest_of_program(loss.evaluate, x))
+        self.description["program"] = programs
         self.file.check(self.found, self.description)
         self.description.update(self._code())
-        self.is_identified = True
 
     def _code(self) -> dict[str, str]:
         return {"code": digest_of_code(self.fit.callables)}
 
-    def within_pass(self, progress: _Progress) -> None:
+    def after_block(self, progress: _Progress) -> None:
         self.since += 1
         if self.since >= self.every:
-            self.after_pass(progress)
+            self.write(progress)
 
-    def after_pass(self, progress: _Progress) -> None:
+    def write(self, progress: _Progress) -> None:
         self.since = 0
         if self.file is not None:
             self.file.write(self.description, progress)
