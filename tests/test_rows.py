@@ -16,6 +16,7 @@ import jaxfit
 from jaxfit import Chunked, Options, Sharded, Shared, Whole, losses, solve
 from jaxfit._devices import of_first
 from jaxfit._linearize import COUNT_BASE, RunningSum, carried, in_words, without_rows
+from jaxfit._observed import lengthened
 
 ROWS = 1003
 DATA, TRUTH = decay(rows=ROWS)
@@ -198,6 +199,13 @@ def test_placed_rows_stay_where_they_are(mesh):
     placed, data, _ = rows.place(DATA)
     assert np.sum(placed.counts) == ROWS
     assert data[0].sharding.is_equivalent_to(NamedSharding(mesh, P("rows")), 1)
+
+
+def test_filling_up():
+    rows = np.array([1.0, 2.0])
+    assert lengthened(rows, 0) is rows
+    np.testing.assert_array_equal(lengthened(rows, 2), [1, 2, 2, 2])
+    assert lengthened(rows[:0], 3).shape == (3,)  # a process without any rows
 
 
 # Sums that last

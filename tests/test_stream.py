@@ -17,6 +17,7 @@ import pytest
 from problems import START, decay, residual
 
 from jaxfit import Options, Shared, Weighted, losses, npy_blocks, solve, solve_stream
+from jaxfit._feed import Feed
 
 TESTS = Path(__file__).parent
 ROWS, BLOCK = 1003, 100
@@ -174,6 +175,31 @@ def test_goes_on_where_it_stopped(tmp_path, streamed, reads):
     assert reads + len(source.read) <= passes * len(BLOCKS) + 3
 
 
+GROWING = [
+    jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], DATA)
+    for a, b in itertools.pairwise([0, 50, 120, 300, ROWS])
+]
+
+
+@pytest.mark.parametrize("reads", [2, 3, 5])
+def test_goes_on_with_blocks_that_grow(tmp_path, reads):
+    expected = solve_stream(residual, START, GROWING)
+    call = {"checkpoint": tmp_path / "fit.npz", "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        solve_stream(residual, START, Source(GROWING, reads), **call)
+    assert_identical(solve_stream(residual, START, Source(GROWING), **call), expected)
+
+
+def test_a_block_is_as_long_as_the_longest_before_it():
+    """However far the reader is ahead of who computes."""
+    capacities = []
+    for block in Feed(GROWING, check_numbers=True).read(0):
+        time.sleep(0.05)
+        capacities.append(block.capacity)
+        assert block.data[0].shape == (block.capacity,)
+    assert capacities == [50, 70, 180, 703]
+
+
 def test_goes_on_without_iter_from(tmp_path, streamed):
     path = tmp_path / "fit.npz"
     with pytest.raises(KeyboardInterrupt):
@@ -310,6 +336,24 @@ def test_a_damaged_checkpoint(finished, damage, message):
     assert finished.read_bytes() == content
 
 
+def test_damage_of_all_kinds(finished, streamed):
+    """An error that names the file, or an answer that the damage did not touch."""
+    content, rng, refusals = finished.read_bytes(), random.Random(0), []
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        finished.write_bytes(damaged)
+        try:
+            found = solve_stream(residual, START, BLOCKS, checkpoint=finished)
+        except ValueError as error:
+            refusals.append(str(error))
+        else:
+            assert_identical(found, streamed)
+    assert refusals
+    assert all(str(finished) in refusal for refusal in refusals)
+
+
 def rewrite(path, **changes):
     with np.load(path) as archive:
         arrays = dict(archive) | changes
@@ -369,6 +413,24 @@ def test_a_bad_block(tmp_path, block, message):
     with pytest.raises(ValueError, match=message):
         solve_stream(residual, START, blocks, checkpoint=path, checkpoint_every=2)
     assert path.exists()
+
+
+def test_a_bad_block_of_a_list():
+    blocks = bad_blocks(3, (BLOCKS[3][0], BLOCKS[3][1][:-1]))
+    with pytest.raises(ValueError, match="Block 3: The numbers of rows differ"):
+        solve_stream(residual, START, blocks)
+
+
+def test_shared_text(tmp_path, streamed):
+    """It is neither a file nor an array."""
+
+    def named(x, data):
+        t, y, name = data
+        assert name == "a name"
+        return residual(x, (t, y))
+
+    blocks = npy_blocks((*DATA, Shared("a name")), BLOCK)
+    assert_identical(solve_stream(named, START, blocks), streamed)
 
 
 def test_a_block_that_raises(tmp_path, streamed):

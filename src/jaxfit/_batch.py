@@ -18,7 +18,7 @@ from jaxfit._compile import Static, compiled
 from jaxfit._fits import Fits, split
 from jaxfit._implicit import Outcome, derived_from, differentiable_batch
 from jaxfit._lanes import Model, is_explicit, model_of, worked_through
-from jaxfit._observed import unwrap_shared
+from jaxfit._observed import lengthened, unwrap_shared
 from jaxfit._options import Options
 from jaxfit._solution import Solution
 from jaxfit._solve import (
@@ -51,7 +51,8 @@ def solve_batch(
     ended. Under `jax.vmap(solve)` every fit waits for the slowest; here none does, and
     memory does not grow with the number of fits but for data and results.
 
-    Pure: it works under `jit` and inside a `shard_map`. The results do not depend on
+    Pure: it works under `jit` and inside a `shard_map`, and has the derivatives of
+    `solve`. The results do not depend on
     the order of the fits, on their number, or on each other, bit for bit; another
     number of lanes may change their last digits.
 
@@ -138,15 +139,12 @@ def _run_on_mesh(model: Model, fits: Fits, mesh: Mesh, placement: Placement):
     extra = size * devices - number
     numbers, rest = eqx.partition(model, eqx.is_array)
 
-    def pad(leaf):
-        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)])
-
     def part(each, numbers):
         count = jnp.clip(number - size * lax.axis_index(axis), 0, size)
         return _run(eqx.combine(numbers, rest), each, count, placement.lanes)
 
     def run(each, numbers):
-        each = jax.tree.map(pad, each) if extra else each
+        each = jax.tree.map(lambda leaf: lengthened(leaf, extra), each)
         parts = jax.shard_map(
             part,
             mesh=None if explicit else mesh,

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from jaxfit._batch import Placement, checked_setting, run_batch
 from jaxfit._fits import Fits, split
-from jaxfit._observed import unwrap_shared
+from jaxfit._observed import lengthened, unwrap_shared
 from jaxfit._options import Options
 from jaxfit._solution import Solution
 from jaxfit.losses import Loss
@@ -97,10 +97,7 @@ def _cut(each: PyTree, start: int, block: int) -> PyTree:
 
     def cut(leaf):
         part = leaf[start : start + block]
-        missing = block - len(part)
-        if missing and len(part):
-            part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-        return part
+        return lengthened(part, block - len(part)) if len(part) else part
 
     return jax.tree.map(cut, each)
 

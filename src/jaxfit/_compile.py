@@ -23,6 +23,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 
 CACHE_SIZE = 128
 WRITTEN_SIZE = 4096
@@ -127,14 +128,19 @@ class _Program:
         )
 
     def __call__(self, inputs, donated):
-        if any(isinstance(value, Tracer) for value in inputs):
-            return self._inner(inputs, donated)
-        try:
-            return self._outermost(inputs, donated)
-        except ValueError as error:  # part of a program, and given no number of it
-            if "compiler_options" not in str(error):
-                raise
-            return self._inner(inputs, donated)
+        is_outermost = _trace_state() == _no_trace()
+        return (self._outermost if is_outermost else self._inner)(inputs, donated)
+
+
+def _trace_state():
+    return get_opaque_trace_state(convention="flax")
+
+
+@functools.cache
+def _no_trace():
+    """The state in which nothing is traced."""
+    with jax.ensure_compile_time_eval():
+        return _trace_state()
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PyTree
 
 from jaxfit._linearize import Linearization, carried, sums, with_sums
-from jaxfit._observed import Observed
+from jaxfit._observed import Observed, lengthened
 
 
 def over_devices(axis, lin: Linearization) -> Linearization:
@@ -93,7 +93,7 @@ def on_each_device(
         return fit(*observed.marked(own, shared), counts, others)
 
     specs = P(axes), P(axes), P(), P()
-    own = [_lengthened(leaf, extra) for leaf in observed.rows]
+    own = [lengthened(leaf, extra) for leaf in observed.rows]
     arguments = own, counts, observed.shared, others
     if AxisType.Explicit in mesh.axis_types:
         arguments = tuple(
@@ -140,7 +140,7 @@ def place(
         ):
             return leaf
         pieces = (leaf[j * share : (j + 1) * share] for j in range(len(own)))
-        return spread([_lengthened(p, share - len(p), leaf) for p in pieces])
+        return spread([lengthened(piece, share - len(piece)) for piece in pieces])
 
     counts = None
     if np.any(numbers[:, 0] != share * numbers[:, 1]):
@@ -156,12 +156,3 @@ def _of_all_processes(numbers):
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(numbers)
-
-
-def _lengthened(leaf, extra: int, whole=None):
-    """Rows followed by so many copies of the last, of these or of all."""
-    if extra == 0:
-        return leaf
-    numpy = np if isinstance(leaf, np.ndarray) else jnp
-    last = (leaf if whole is None else whole)[-1:]
-    return numpy.concatenate([leaf, numpy.repeat(last, extra, axis=0)])

@@ -228,13 +228,13 @@ def tangent(
         return jax.tree.map(lambda t: jnp.where(succeeded, t, 0), tree)
 
     directions = gate(directions)
-    slope, (hessian, change) = _slope_and_changes(pose, values, directions, found)
+    hessian, change = _changes_of_slope(pose, values, directions, found)
     bounds = pose(values).bounds
     if bounds is None:
         free, along = jnp.ones(x.shape, bool), jnp.zeros_like(x)
     else:
         _, moved = jax.jvp(lambda v: pose(v).bounds, (values,), (directions,))
-        free, along = _on_face(x, slope, bounds, moved)
+        free, along = _on_face(x, found.linearization.gradient, bounds, moved)
     needed = jnp.where(free, change + matvec(hessian, along), 0)
     dx = gate(along - matvec(pseudo_inverse(hessian, free), needed))
     frame = _same_frame(found.linearization)
@@ -251,18 +251,18 @@ def _none(integers) -> Any:
     return np.zeros(integers.shape, jax.dtypes.float0)
 
 
-def _slope_and_changes(pose, values, directions, found):
-    """The gradient of the cost; its derivatives by x, and along the directions."""
-    x, posed = found.x, pose(values)
+def _changes_of_slope(pose, values, directions, found):
+    """Derivatives of the gradient of the cost: by x, and along the directions."""
+    x = found.x
 
     def slope(x, values):
         return pose(values).rows.slope(x)
 
     _, change = jax.jvp(lambda v: slope(x, v), (values,), (directions,))
-    if posed.gauss_newton:
-        return found.linearization.gradient, (found.linearization.hessian, change)
+    if pose(values).gauss_newton:
+        return found.linearization.hessian, change
     hessian = jax.jacfwd(slope)(x, values)
-    return found.linearization.gradient, (0.5 * (hessian + hessian.T), change)
+    return 0.5 * (hessian + hessian.T), change
 
 
 def _on_face(x, slope, bounds, moved):
@@ -287,13 +287,11 @@ def _directions(inverse: Matrix) -> Matrix:
     """Pᵀ from P⁻¹."""
     framed = some(some(inverse != identity(inverse[0])))
     return where_needed_one_by_one(
-        framed, lambda inverse: jnp.linalg.inv(inverse).T, identity_like, inverse
+        framed,
+        lambda inverse: jnp.linalg.inv(inverse).T,
+        lambda inverse: identity(inverse[0]),
+        inverse,
     )
-
-
-def identity_like(matrix: Matrix) -> Matrix:
-    """The identity of the size of a matrix."""
-    return identity(matrix[0])
 
 
 # The inverse of the Hessian

@@ -32,7 +32,7 @@ from jaxfit._linearize import reduce_rows
 from jaxfit._observed import whole_rows
 from jaxfit._parameters import Parameters
 from jaxfit._rows import Rows, Task, visit
-from jaxfit._small import choose, lanes_last, settled, varying_with
+from jaxfit._small import Room, choose, lanes_last, room, settled, varying_with
 from jaxfit._solution import Solution
 from jaxfit._solve import is_running, problem_of, solution_of
 from jaxfit._trip import Problem, State, initial_state, reached, restarted, trip
@@ -41,8 +41,7 @@ from jaxfit._trip import Problem, State, initial_state, reached, restarted, trip
 REFILL = 8
 
 # The rows and columns of all lanes together should take no more memory than this.
-CPU_BYTES, OTHER_BYTES = 2**21, 2**29
-CPU_LANES, OTHER_LANES = (64, 512), (1024, 65536)
+CPU, OTHER = Room(2**21, 64, 512), Room(2**29, 1024, 65536)
 
 
 # One fit among the lanes
@@ -129,9 +128,7 @@ def model_of(fn, jac, keep, fits: Fits, loss, options) -> Model:
     x = varying_with(parameters.ravel(x0, "x0"), (first, fits.shared))
     rows = visit(None, Task(fn, jac, parameters.unravel, loss), data, weights, x)
     gauss_newton = options.derivative == "gauss-newton"
-    model = Model(
-        *(rows, None, [], parameters, fits.shared, problem, gauss_newton),
-    )
+    model = Model(rows, None, [], parameters, fits.shared, problem, gauss_newton)
     if keep is None:
         return model
     example = jax.eval_shape(lambda: _example(model, first))
@@ -180,7 +177,7 @@ def worked_through(model: Model, each: PyTree, count, lanes, report: Callable):
         return jax.tree.map(lambda leaf: leaf[:0], out)
     if lanes is None:
         n, dtype = model.parameters.size, model.parameters.dtype
-        lanes = default_lanes(_rows(model, each), n, dtype)
+        lanes = default_lanes(model.rows.residuals.number, n, dtype)
     if number + lanes > np.iinfo(np.int32).max:
         raise ValueError(
             f"There are {number} fits, more than 32 bits count; give them to "
@@ -200,29 +197,9 @@ def worked_through(model: Model, each: PyTree, count, lanes, report: Callable):
     return lax.while_loop(is_unfinished, work, queue).results
 
 
-def _shapes_of_one(each: PyTree) -> PyTree:
-    """What one fit looks like among many."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), each
-    )
-
-
-def _rows(model: Model, each) -> int:
-    """The number of residuals of a fit."""
-    n, dtype = model.parameters.size, model.parameters.dtype
-    x, square = jax.ShapeDtypeStruct((n,), dtype), jax.ShapeDtypeStruct((n, n), dtype)
-    residual, *_ = jax.eval_shape(model.evaluate, x, square, _shapes_of_one(each))
-    return residual.size
-
-
 def default_lanes(rows: int, n: int, dtype) -> int:
     """So many lanes that their residuals and columns stay in cache: a power of two."""
-    on_cpu = jax.default_backend() == "cpu"
-    room, (fewest, most) = (
-        (CPU_BYTES, CPU_LANES) if on_cpu else (OTHER_BYTES, OTHER_LANES)
-    )
-    lanes = room // (rows * (n + 2) * np.dtype(dtype).itemsize)
-    return min(max(1 << max(lanes, 1).bit_length() - 1, fewest), most)
+    return room(CPU, OTHER).holds(rows * (n + 2) * np.dtype(dtype).itemsize)
 
 
 def _filled(model: Model, each, number: int, count, lanes: int, report) -> _Queue:

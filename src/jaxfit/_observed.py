@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 
@@ -91,3 +93,15 @@ def split_rows(data: PyTree, weights: PyTree | None) -> Observed:
         )
     shared = [leaf if _is_shared(leaf) else None for _, leaf in flat]
     return Observed(list(rows.values()), shared, structure, weights is not None)
+
+
+def lengthened(leaf: Any, extra: int) -> Any:
+    """Rows followed by so many that do not count: copies of the last, if there is one.
+
+    In NumPy for an array of NumPy.
+    """
+    if extra == 0:
+        return leaf
+    numpy = np if isinstance(leaf, np.ndarray) else jnp
+    last = leaf[-1:] if len(leaf) else numpy.zeros((1, *leaf.shape[1:]), leaf.dtype)
+    return numpy.concatenate([leaf, numpy.repeat(last, extra, axis=0)])

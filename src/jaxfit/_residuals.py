@@ -135,6 +135,11 @@ class Residuals(NamedTuple):
     constants: list  # the arrays that it closes over
     more: list  # those that the Jacobian closes over
 
+    @property
+    def number(self) -> int:
+        """Of residuals; complex ones count as two."""
+        return _number(self.structure)
+
     def value(self, x: Vector, *pieces: PyTree) -> Float[Array, " m"]:
         """The residuals."""
         return self.vector(x, *pieces, *self.constants)
@@ -199,9 +204,15 @@ def trace_residuals(
         matrix, more = jax.closure_convert(flat, x, *pieces)
     reverse = jac == "rev"
     if jac is None and not is_masked:
-        rows = jax.eval_shape(vector, x, *pieces, *constants).shape[0]
-        reverse = rows < len(x)
+        reverse = _number(structure[0]) < len(x)
     return Residuals(vector, matrix, reverse, structure[0], constants, more)
+
+
+def _number(structure: PyTree) -> int:
+    return sum(
+        leaf.size * (2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1)
+        for leaf in jax.tree.leaves(structure)
+    )
 
 
 def _times(directions, jacobian):

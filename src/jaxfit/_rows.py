@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxfit._devices import of_first, on_each_device, over_devices, place
+from jaxfit._devices import of_first, over_devices, place
 from jaxfit._linearize import (
     Frame,
     Linearization,
@@ -31,13 +31,20 @@ from jaxfit._linearize import (
 )
 from jaxfit._observed import Observed, split_rows, whole_rows
 from jaxfit._residuals import Residuals, row_vector, trace_residuals, weight_vector
-from jaxfit._small import Matrix, Scalar, Vector, identity, varying_with
+from jaxfit._small import (
+    Matrix,
+    Room,
+    Scalar,
+    Vector,
+    identity,
+    room,
+    varying_with,
+)
 from jaxfit.losses import Loss
 
 # A chunk has the largest power of two of rows, within limits, whose residuals and
 # columns take no more memory than this.
-CPU_BYTES, OTHER_BYTES = 2**22, 2**28
-CPU_SIZES, OTHER_SIZES = (2**10, 2**16), (2**16, 2**24)
+CPU, OTHER = Room(2**22, 2**10, 2**16), Room(2**28, 2**16, 2**24)
 
 
 class Whole(eqx.Module):
@@ -379,36 +386,11 @@ def index_dtype(rows: int) -> type:
 
 def default_size(observed: Observed, n: int, dtype) -> int:
     """So many rows that they stay in cache, or keep the device busy."""
-    on_cpu = jax.default_backend() == "cpu"
-    room, (fewest, most) = (
-        (CPU_BYTES, CPU_SIZES) if on_cpu else (OTHER_BYTES, OTHER_SIZES)
-    )
     width = max(math.prod(leaf.shape[1:]) for leaf in observed.rows)
-    size = room // (max(width, 1) * (n + 2) * np.dtype(dtype).itemsize)
-    return min(max(1 << max(size, 1).bit_length() - 1, fewest), most)
+    return room(CPU, OTHER).holds(width * (n + 2) * np.dtype(dtype).itemsize)
 
 
 # All devices
-
-
-def on_mesh(
-    rows: Sharded, fit: Callable, data: PyTree, weights: PyTree | None, others: PyTree
-) -> PyTree:
-    """A fit on the devices of a mesh.
-
-    Args:
-        fit: (data, weights, others, rows) -> its result, where `rows` visits those of
-            one device.
-        data, weights: with all rows.
-        others: what every device has.
-    """
-
-    def on_device(data, weights, counts, others):
-        return fit(data, weights, others, Sharded(None, rows.axis, rows.size, counts))
-
-    observed, mesh = split_rows(data, weights), rows.mesh
-    assert mesh is not None
-    return on_each_device(mesh, rows.axes, rows.counts, on_device, observed, others)
 
 
 def placed(rows: Sharded, data: PyTree, weights: PyTree | None):

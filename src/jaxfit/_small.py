@@ -15,6 +15,7 @@ LAPACK one after the other.
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -262,6 +263,27 @@ def in_turn(kernel: Callable, *operands: PyTree) -> PyTree:
     return lanes_last(
         lax.platform_dependent(*first, cpu=on_cpu, default=jax.vmap(kernel))
     )
+
+
+# Sizes
+
+
+class Room(NamedTuple):
+    """Memory for what is worked on at once, and limits of how much that may be."""
+
+    bytes: int
+    fewest: int
+    most: int
+
+    def holds(self, each: int) -> int:
+        """The largest power of two of things of so many bytes, within the limits."""
+        number = max(self.bytes // max(each, 1), 1)
+        return min(max(1 << number.bit_length() - 1, self.fewest), self.most)
+
+
+def room(cpu: Room, other: Room) -> Room:
+    """That of the device that JAX computes on."""
+    return cpu if jax.default_backend() == "cpu" else other
 
 
 # Rows to a Gram matrix

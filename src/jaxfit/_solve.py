@@ -22,8 +22,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit import _bounds
 from jaxfit._compile import compiled
+from jaxfit._devices import on_each_device
 from jaxfit._implicit import Outcome, Posed, differentiable
 from jaxfit._linearize import is_linear
+from jaxfit._observed import split_rows
 from jaxfit._options import Options, resolve
 from jaxfit._parameters import Parameters
 from jaxfit._rows import (
@@ -32,7 +34,6 @@ from jaxfit._rows import (
     Sharded,
     Task,
     Whole,
-    on_mesh,
     placed,
     visit,
 )
@@ -59,7 +60,8 @@ def solve(
 
     Bounded Trust Region Reflective least squares (Branch, Coleman and Li, 1999) as one
     XLA program. Pure: it works under `jit`, `vmap`, `scan` and `shard_map`; called
-    eagerly it is compiled once for each function and each set of shapes.
+    eagerly it is compiled once for each function and each set of shapes. The solution
+    has derivatives by the implicit function theorem: see `Options(derivative=...)`.
 
     Args:
         fn: residuals of (x, data): an array or a pytree of arrays of any shapes.
@@ -74,7 +76,8 @@ def solve(
             weight zero does not count and may be NaN.
         loss: a robust loss from `jaxfit.losses`; None is plain least squares.
         options: tolerances, scaling, the Jacobian: see `Options`.
-        rows: how residual rows are visited; None is `Whole()`.
+        rows: how residual rows are visited: `Whole()`, which None is too,
+            `Chunked(size)`, or `Sharded(mesh, axis)`.
 
     Returns:
         A `Solution`. Its `success` is a certificate. Nothing is raised for what only
@@ -144,11 +147,13 @@ def _solve(callables, arguments) -> Solution:
         return solution(setup, found)
     x0, data, bounds, weights, loss, options = arguments
 
-    def fit(data, weights, others, rows):
+    def fit(data, weights, counts, others):
         x0, bounds, loss, options = others
-        return _solve(callables, (x0, data, bounds, weights, loss, options, rows))
+        here = Sharded(None, rows.axis, rows.size, counts)
+        return _solve(callables, (x0, data, bounds, weights, loss, options, here))
 
-    return on_mesh(rows, fit, data, weights, (x0, bounds, loss, options))
+    observed, others = split_rows(data, weights), (x0, bounds, loss, options)
+    return on_each_device(rows.mesh, rows.axes, rows.counts, fit, observed, others)
 
 
 class Setup(NamedTuple):

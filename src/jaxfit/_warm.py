@@ -84,7 +84,7 @@ def _descended(callables, arguments):
     observed = split_rows(data, weights)
     task = Task(fn, "fwd", parameters.unravel, loss)
     size = min(batch_rows, observed.number)
-    batch = trace_rows(task, _sample(observed, key, size), x, size)
+    batch = trace_rows(task, observed, x, size)
     eye = identity(x)
     frame = Frame(eye, eye, jnp.asarray(False))
 
