@@ -2,7 +2,16 @@
 
 import argparse
 
-from bench import accuracy, batch, curve_fit, layer, report, rows, single
+from bench import (
+    accuracy,
+    batch,
+    curve_fit,
+    layer,
+    report,
+    rows,
+    single,
+    stream,
+)
 
 RESULTS = report.ROOT / "bench" / "RESULTS.md"
 NOTES = report.ROOT / "bench" / "NOTES.md"
@@ -25,6 +34,7 @@ def main() -> None:
         curve_fit.report,
         batch.report,
         rows.report,
+        stream.report,
         layer.report,
         accuracy.report,
         accuracy.problems,

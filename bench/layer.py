@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxfit
-from bench.batch import DEVICES, G5, PSF, T2, problems
+from bench.batch import DEVICES
 from bench.report import ROOT, is_installed, section
 from bench.single import WORKLOADS
+from bench.workloads import G5, PSF, T2, problems
 from jaxfit import Options
 
 FITS = 10_000

@@ -1,4 +1,4 @@
-"""Many rows: one fit of 1e7 and more, in memory and from a disk.
+"""Many rows: one fit of 1e7 and more in memory; `bench.stream` has those on a disk.
 
 `python -m bench.rows` prints the report; `--largest 1e7` stops before the larger ones.
 Every competitor has a process of its own, so that its memory can be told.
@@ -7,11 +7,8 @@ Every competitor has a process of its own, so that its memory can be told.
 import argparse
 import functools
 import json
-import random
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,9 +26,7 @@ from jaxfit._rows import default_size
 
 TRUTH, START = np.array([2.5, 1.3, 0.5]), np.array([1.0, 1.0, 0.0])
 ROWS = 10_000_000
-BLOCK = 2**20
 REPEATS = 3
-KILLS = 10
 COMPETITORS = (
     *("jaxfit, Chunked()", "jaxfit, Whole()", "jaxfit, 2 devices"),
     *("SciPy lm", "SciPy trf", "optimistix LM", "NLSQ"),
@@ -79,9 +74,9 @@ def megabytes(name: str) -> float:
 # Processes
 
 
-def in_process(*arguments: str) -> dict:
-    """What another process of this module prints as JSON."""
-    command = [sys.executable, "-m", "bench.rows", *arguments]
+def in_process(*arguments: str, module: str = "bench.rows") -> Any:
+    """What another process of a module prints as JSON."""
+    command = [sys.executable, "-m", module, *arguments]
     run = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=900
     )
@@ -362,183 +357,6 @@ def size_table(largest: float) -> str:
     return section("Time and rows", head, rows, "In memory, `Chunked()`.")
 
 
-# From a disk
-
-
-def write_files(folder: Path, rows: int) -> tuple[Path, Path]:
-    """Files of times and observations."""
-    files = folder / f"t{rows}.npy", folder / f"y{rows}.npy"
-    if not files[1].exists():
-        arrays = [
-            np.lib.format.open_memmap(file, "w+", float, (rows,)) for file in files
-        ]
-        for begin in range(0, rows, BLOCK):
-            end = min(begin + BLOCK, rows)
-            for array, leaf in zip(arrays, decay(rows, begin, end), strict=True):
-                array[begin:end] = leaf
-        for array in arrays:
-            array.flush()
-    return files
-
-
-def stream(folder: str, rows: str) -> dict:
-    """Rows per second of a streamed fit and of reading alone, and memory."""
-    number = int(float(rows))
-    blocks = jaxfit.npy_blocks(write_files(Path(folder), number), BLOCK)
-    Path("/proc/self/clear_refs").write_text("5")
-    start = time.perf_counter()
-    for block in blocks:
-        jax.tree.map(np.array, block.data)
-    reading = number / (time.perf_counter() - start)
-    warm = [tuple(np.zeros(BLOCK) + 1 for _ in range(2))] * 2
-    jaxfit.solve_stream(residual, START, warm, options=jaxfit.Options(max_steps=2))
-    start = time.perf_counter()
-    fit = jaxfit.solve_stream(residual, START, blocks)
-    seconds = time.perf_counter() - start
-    return {
-        "reading": reading,
-        "rate": number * int(fit.nfev) / seconds,
-        "passes": int(fit.nfev),
-        "memory": megabytes("VmHWM"),
-        "x": np.asarray(fit.x).tolist(),
-    }
-
-
-def stream_table(folder: str, largest: float) -> str:
-    rows = []
-    for number in (1e6, 1e7, 1e8):
-        if number <= largest:
-            one = in_process("stream", folder, str(number))
-            rates = (f"{one[name] / 1e6:.0f}" for name in ("rate", "reading"))
-            memory = f"{one['memory']:.0f}"
-            rows.append((f"{number:.0e}", one["passes"], *rates, memory))
-    return section(
-        "From a disk",
-        ("rows", "passes", "million rows/s", "reading alone", "peak MB"),
-        rows,
-        f"`solve_stream` with `npy_blocks` of {BLOCK:,} rows of two float64 numbers; "
-        "the files are in the system's cache where it has room. The peak is that of "
-        "the whole process.",
-    )
-
-
-def killed(folder: str, rows: str) -> dict:
-    """A streamed fit with a checkpoint, to be killed."""
-    blocks = jaxfit.npy_blocks(write_files(Path(folder), int(rows)), 10_000)
-    path = Path(folder) / "killed.npz"
-    fit = jaxfit.solve_stream(
-        residual, START, blocks, checkpoint=path, checkpoint_every=2
-    )
-    return {"x": np.asarray(fit.x).tobytes().hex()}
-
-
-def kills(folder: str) -> str:
-    """A fit that is killed again and again, beside one that is left alone."""
-    rows, path = 1_000_000, Path(folder) / "killed.npz"
-    expected = in_process("killed", folder, str(rows))
-    command = [sys.executable, "-m", "bench.rows", "killed", folder, str(rows)]
-    rng, same, ended = random.Random(0), 0, 0
-    for _ in range(KILLS):
-        path.unlink(missing_ok=True)
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        while not path.exists():
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 2))
-        ended += process.poll() is not None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        same += in_process("killed", folder, str(rows)) == expected
-    return (
-        f"### Killed\n\nA streamed fit of {rows:,} rows in 100 blocks was killed "
-        f"(SIGKILL) at {KILLS} random moments, {ended} of them after its end, and "
-        f"started again: {same} of {KILLS} answers are bit for bit that of a fit that "
-        "was left alone."
-    )
-
-
-# Starts
-
-
-def oscillation(x, data):
-    """A damped oscillation with offset."""
-    t, y = data
-    wave = x[0] * jnp.exp(-x[1] * t) * jnp.cos(x[2] * t + x[3])
-    return wave + x[4] - y
-
-
-def two_decays(x, data):
-    """Two decays with offset; the logarithms of the rates are parameters."""
-    t, y = data
-    decays = x[0] * jnp.exp(-jnp.exp(x[1]) * t) + x[2] * jnp.exp(-jnp.exp(x[3]) * t)
-    return decays + x[4] - y
-
-
-# name, model, truth, start
-BAD_STARTS = (
-    ("oscillation, half the frequency", oscillation, (2.5, 0.2, 6, 0.5, 0.3), 3),
-    ("two decays, rates 20 times too high", two_decays, (2, 0, 3, 2, 0.3), (4, 6)),
-    ("two decays, rates 150 times too low", two_decays, (2, 0, 3, 2, 0.3), (-5, -4)),
-)
-
-
-def bad_start(model, guess) -> np.ndarray:
-    """Amplitudes of one, and the guess of a frequency or of rates."""
-    if model is oscillation:
-        return np.array([1, 0.1, guess, 0, 0], float)
-    return np.array([1, guess[0], 1, guess[1], 0], float)
-
-
-def starts() -> list:
-    """What a better start saves: passes, seconds, cost, for some bad starts."""
-    import optax
-
-    rows, found = 1_000_000, []
-    t = np.linspace(0, 5, rows)
-    noise = 0.1 * np.random.default_rng(0).normal(size=rows)
-    for problem, model, truth, guess in BAD_STARTS:
-        y = np.asarray(model(np.array(truth, float), (t, 0.0))) + noise
-        setting = model, jax.block_until_ready(jax.device_put((t, y)))
-        for name, way in START_HELP.items():
-            x0 = bad_start(model, guess)
-            before, start = best(lambda w=way, x=x0, s=setting: w(s[0], x, s[1], optax))
-            seconds, fit = best(
-                lambda x=start, s=setting: jaxfit.solve(
-                    s[0], x, s[1], rows=jaxfit.Chunked()
-                )
-            )
-            numbers = before, seconds, int(fit.nfev), float(fit.cost)
-            found.append((problem, name, *numbers))
-    return found
-
-
-START_HELP = {
-    "none": lambda fn, x0, data, _: x0,
-    "subsample_start": lambda fn, x0, data, _: jaxfit.subsample_start(fn, x0, data),
-    "warm_start": lambda fn, x0, data, optax: jaxfit.warm_start(
-        fn, x0, data, optimizer=optax.adam(0.05), steps=2000
-    ),
-}
-
-
-def starts_table() -> str:
-    rows = [
-        (
-            f"{problem}; {name}",
-            *(f"{1e3 * seconds:.0f}" for seconds in (before, fit)),
-            passes,
-            f"{cost:.0f}",
-        )
-        for problem, name, before, fit, passes, cost in in_process("starts")
-    ]
-    return section(
-        "Better starts",
-        ("start; help", "ms of help", "ms of fit", "passes", "cost"),
-        rows,
-        "5 parameters, 1e6 rows. Costs of 5000 are the solution, others are wrong "
-        "minima.",
-    )
-
-
 # The report
 
 
@@ -550,10 +368,6 @@ def parts(largest: float) -> Iterator[str]:
     yield device_table()
     yield agreement_table()
     yield size_table(largest)
-    with tempfile.TemporaryDirectory() as folder:
-        yield stream_table(folder, largest)
-        yield kills(folder)
-    yield starts_table()
 
 
 def report() -> str:
@@ -567,15 +381,13 @@ TASKS = {
     "devices": devices,
     "agreement": agreement,
     "size": size,
-    "stream": stream,
-    "killed": killed,
-    "starts": starts,
 }
 TWO_DEVICES = "devices", "agreement", "jaxfit, 2 devices"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.rows", description=__doc__)
+def run_tasks(name: str, words: str, tasks: dict[str, Callable], parts: Callable):
+    """The command line of a module: its report, or one of its tasks as JSON."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=words)
     parser.add_argument("--largest", type=float, default=1e8, help="rows")
     parser.add_argument("task", nargs="*", help="a part, as JSON")
     arguments = parser.parse_args()
@@ -583,12 +395,12 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_enable_x64", True)
     if arguments.task:
-        name, *words = arguments.task
-        print(json.dumps(TASKS[name](*words)))
+        task, *rest = arguments.task
+        print(json.dumps(tasks[task](*rest)))
         return
     for part in parts(arguments.largest):
         print(part, end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run_tasks("bench.rows", __doc__, TASKS, parts)

@@ -138,9 +138,12 @@ def _trace_state():
 
 @functools.cache
 def _no_trace():
-    """The state in which nothing is traced."""
-    with jax.ensure_compile_time_eval():
-        return _trace_state()
+    """The state in which nothing is traced, as a new thread has it."""
+    found: list = []
+    thread = threading.Thread(target=lambda: found.append(_trace_state()))
+    thread.start()
+    thread.join()
+    return found[0]
 
 
 @functools.cache
