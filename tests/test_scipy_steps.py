@@ -75,7 +75,7 @@ def scipy_path(residual, x0, data, bounds, loss, f_scale, tolerance=1e-8):
     return np.array(path), result.status, result.nfev
 
 
-def compare(residual, x0, data, bounds=None, loss=None, f_scale=1.0):
+def assert_same_path(residual, x0, data, bounds=None, loss=None, f_scale=1.0):
     x0 = jnp.asarray(x0, float)
     ours = None if loss is None else SCIPY_LOSSES[loss](f_scale)
     path, status, nfev = our_path(residual, x0, data, bounds, ours)
@@ -103,7 +103,7 @@ UNBOUNDED = [
 @pytest.mark.parametrize(("name", "start"), UNBOUNDED)
 def test_unbounded(name, start):
     problem = nist.load(name)
-    compare(problem.residual, problem.starts[start], problem.data)
+    assert_same_path(problem.residual, problem.starts[start], problem.data)
 
 
 BOUNDED = [
@@ -120,7 +120,7 @@ BOUNDED = [
 def test_bounded(name, start, lower, upper):
     problem = nist.load(name)
     bounds = np.array(lower), np.array(upper)
-    compare(problem.residual, problem.starts[start], problem.data, bounds)
+    assert_same_path(problem.residual, problem.starts[start], problem.data, bounds)
 
 
 def rosenbrock(x, data):
@@ -141,7 +141,7 @@ def rosenbrock(x, data):
 def test_rosenbrock(x0, bounds):
     if bounds is not None:
         bounds = tuple(np.array(b) for b in bounds)
-    compare(rosenbrock, x0, None, bounds)
+    assert_same_path(rosenbrock, x0, None, bounds)
 
 
 @pytest.mark.parametrize("loss", SCIPY_LOSSES)
@@ -154,4 +154,4 @@ def test_robust(loss):
     def residual(x, data):
         return x[0] + x[1] * jnp.exp(-x[2] * data[0]) - data[1]
 
-    compare(residual, [0.6, 1.5, 0.8], (t, y), loss=loss, f_scale=0.2)
+    assert_same_path(residual, [0.6, 1.5, 0.8], (t, y), loss=loss, f_scale=0.2)
