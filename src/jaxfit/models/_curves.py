@@ -1,0 +1,278 @@
+"""Backgrounds, decays, power laws, and curves of kinetics and thermodynamics."""
+
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfit.models._model import POSITIVE, Model
+from jaxfit.models._start import extent, grid
+
+GAS_CONSTANT = 8.31446261815324  # J / (mol K), exact since 2019
+
+
+def power(x, exponent):
+    """x^exponent for x > 0 and 0 elsewhere, with derivatives that are finite."""
+    positive = x > 0
+    return jnp.where(positive, jnp.where(positive, x, 1) ** exponent, 0)
+
+
+def first(x):
+    """The first coordinate."""
+    return x[0] if isinstance(x, (tuple, list)) else x
+
+
+class Constant(Model):
+    """c: the same everywhere, in any number of dimensions.
+
+    Parameters: `c`, the value, in units of y.
+    """
+
+    linear = ("c",)
+
+    def function(self, x, c):
+        return c * jnp.ones_like(first(x))
+
+
+class Linear(Model):
+    """slope x + intercept.
+
+    Parameters: `slope`, y per x; `intercept`, the value at x = 0.
+    """
+
+    linear = ("slope", "intercept")
+
+    def function(self, x, slope, intercept):
+        return slope * x + intercept
+
+    def quantities(self, slope, intercept):
+        return {"root": -intercept / slope}
+
+
+class Quadratic(Model):
+    """a x² + b x + c.
+
+    Parameters: `a`, y per x²; `b`, y per x; `c`, the value at x = 0.
+    Derived: `vertex`, the x of the extremum, and its value `extremum`.
+    """
+
+    linear = ("a", "b", "c")
+
+    def function(self, x, a, b, c):
+        return (a * x + b) * x + c
+
+    def quantities(self, a, b, c):
+        return {"vertex": -b / (2 * a), "extremum": c - b**2 / (4 * a)}
+
+
+class Polynomial(Model):
+    """c0 + c1 x + c2 x² + ... up to a degree.
+
+    Parameters: `c0`, `c1`, ..., the coefficients, ck in y per x^k.
+
+    Args:
+        degree: the highest power, from 0 to 20.
+    """
+
+    degree: int = eqx.field(default=3, static=True)
+
+    def __check_init__(self):
+        if not (isinstance(self.degree, int) and 0 <= self.degree <= 20):
+            raise ValueError(f"degree is {self.degree!r}; give an integer in 0..20.")
+
+    @property
+    def own_names(self):
+        return tuple(f"c{k}" for k in range(self.degree + 1))
+
+    @property
+    def linear(self):  # type: ignore[override]
+        return self.own_names
+
+    def function(self, x, **coefficients):
+        value = jnp.zeros_like(x)
+        for name in reversed(self.own_names):
+            value = value * x + coefficients[name]
+        return value
+
+
+class Exponential(Model):
+    """amplitude exp(-rate x): a decay, or growth where the rate is negative.
+
+    Parameters: `amplitude`, the value at x = 0; `rate`, per x.
+    Derived: `half_life` = ln 2 / rate, `lifetime` = 1 / rate.
+    """
+
+    linear = ("amplitude",)
+
+    def function(self, x, amplitude, rate):
+        return amplitude * jnp.exp(-rate * x)
+
+    def candidates(self, x, y):
+        rates = np.geomspace(0.15, 60, 14)
+        return {"rate": np.concatenate([-rates[:10], rates]) / extent(x)[1]}
+
+    def quantities(self, amplitude, rate):
+        return {"half_life": math.log(2) / rate, "lifetime": 1 / rate}
+
+
+class BiExponential(Model):
+    """amplitude1 exp(-rate1 x) + amplitude2 exp(-rate2 x): two decays.
+
+    Parameters: `amplitude1`, `amplitude2`, values at x = 0; `rate1` and `rate2`, per x,
+    not negative. A start has the faster decay first.
+    Derived: `half_life1`, `half_life2`, and `fraction1`, the first amplitude's part.
+    """
+
+    linear = ("amplitude1", "amplitude2")
+    limits = {"rate1": POSITIVE, "rate2": POSITIVE}
+
+    def function(self, x, amplitude1, rate1, amplitude2, rate2):
+        return amplitude1 * jnp.exp(-rate1 * x) + amplitude2 * jnp.exp(-rate2 * x)
+
+    def candidates(self, x, y):
+        rates = np.geomspace(0.2, 80, 12)
+        fast, slow = np.meshgrid(rates, rates)
+        pairs = fast > 1.5 * slow
+        span = extent(x)[1]
+        return {"rate1": fast[pairs] / span, "rate2": slow[pairs] / span}
+
+    def quantities(self, amplitude1, rate1, amplitude2, rate2):
+        return {
+            "half_life1": math.log(2) / rate1,
+            "half_life2": math.log(2) / rate2,
+            "fraction1": amplitude1 / (amplitude1 + amplitude2),
+        }
+
+
+class StretchedExponential(Model):
+    """amplitude exp(-(x / lifetime)^exponent), of Kohlrausch, Williams and Watts.
+
+    Parameters: `amplitude`, the value at x = 0; `lifetime`, the x at which 1/e is left;
+    `exponent`, without unit: below 1 for a spread of rates.
+    Derived: `half_life`.
+    """
+
+    linear = ("amplitude",)
+    limits = {"lifetime": POSITIVE, "exponent": POSITIVE}
+
+    def function(self, x, amplitude, lifetime, exponent):
+        return amplitude * jnp.exp(-power(x / lifetime, exponent))
+
+    def candidates(self, x, y):
+        return grid(
+            lifetime=extent(x)[1] * np.geomspace(0.01, 5, 14),
+            exponent=np.array([0.4, 0.6, 0.8, 1.0, 1.4, 2.0]),
+        )
+
+    def quantities(self, amplitude, lifetime, exponent):
+        return {"half_life": lifetime * math.log(2) ** (1 / exponent)}
+
+
+class PowerLaw(Model):
+    """amplitude x^exponent, for x > 0.
+
+    Parameters: `amplitude`, the value at x = 1; `exponent`, without unit.
+    """
+
+    linear = ("amplitude",)
+
+    def function(self, x, amplitude, exponent):
+        return amplitude * power(x, exponent)
+
+    def candidates(self, x, y):
+        return {"exponent": np.concatenate([np.arange(-6, 0), np.arange(1, 7)]) * 0.75}
+
+
+class MichaelisMenten(Model):
+    """maximum x / (constant + x): the rate of an enzyme against its substrate.
+
+    Parameters: `maximum`, the rate at saturation (Vmax); `constant`, the concentration
+    x of half that rate (Km).
+    """
+
+    linear = ("maximum",)
+    limits = {"constant": POSITIVE}
+
+    def function(self, x, maximum, constant):
+        return maximum * x / (constant + x)
+
+    def candidates(self, x, y):
+        return {"constant": jnp.max(jnp.abs(x)) * np.geomspace(1e-3, 30, 24)}
+
+    def quantities(self, maximum, constant):
+        return {"efficiency": maximum / constant}
+
+
+class Hill(Model):
+    """maximum x^exponent / (constant^exponent + x^exponent): cooperative binding.
+
+    Parameters: `maximum`, the value at saturation; `constant`, the concentration x of
+    half of it; `exponent`, the Hill coefficient, without unit.
+    """
+
+    linear = ("maximum",)
+    limits = {"constant": POSITIVE, "exponent": POSITIVE}
+
+    def function(self, x, maximum, constant, exponent):
+        return maximum * rise(x / constant, exponent)
+
+    def candidates(self, x, y):
+        return grid(
+            constant=jnp.max(jnp.abs(x)) * np.geomspace(1e-3, 10, 16),
+            exponent=np.array([0.5, 1.0, 2.0, 4.0, 8.0]),
+        )
+
+
+class FourParameterLogistic(Model):
+    """bottom + (top - bottom) / (1 + (ec50 / x)^slope): dose and response.
+
+    Parameters: `bottom`, the response without a dose; `top`, that at large doses, which
+    is the lower one for an inhibitor; `ec50`, the dose half way between; `slope`, the
+    Hill slope, without unit, positive.
+    Derived: `pec50` = -log10(ec50), `span` = top - bottom.
+    """
+
+    linear = ("bottom", "top")
+    limits = {"ec50": POSITIVE, "slope": POSITIVE}
+
+    def function(self, x, bottom, top, ec50, slope):
+        part = rise(x / ec50, slope)
+        return bottom * (1 - part) + top * part
+
+    def candidates(self, x, y):
+        dose = jnp.where(x > 0, x, jnp.inf)
+        least, most = jnp.min(dose), jnp.max(x)
+        part = np.linspace(0.02, 0.98, 16)
+        return grid(
+            ec50=jnp.exp(jnp.log(least) * (1 - part) + jnp.log(most) * part),
+            slope=np.array([0.5, 1.0, 2.0, 4.0, 8.0]),
+        )
+
+    def quantities(self, bottom, top, ec50, slope):
+        return {"pec50": -jnp.log10(ec50), "span": top - bottom}
+
+
+def rise(ratio, exponent):
+    """ratio^n / (1 + ratio^n), from 0 at ratio <= 0 to 1, with finite derivatives."""
+    positive = ratio > 0
+    u = exponent * jnp.log(jnp.where(positive, ratio, 1))
+    return jnp.where(positive, 0.5 * (1 + jnp.tanh(0.5 * u)), 0)
+
+
+class Arrhenius(Model):
+    """prefactor exp(-energy / (R x)): a rate against the temperature x in kelvin.
+
+    Parameters: `prefactor`, in units of y; `energy`, the activation energy in J/mol.
+    """
+
+    linear = ("prefactor",)
+    limits = {"prefactor": POSITIVE}
+
+    def function(self, x, prefactor, energy):
+        return prefactor * jnp.exp(-energy / (GAS_CONSTANT * x))
+
+    def candidates(self, x, y):
+        middle = GAS_CONSTANT * jnp.mean(x)
+        steps = np.geomspace(0.2, 60, 40)
+        return {"energy": middle * np.concatenate([-steps[:16], steps])}

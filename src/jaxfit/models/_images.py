@@ -1,0 +1,100 @@
+"""Spots in images, of the coordinates x = (columns, rows)."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfit.models._model import POSITIVE, Model
+from jaxfit.models._peaks import FWHM
+from jaxfit.models._start import extent, grid
+
+
+def _brightest(x, y):
+    """The centre of the brightest (or darkest) spot, and the area above half of it."""
+    across, down = x
+    m = len(y)
+    area = extent(across)[1] * extent(down)[1] / m
+    # the centre of mass of the pixels about the brightest
+    reach = 1.5 * jnp.sqrt(area)
+    top = jnp.argmax(jnp.abs(y))
+    upright = y * jnp.sign(y[top])
+    near = (jnp.abs(across - across[top]) < reach) & (jnp.abs(down - down[top]) < reach)
+    weight = jnp.where(near, jnp.maximum(upright, 0), 0)
+    total = jnp.maximum(jnp.sum(weight), 1e-300)
+    center = jnp.sum(weight * across) / total, jnp.sum(weight * down) / total
+    above = jnp.sum(upright > 0.5 * upright[top]).astype(y.dtype)
+    return center, jnp.maximum(area * above, area)
+
+
+class Gaussian2D(Model):
+    """height exp(-((x - center_x)² + (y - center_y)²) / (2 width²)): a round spot.
+
+    Parameters: `height`, the value at the centre; `center_x`, `center_y`; `width`, the
+    standard deviation, in units of the coordinates.
+    Derived: `fwhm`, the full width at half maximum, and `volume`, the spot's sum.
+    """
+
+    linear = ("height",)
+    limits = {"width": POSITIVE}
+    is_peak = True
+
+    def function(self, x, height, center_x, center_y, width):
+        squared = (x[0] - center_x) ** 2 + (x[1] - center_y) ** 2
+        return height * jnp.exp(-0.5 * squared / width**2)
+
+    def candidates(self, x, y):
+        (across, down), area = _brightest(x, y)
+        width = jnp.sqrt(area / math.pi) * 2 / FWHM * np.array([0.4, 0.7, 1.0, 1.6])
+        return {
+            "center_x": jnp.full(4, across),
+            "center_y": jnp.full(4, down),
+            "width": width,
+        }
+
+    def quantities(self, height, center_x, center_y, width):
+        return {"fwhm": FWHM * width, "volume": 2 * math.pi * height * width**2}
+
+
+class EllipticGaussian2D(Model):
+    """A Gaussian spot with two widths, turned by an angle.
+
+    Parameters: `height`, the value at the centre; `center_x`, `center_y`; `width_x`,
+    `width_y`, the standard deviations along the axes, in units of the coordinates;
+    `angle`, by which the axes are turned from x towards y, in radians.
+    Derived: `fwhm_x`, `fwhm_y`, and `volume`, the spot's sum.
+    """
+
+    linear = ("height",)
+    limits = {"width_x": POSITIVE, "width_y": POSITIVE}
+    is_peak = True
+
+    def function(self, x, height, center_x, center_y, width_x, width_y, angle):
+        right, down = x[0] - center_x, x[1] - center_y
+        cosine, sine = jnp.cos(angle), jnp.sin(angle)
+        along = (cosine * right + sine * down) / width_x
+        across = (cosine * down - sine * right) / width_y
+        return height * jnp.exp(-0.5 * (along**2 + across**2))
+
+    def candidates(self, x, y):
+        (right, down), area = _brightest(x, y)
+        width = jnp.sqrt(area / math.pi) * 2 / FWHM
+        found = grid(
+            size=width * np.array([0.6, 1.0, 1.5]),
+            shape=np.array([1.25, 2.0]),
+            angle=np.arange(6) * (math.pi / 6) + 0.1,
+        )
+        return {
+            "center_x": jnp.full_like(found["size"], right),
+            "center_y": jnp.full_like(found["size"], down),
+            "width_x": found["size"] * jnp.sqrt(found["shape"]),
+            "width_y": found["size"] / jnp.sqrt(found["shape"]),
+            "angle": found["angle"],
+        }
+
+    def quantities(self, height, center_x, center_y, width_x, width_y, angle):
+        return {
+            "fwhm_x": FWHM * width_x,
+            "fwhm_y": FWHM * width_y,
+            "volume": 2 * math.pi * height * width_x * width_y,
+        }
