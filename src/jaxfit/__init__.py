@@ -1,6 +1,6 @@
 """Nonlinear least squares as one compiled JAX program."""
 
-from jaxfit import losses
+from jaxfit import losses, models
 from jaxfit._batch import solve_batch
 from jaxfit._blocks import solve_blocks
 from jaxfit._curve_fit import curve_fit
@@ -14,9 +14,13 @@ from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
 from jaxfit._stream import solve_stream
 from jaxfit._warm import subsample_start, warm_start
+from jaxfit.fitting import BatchFit, Fit, FitError, curvefit, fit, fit_batch
 
 __all__ = [
+    "BatchFit",
     "Chunked",
+    "Fit",
+    "FitError",
     "Linearization",
     "Options",
     "Sharded",
@@ -26,9 +30,13 @@ __all__ = [
     "Weighted",
     "Whole",
     "curve_fit",
+    "curvefit",
+    "fit",
+    "fit_batch",
     "least_squares",
     "losses",
     "merge",
+    "models",
     "npy_blocks",
     "solve",
     "solve_batch",

@@ -82,7 +82,7 @@ def solve_blocks(
 
         jax.tree.map(store, results, found)
 
-    for start in _shown(range(0, max(number, 1), block), block, number, progress):
+    for start in shown(range(0, max(number, 1), block), block, number, progress):
         part = Fits(_cut(fits.each, start, block), fits.shared)
         waiting.append((start, run_batch(callables, part, loss, options, placement)))
         if len(waiting) == IN_FLIGHT:
@@ -102,7 +102,7 @@ def _cut(each: PyTree, start: int, block: int) -> PyTree:
     return jax.tree.map(cut, each)
 
 
-def _shown(starts: range, block: int, number: int, progress: bool) -> Iterator[int]:
+def shown(starts: range, block: int, number: int, progress: bool) -> Iterator[int]:
     """The starts of the blocks, with a bar."""
     if not progress:
         yield from starts

@@ -1,0 +1,8 @@
+"""The command line: `python -m jaxfit fit data.csv --model ...`, `... models`."""
+
+import sys
+
+from jaxfit.fitting._command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

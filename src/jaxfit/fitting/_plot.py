@@ -1,0 +1,401 @@
+"""Pictures of fits, by matplotlib, which is the extra `plot`.
+
+Each function draws into axes that are given, or into a new figure, and returns the
+figure; nothing is shown or saved.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxfit._solution import Status
+from jaxfit.fitting._intervals import SIGMAS
+
+if TYPE_CHECKING:
+    from jaxfit.fitting._batch_fit import BatchFit
+    from jaxfit.fitting._fit import Fit
+
+DATA = {"color": "0.35", "markersize": 3.5, "linewidth": 0.8}
+CURVE, BAND = "C3", "C3"
+FINE = 500  # points of a curve
+
+
+def pyplot() -> Any:
+    """matplotlib, or an error that says how to get it."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "Pictures need matplotlib, which is not installed: "
+            'pip install "jaxfit[plot]", or pip install matplotlib'
+        ) from error
+    return plt
+
+
+# One fit
+
+
+def fit(
+    self: "Fit",
+    *,
+    level: float = 0.95,
+    components: bool = True,
+    residuals: bool = True,
+    xlabel: str = "x",
+    ylabel: str = "y",
+    title: str | None = None,
+) -> Any:
+    """Data with error bars, the curve and its band, components, and the residuals.
+
+    For an image: data, model and residuals side by side.
+
+    Args:
+        level: of the confidence band.
+        components: draw the parts of a sum.
+        residuals: a panel of residuals below.
+        xlabel, ylabel, title: texts.
+
+    Returns:
+        The matplotlib figure.
+    """
+    plt = pyplot()
+    if isinstance(self.observed.data.x, (tuple, list)):
+        return _image(self, plt, title)
+    x, y, sigma, left = _points(self)
+    panels = 2 if residuals else 1
+    figure, axes = plt.subplots(
+        *(panels, 1),
+        sharex=True,
+        squeeze=False,
+        figsize=(7, 5 if residuals else 4),
+        height_ratios=[3, 1][:panels],
+        layout="constrained",
+    )
+    main = axes[0, 0]
+    bar = {} if sigma is None else {"yerr": sigma, "elinewidth": 0.7}
+    main.errorbar(x, y, fmt="o", label="data", zorder=2, **bar, **DATA)
+    fine = np.linspace(x.min(), x.max(), FINE)
+    if components and len(self.model.parts) > 1:
+        for k, (label, values) in enumerate(self.components(fine).items()):
+            main.plot(fine, values, "--", color=f"C{k}", linewidth=1.2, label=label)
+    band = self.confidence_band(fine, level)
+    main.fill_between(
+        *(fine, band.lower, band.upper),
+        color=BAND,
+        alpha=0.25,
+        linewidth=0,
+        label=f"{level:.0%} band",
+    )
+    main.plot(fine, band.value, color=CURVE, linewidth=1.6, label="fit", zorder=3)
+    main.set_ylabel(ylabel)
+    main.legend(frameon=False, fontsize="small")
+    main.set_title(title if title is not None else self.model.label, fontsize="medium")
+    if residuals:
+        lower = axes[1, 0]
+        lower.axhline(0, color="0.6", linewidth=0.8)
+        lower.errorbar(x, left, fmt="o", **bar, **DATA)
+        lower.set_ylabel("residual")
+    axes[-1, 0].set_xlabel(xlabel)
+    return figure
+
+
+def residuals(self: "Fit", *, xlabel: str = "x") -> Any:
+    """Standardised residuals against x, and against normal quantiles (Q-Q)."""
+    plt = pyplot()
+    left = self.observed.counted(self.standardized_residuals)[0]
+    x = self.observed.data.x
+    is_line = not isinstance(x, (tuple, list)) and np.shape(x) == np.shape(
+        self.observed.data.y
+    )
+    place = self.observed.counted(x)[0] if is_line else np.arange(left.size)
+    figure, (a, b) = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
+    a.axhspan(-1, 1, color="0.92", zorder=0)
+    a.axhline(0, color="0.6", linewidth=0.8)
+    a.plot(place, left, "o", **DATA)
+    a.set(xlabel=xlabel if is_line else "point", ylabel="standardised residual")
+    import scipy.special
+
+    part = (np.arange(left.size) + 0.5) / left.size
+    expected = scipy.special.ndtri(part)
+    ordered = np.sort(left)
+    reach = 1.05 * max(np.abs(expected).max(), np.abs(ordered).max())
+    b.plot([-reach, reach], [-reach, reach], color="0.6", linewidth=0.8)
+    b.plot(expected, ordered, "o", **DATA)
+    b.set(
+        xlabel="normal quantile",
+        ylabel="standardised residual",
+        xlim=(-reach, reach),
+        ylim=(-reach, reach),
+    )
+    b.set_aspect("equal")
+    a.set_title("in order", fontsize="medium")
+    b.set_title("Q-Q", fontsize="medium")
+    return figure
+
+
+def profile(self: "Fit", names: str | Sequence[str] | None = None) -> Any:
+    """ζ against each parameter: straight where the errors are good intervals.
+
+    The straight line is what the standard error says, and the marks are the ends of the
+    68 % and 95 % intervals.
+    """
+    plt = pyplot()
+    profiles = self.profile(names)
+    if not profiles:
+        raise ValueError("No parameter of this fit is determined: nothing to draw.")
+    figure, axes = _grid_of(plt, len(profiles), 3.0, 2.6)
+    gram = self.covariance
+    for axis, one in zip(axes, profiles, strict=False):
+        k = self.varied.index(one.name)
+        value, error = self.numbers["x"][k], np.sqrt(gram[k, k])
+        reach = np.array([one.values.min(), one.values.max()])
+        axis.plot(reach, (reach - value) / error, color="0.6", linewidth=0.9)
+        axis.plot(one.values, one.zeta, color=CURVE)
+        for level, style in zip(SIGMAS, ("-", ":"), strict=True):
+            from jaxfit.fitting._statistics import quantile
+
+            t = quantile(level, self.dof, self.absolute_sigma)
+            ends = np.interp([-t, t], one.zeta, one.values)
+            axis.vlines(ends, -t, t, color="C0", linewidth=0.9, linestyle=style)
+            axis.hlines([-t, t], *ends, color="C0", linewidth=0.9, linestyle=style)
+        axis.set(xlabel=one.name, ylabel="ζ", ylim=(-3.4, 3.4))
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        axis.locator_params(axis="x", nbins=4)
+    return figure
+
+
+def contour(
+    self: "Fit",
+    a: str,
+    b: str,
+    level: float | Sequence[float] = SIGMAS,
+    axes: Any = None,
+) -> Any:
+    """Joint confidence regions of two parameters, by profile likelihood.
+
+    The dashed ellipses are what the covariance says.
+    """
+    plt = pyplot()
+    found = self.contour(a, b, level)
+    figure = axes.figure if axes is not None else None
+    if axes is None:
+        figure, axes = plt.subplots(figsize=(4.6, 4), layout="constrained")
+    _regions(self, axes, found)
+    axes.set(xlabel=a, ylabel=b)
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def corner(
+    self: "Fit", names: str | Sequence[str] | None = None, number: int = 2000
+) -> Any:
+    """Bootstrap refits of each pair of parameters, with their histograms."""
+    plt = pyplot()
+    chosen = list(self.varied if names is None else names)
+    samples = self.bootstrap(number, kind="case" if self.dof <= 0 else "residual")
+    good = samples.status > 0
+    columns = {name: samples[name][good] for name in chosen}
+    limits = {name: np.quantile(v, [0.001, 0.999]) for name, v in columns.items()}
+    n = len(chosen)
+    size = max(4.0, 1.7 * n)
+    figure, axes = plt.subplots(
+        *(n, n), figsize=(size, size), squeeze=False, layout="constrained"
+    )
+    for i, down in enumerate(chosen):
+        for j, across in enumerate(chosen):
+            axis = axes[i, j]
+            if j > i:
+                axis.axis("off")
+                continue
+            if i == j:
+                axis.hist(columns[down], 40, range=limits[down], color="C0", alpha=0.6)
+                axis.axvline(self[down].value, color=CURVE, linewidth=1)
+                axis.set_yticks([])
+            else:
+                axis.plot(columns[across], columns[down], ",", color="C0", alpha=0.5)
+                axis.plot(self[across].value, self[down].value, "+", color=CURVE)
+                axis.set_ylim(limits[down])
+            axis.set_xlim(limits[across])
+            axis.locator_params(nbins=3)
+            axis.tick_params(labelsize="x-small")
+            axis.ticklabel_format(style="sci", scilimits=(-3, 4))
+            if i == n - 1:
+                axis.set_xlabel(across, fontsize="small")
+            else:
+                axis.set_xticklabels([])
+            if j == 0 and i > 0:
+                axis.set_ylabel(down, fontsize="small")
+            elif i != j:
+                axis.set_yticklabels([])
+    return figure
+
+
+def _points(fit: "Fit"):
+    """Points that count, in the order of x: x, y, sigma, residual."""
+    seen = fit.observed
+    if np.shape(seen.data.x) != np.shape(seen.data.y):
+        raise ValueError(
+            f"x has the shape {np.shape(seen.data.x)} and y {np.shape(seen.data.y)}; "
+            "only curves and images are drawn."
+        )
+    x, y, sigma, left = seen.counted(
+        seen.data.x, seen.data.y, seen.sigma, fit.residuals
+    )
+    order = np.argsort(x, kind="stable")
+    return [None if v is None else v[order] for v in (x, y, sigma, left)]
+
+
+def _image(fit: "Fit", plt, title):
+    """Data, model and residuals of a function of two coordinates."""
+    x = fit.observed.data.x
+    shape = np.shape(fit.observed.data.y)
+    panels = {"data": fit.observed.data.y, "fit": fit.best_fit}
+    top = np.nanmax([np.nanmax(v) for v in panels.values()])
+    low = np.nanmin([np.nanmin(v) for v in panels.values()])
+    panels["residual"] = fit.residuals
+    reach = np.nanmax(np.abs(fit.residuals)) or 1.0
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), layout="constrained")
+    across, down = (np.broadcast_to(axis, shape) for axis in x[:2])
+    for axis, (name, values) in zip(axes, panels.items(), strict=True):
+        color = {"cmap": "viridis", "vmin": low, "vmax": top}
+        if name == "residual":
+            color = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
+        if len(shape) == 2:
+            drawn = axis.pcolormesh(across, down, values, shading="nearest", **color)
+        else:
+            drawn = axis.scatter(across, down, c=values, marker="s", s=16, **color)
+        axis.set_aspect("equal")
+        axis.set_title(name, fontsize="medium")
+        figure.colorbar(drawn, ax=axis, shrink=0.8)
+    figure.suptitle(title if title is not None else fit.model.label, fontsize="medium")
+    return figure
+
+
+def _regions(fit: "Fit", axis, found) -> None:
+    i, j = (fit.varied.index(name) for name in found.names)
+    pair = fit.covariance[np.ix_([i, j], [i, j])]
+    angle = np.linspace(0, 2 * np.pi, 200)
+    circle = np.linalg.cholesky(pair) @ np.stack([np.cos(angle), np.sin(angle)])
+    from jaxfit.fitting._statistics import joint_threshold
+
+    center = fit.numbers["x"][[i, j]]
+    for k, (level, line) in enumerate(zip(found.levels, found.points, strict=True)):
+        closed = np.concatenate([line, line[:1]])
+        axis.plot(*closed.T, color=CURVE, linewidth=1.4, label=f"{level:.1%}")
+        reach = np.sqrt(joint_threshold(level, 2, fit.dof, fit.absolute_sigma))
+        axis.plot(
+            *(center[:, None] + reach * circle),
+            "--",
+            color="0.55",
+            linewidth=0.9,
+            label="ellipse" if k == 0 else None,
+        )
+        axis.lines[-2].set_alpha(1 if k == 0 else 0.6)
+    axis.plot(*center, "+", color=CURVE)
+    axis.ticklabel_format(style="sci", scilimits=(-3, 4))
+
+
+def _grid_of(plt, number: int, width: float, height: float, columns: int = 4):
+    """Axes for a number of panels, as a flat list; those left over are off."""
+    columns = min(number, columns)
+    rows = -(-number // columns)
+    figure, axes = plt.subplots(
+        *(rows, columns),
+        figsize=(width * columns, height * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    flat = list(axes.flat)
+    for axis in flat[number:]:
+        axis.axis("off")
+    return figure, flat
+
+
+# Batches
+
+
+def maps(
+    self: "BatchFit", names: Sequence[str] | None = None, *, errors: bool = False
+) -> Any:
+    """A map of each parameter (for one leading dimension a line), and of the status.
+
+    Args:
+        names: parameters and derived quantities; None: the parameters.
+        errors: draw their standard errors in their place.
+    """
+    plt = pyplot()
+    chosen = list(self.names if names is None else names)
+    source = self.errors | self.derived_errors if errors else self.values | self.derived
+    figure, axes = _grid_of(plt, len(chosen) + 1, 3.1, 2.7, columns=3)
+    for axis, name in zip(axes, chosen, strict=False):
+        values = np.where(self.success, source[name], np.nan)
+        _map(figure, axis, values, f"{name}, standard error" if errors else name)
+    _status(figure, axes[len(chosen)], self)
+    return figure
+
+
+def status(self: "BatchFit") -> Any:
+    """A map of how the fits ended."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
+    _status(figure, axis, self)
+    return figure
+
+
+def several(self: "BatchFit", indices: Sequence[Any] | None = None) -> Any:
+    """Data and curves of some fits: by default nine, evenly chosen."""
+    plt = pyplot()
+    if not isinstance(self.x, np.ndarray) or self.x.ndim != 1:
+        raise ValueError(
+            "Only curves of one coordinate are drawn; see plot() for maps."
+        )
+    total = int(np.prod(self.shape))
+    if indices is None:
+        flat = np.unique(np.linspace(0, total - 1, 9).astype(int))
+        indices = [np.unravel_index(k, self.shape) for k in flat]
+    indices = [index if isinstance(index, tuple) else (index,) for index in indices]
+    order = np.argsort(self.x)
+    fine = np.linspace(self.x.min(), self.x.max(), FINE)
+    curves = self.predict(fine)
+    figure, axes = _grid_of(plt, len(indices), 2.8, 2.1, columns=3)
+    for axis, index in zip(axes, indices, strict=False):
+        axis.plot(self.x[order], self.y[index][order], "o", **DATA)
+        axis.plot(fine, curves[index], color=CURVE)
+        label = ", ".join(str(int(i)) for i in index)
+        axis.set_title(label, fontsize="small")
+        axis.tick_params(labelsize="x-small")
+    return figure
+
+
+def _map(figure, axis, values: np.ndarray, title: str) -> None:
+    axis.set_title(title, fontsize="medium")
+    if values.ndim == 1:
+        axis.plot(values, ".", **DATA)
+        return
+    image = values.reshape(-1, values.shape[-1])
+    seen = image[np.isfinite(image)]
+    low, high = np.quantile(seen, [0.01, 0.99]) if seen.size else (0, 1)
+    drawn = axis.imshow(image, vmin=low, vmax=high, interpolation="nearest")
+    figure.colorbar(drawn, ax=axis, shrink=0.85, extend="both")
+
+
+def _status(figure, axis, batch: "BatchFit") -> None:
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    known = [s for s in Status if s in np.unique(batch.status)]
+    index = np.searchsorted(sorted(known), batch.status)
+    colors = {s: "0.85" if s > 0 else f"C{3 + k}" for k, s in enumerate(known)}
+    good = [s for s in sorted(known) if s > 0]
+    for k, s in enumerate(good):
+        colors[s] = str(0.72 + 0.2 * k / max(len(good), 1))
+    palette = ListedColormap([colors[s] for s in sorted(known)])
+    axis.set_title("status", fontsize="medium")
+    if index.ndim == 1:
+        axis.plot(batch.status, ".", **DATA)
+        return
+    norm = BoundaryNorm(np.arange(len(known) + 1) - 0.5, len(known))
+    image = index.reshape(-1, index.shape[-1])
+    drawn = axis.imshow(image, cmap=palette, norm=norm, interpolation="nearest")
+    bar = figure.colorbar(drawn, ax=axis, ticks=range(len(known)), shrink=0.85)
+    bar.ax.set_yticklabels([s.name.lower() for s in sorted(known)], fontsize="x-small")

@@ -1,0 +1,262 @@
+"""What is fitted: a model, and what becomes of each of its parameters.
+
+A parameter varies, is fixed at a number, or is tied to others by a function. The solver
+sees one vector, of those that vary; `Problem.parameters` makes all of them from it.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxfit.models import Model
+
+Bounds = Mapping[str, Any]
+
+
+class Problem(eqx.Module):
+    """A model with the lot of its parameters; a pytree.
+
+    Attributes:
+        model: the model.
+        varied: the parameters that the solver varies, in the model's order.
+        fixed: the values of those that are fixed.
+        ties: functions of all other parameters, by the name of the one they give.
+        lower, upper: bounds of the varied parameters, (n,); None: all are free.
+        prior: (mean, standard deviation) by name: further residuals.
+    """
+
+    model: Model
+    varied: tuple[str, ...] = eqx.field(static=True)
+    fixed: dict[str, Any]
+    ties: dict[str, Callable]
+    lower: Any
+    upper: Any
+    prior: dict[str, tuple[Any, Any]]
+
+    @property
+    def bounds(self) -> tuple | None:
+        """For the solver."""
+        return None if self.lower is None else (self.lower, self.upper)
+
+    def parameters(self, x: Float[Array, " n"]) -> dict[str, Array]:
+        """All parameters by name, in the model's order."""
+        known = dict(zip(self.varied, x, strict=True))
+        known |= {name: jnp.asarray(v, x.dtype) for name, v in self.fixed.items()}
+        known = _tied(self.ties, known)
+        return {name: known[name] for name in self.model.names}
+
+    def derived(self, x: Float[Array, " n"]) -> dict[str, Array]:
+        """Derived quantities by name."""
+        return self.model.derived(self.parameters(x))
+
+    def values(self, x: Float[Array, " n"], at: PyTree, shape: tuple) -> Array:
+        """The model at the points `at`, in the shape of the data."""
+        values = jnp.asarray(self.model.evaluate(at, self.parameters(x)))
+        if np.broadcast_shapes(values.shape, shape) != shape:
+            raise ValueError(
+                f"The model {self.model.label} has values of the shape {values.shape}; "
+                f"the data have {shape}. Give x of the shape of y, or for several "
+                "coordinates a tuple of arrays."
+            )
+        return jnp.broadcast_to(values, shape)
+
+    def residuals(self, x: Float[Array, " n"], data: "Data") -> dict[str, Array]:
+        """(model - y) / sigma, and (parameter - mean) / deviation for each prior."""
+        rows = self.values(x, data.x, data.y.shape) - data.y
+        found = {"data": rows if data.sigma is None else rows / data.sigma}
+        if self.prior:
+            parameters = self.parameters(x)
+            found["prior"] = jnp.stack(
+                [
+                    (parameters[name] - mean) / deviation
+                    for name, (mean, deviation) in self.prior.items()
+                ]
+            )
+        return found
+
+
+class Data(eqx.Module):
+    """Points and their errors; of a batch where y has a leading axis."""
+
+    x: PyTree
+    y: Any
+    sigma: Any  # of the shape of y or broadcast to it; None: 1
+
+
+def _tied(ties: Mapping[str, Callable], known: dict[str, Array]) -> dict[str, Array]:
+    """The known parameters and those tied to them, in any order."""
+    waiting = dict(ties)
+    while waiting:
+        done = {}
+        for name, tie in waiting.items():
+            try:
+                done[name] = jnp.asarray(tie(known), next(iter(known.values())).dtype)
+            except KeyError as error:
+                if error.args[0] not in waiting:
+                    raise ValueError(
+                        f"The tie of {name!r} asks for {error.args[0]!r}; the "
+                        f"parameters are {', '.join([*known, *waiting])}."
+                    ) from error
+        if not done:
+            raise ValueError(f"Ties go round in a circle: {', '.join(waiting)}.")
+        known = known | done
+        waiting = {name: tie for name, tie in waiting.items() if name not in done}
+    return known
+
+
+# From the user's arguments
+
+
+def pose(
+    model: Model,
+    *,
+    p0: Any = None,
+    bounds: Bounds | None = None,
+    fixed: Any = None,
+    tie: Mapping[str, Any] | None = None,
+    prior: Mapping[str, tuple[float, float]] | None = None,
+) -> tuple[Problem, dict[str, Any]]:
+    """The problem, and the starts that are given, by name; arguments as in `fit`."""
+    names = model.names
+    starts = _starts(names, p0)
+    held = _held(names, fixed, starts)
+    ties = {
+        name: functools.partial(_value_of, tied) if isinstance(tied, str) else tied
+        for name, tied in by_name(names, tie, "tie").items()
+    }
+    for name, function in ties.items():
+        if not callable(function):
+            raise TypeError(
+                f"tie[{name!r}] is {function!r}; give a function of the parameters, "
+                "such as lambda p: p['a_width'], or the name of one."
+            )
+        if name in held:
+            raise ValueError(f"{name!r} is both fixed and tied; choose one.")
+    limits = model.bounds | {
+        name: _interval(name, pair)
+        for name, pair in by_name(names, bounds, "bounds").items()
+    }
+    for name in [*by_name(names, bounds, "bounds")]:
+        if name in ties:
+            raise ValueError(f"{name!r} is tied, and can have no bounds of its own.")
+        if limits[name][0] == limits[name][1]:
+            held.setdefault(name, limits[name][0])
+    for name, value in held.items():
+        lower, upper = limits[name]
+        if np.any(np.asarray(value) < lower) or np.any(np.asarray(value) > upper):
+            raise ValueError(
+                f"{name} is fixed at {value}, outside its bounds ({lower}, {upper})."
+            )
+    varied = tuple(n for n in names if n not in held and n not in ties)
+    if not varied:
+        raise ValueError("Every parameter is fixed or tied; let at least one vary.")
+    lower, upper = (np.array([limits[n][i] for n in varied], float) for i in (0, 1))
+    is_free = not (np.isfinite(lower).any() or np.isfinite(upper).any())
+    problem = Problem(
+        model=model,
+        varied=varied,
+        fixed={name: np.asarray(value, float) for name, value in held.items()},
+        ties=ties,
+        lower=None if is_free else lower,
+        upper=None if is_free else upper,
+        prior={
+            name: _belief(name, pair)
+            for name, pair in by_name(names, prior, "prior").items()
+        },
+    )
+    return problem, {name: starts[name] for name in varied if name in starts}
+
+
+def by_name(names: Sequence[str], given: Any, what: str) -> dict[str, Any]:
+    """A dictionary by names of parameters, checked."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{what} is {given!r}; give a dictionary by name: {', '.join(names)}."
+        )
+    for name in given:
+        if name not in names:
+            raise ValueError(
+                f"{what} names {name!r}; the parameters are {', '.join(names)}."
+            )
+    return dict(given)
+
+
+def _starts(names, p0) -> dict[str, Any]:
+    """Starts by name from a dictionary or a sequence."""
+    if p0 is None or isinstance(p0, Mapping):
+        starts = by_name(names, p0, "p0")
+    else:
+        values = list(p0) if isinstance(p0, Iterable) else [p0]
+        if len(values) != len(names):
+            raise ValueError(
+                f"p0 has {len(values)} numbers; the parameters are {', '.join(names)}. "
+                "A dictionary by name may leave out those that are to be guessed."
+            )
+        starts = dict(zip(names, values, strict=True))
+    return {name: _numbers(f"p0[{name!r}]", value) for name, value in starts.items()}
+
+
+def _held(names, fixed, starts) -> dict[str, Any]:
+    """Values of the fixed parameters: given, or those of p0."""
+    if isinstance(fixed, str):
+        fixed = [fixed]
+    if fixed is None or isinstance(fixed, Mapping):
+        held = by_name(names, fixed, "fixed")
+        return {n: _numbers(f"fixed[{n!r}]", v) for n, v in held.items()}
+    by_name(names, dict.fromkeys(fixed), "fixed")
+    missing = [name for name in fixed if name not in starts]
+    if missing:
+        raise ValueError(
+            f"fixed names {', '.join(missing)} without a value; write "
+            f"fixed={{{missing[0]!r}: 1.0}}, or give it in p0."
+        )
+    return {name: starts[name] for name in fixed}
+
+
+def _numbers(what: str, value: Any) -> np.ndarray:
+    value = np.asarray(value)
+    if value.dtype.kind not in "iuf" or not np.isfinite(value).all():
+        raise ValueError(f"{what} is {value}; give finite real numbers.")
+    return value.astype(float)
+
+
+def _interval(name, pair) -> tuple[float, float]:
+    try:
+        lower, upper = pair
+        lower = -math.inf if lower is None else float(lower)
+        upper = math.inf if upper is None else float(upper)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"bounds[{name!r}] is {pair!r}; give a pair (lower, upper), None for none."
+        ) from error
+    if not lower <= upper:
+        raise ValueError(f"bounds[{name!r}] is {pair!r}: the lower is not the lower.")
+    return lower, upper
+
+
+def _belief(name, pair) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        mean, deviation = (np.asarray(float(value)) for value in pair)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"prior[{name!r}] is {pair!r}; give a pair (mean, standard deviation)."
+        ) from error
+    if not (np.isfinite(mean) and 0 < deviation < np.inf):
+        raise ValueError(
+            f"prior[{name!r}] is {pair!r}; the mean must be finite and the standard "
+            "deviation positive."
+        )
+    return mean, deviation
+
+
+def _value_of(name: str, parameters: Mapping[str, Array]) -> Array:
+    """The tie that makes a parameter equal to another."""
+    return parameters[name]

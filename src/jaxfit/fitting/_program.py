@@ -1,0 +1,328 @@
+"""What is computed for a fit by name, as functions of arrays: start, fit, errors.
+
+`fit` runs them for one data set in one program, `fit_batch` for many.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jaxfit import _host
+from jaxfit._batch import solve_batch
+from jaxfit._compile import Static, compiled
+from jaxfit._options import Options
+from jaxfit._solution import Solution
+from jaxfit._solve import solve
+from jaxfit.fitting._problem import Data, Problem
+from jaxfit.losses import Linear, Loss
+from jaxfit.models import Model
+from jaxfit.models._model import start_from
+
+FITS_A_DEVICE = 2048  # below, more devices do not pay
+
+
+class Manner(NamedTuple):
+    """How a fit is done, and what its errors mean; a pytree."""
+
+    loss: Loss | None
+    options: Options | None
+    absolute: Any  # sigma is known, and not only up to a factor
+    sandwich: Static  # whether the covariance is the sandwich
+
+
+class Case(NamedTuple):
+    """One data set: its points, which of them count, and where the fit starts."""
+
+    data: Data
+    valid: Any  # of the shape of y; None: all count
+    starts: dict[str, Any]  # of parameters that are not to be guessed
+    bounds: tuple[Any, Any] | None = None  # in place of the problem's
+
+
+# One data set
+
+
+def start_vector(problem: Problem, case: Case) -> Float[Array, " n"]:
+    """Given starts, and guesses for the others, moved inside their bounds."""
+    given = case.starts
+    if all(name in given for name in problem.varied):
+        return jnp.stack([jnp.asarray(given[name]) for name in problem.varied])
+    data = case.data
+    guess = start_from(problem.model, data.x, data.y, case.valid)
+    x0 = jnp.stack([guess[name] for name in problem.varied])
+    bounds = bounds_of(problem, case)
+    if bounds is not None:
+        lower, upper = bounds
+        width = jnp.where(jnp.isfinite(upper - lower), upper - lower, 0)
+        x0 = jnp.clip(x0, lower + 0.01 * width, upper - 0.01 * width)
+    chosen = [
+        jnp.asarray(given.get(n, x)) for n, x in zip(problem.varied, x0, strict=True)
+    ]
+    return jnp.stack(chosen)
+
+
+def solved(problem: Problem, case: Case, x0, manner: Manner) -> Solution:
+    """The fit of one data set."""
+    return solve(
+        problem.residuals,
+        x0,
+        case.data,
+        bounds=bounds_of(problem, case),
+        weights=weights_of(problem, case.valid),
+        loss=manner.loss,
+        options=manner.options,
+    )
+
+
+def bounds_of(problem: Problem, case: Case) -> tuple | None:
+    """Those of the case, or else those of the problem."""
+    return problem.bounds if case.bounds is None else case.bounds
+
+
+def weights_of(problem: Problem, valid) -> dict[str, Array] | None:
+    """Zero for points that do not count."""
+    if valid is None:
+        return None
+    weights = {"data": jnp.asarray(valid, float)}
+    if problem.prior:
+        weights["prior"] = jnp.ones(len(problem.prior), float)
+    return weights
+
+
+def ending(solution: Solution, absolute) -> dict[str, Array]:
+    """What is kept of a solution."""
+    return {
+        "x": solution.x,
+        "covariance": solution.covariance(absolute),
+        "active": jnp.asarray(solution.active),
+        "cost": solution.cost,
+        "optimality": solution.optimality,
+        "status": solution.status,
+        "nfev": solution.nfev,
+        "count": jnp.asarray(solution.count),
+    }
+
+
+def finished(
+    problem: Problem, case: Case, end: dict[str, Array], manner: Manner
+) -> dict[str, Array]:
+    """All that a result is made of, but for the points."""
+    x, covariance = end["x"], end["covariance"]
+    if manner.sandwich.value:
+        covariance = sandwich(problem, case, x, manner.loss, covariance)
+    return {**end, "covariance": covariance, **described(problem, x, covariance)}
+
+
+def sandwich(problem: Problem, case: Case, x, loss: Loss | None, plain) -> Array:
+    """H⁻¹ (sum of g gᵀ) H⁻¹ m / (m - n): right also where errors are not all alike.
+
+    g are the gradients of the single residuals' costs, H = Jᵀ diag(ψ') J with ψ the
+    derivative of the loss of a residual (Huber, Proc. 5th Berkeley Symp. 1, 1967; the
+    factor is that of MacKinnon and White, J. Econometrics 29, 1985, HC1). Residuals in
+    units of sigma; neither sigma's scale nor a common variance is used.
+
+    Args:
+        plain: the inverse Gram; a direction that it does not determine stays so.
+    """
+
+    def residuals(x):
+        parts = problem.residuals(x, case.data)
+        weights = weights_of(problem, case.valid)
+        if weights is not None:
+            parts = {k: jnp.where(weights[k] > 0, part, 0) for k, part in parts.items()}
+        return jnp.concatenate([jnp.ravel(part) for part in parts.values()])
+
+    loss = Linear() if loss is None else loss
+    r, jacobian = residuals(x), jax.jacfwd(residuals)(x)
+    z = (r / loss.scale) ** 2
+    _, slope, curvature = loss.evaluate(z)
+    dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    size = jnp.sqrt(jnp.sum(jacobian**2, axis=0))
+    scaled = jacobian / jnp.where(size > 0, size, 1)
+    hessian = dot(scaled.T, (slope + 2 * z * curvature)[:, None] * scaled)
+    gradients = (slope * r)[:, None] * scaled
+    bread = jnp.linalg.inv(hessian)
+    count = r.size
+    if case.valid is not None:
+        count = jnp.sum(case.valid) + len(problem.prior)
+    left = count - len(x)
+    factor = jnp.where(left > 0, count / jnp.where(left > 0, left, 1), jnp.inf)
+    found = dot(dot(bread, dot(gradients.T, gradients)), bread.T) * factor
+    found = found / jnp.where(size > 0, size[:, None] * size, 1)
+    unknown = ~jnp.isfinite(jnp.diagonal(plain))
+    return jnp.where(unknown[:, None] | unknown, plain, found)
+
+
+def described(problem: Problem, x, covariance) -> dict[str, Array]:
+    """Values and errors of all parameters and of what is derived from them.
+
+    Errors of what depends on several parameters by its derivative. What depends on one
+    that the data do not determine has an infinite error.
+    """
+
+    def everything(x):
+        parameters = problem.parameters(x)
+        derived = problem.model.derived(parameters)
+        return jnp.stack([*parameters.values(), *map(jnp.asarray, derived.values())])
+
+    values, slope = everything(x), jax.jacfwd(everything)(x)
+    return {"values": values, "errors": propagated(slope, covariance)}
+
+
+def propagated(slope: Float[Array, "k n"], covariance: Float[Array, "n n"]) -> Array:
+    """Standard errors of k functions with these derivatives."""
+    unknown = ~jnp.isfinite(jnp.diagonal(covariance))
+    known = jnp.where(unknown[:, None] | unknown, 0, covariance)
+    images = jnp.sum(slope[:, None, :] * known, axis=2)
+    variance = jnp.sum(images * slope, axis=1)
+    uses_unknown = jnp.any((slope != 0) & unknown, axis=1)
+    return jnp.where(uses_unknown, jnp.inf, jnp.sqrt(jnp.maximum(variance, 0)))
+
+
+def shapes_of(problem: Problem, m: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `_fit` returns, in order."""
+    n, names = len(problem.varied), len(problem.model.names)
+    k = names + len(derived_names(problem))
+    return {
+        "x": (n,),
+        "covariance": (n, n),
+        "active": (n,),
+        **dict.fromkeys(("cost", "optimality", "status", "nfev", "count"), ()),
+        "values": (k,),
+        "errors": (k,),
+        "start": (n,),
+        "best": (m,),
+    }
+
+
+def derived_names(problem: Problem) -> tuple[str, ...]:
+    """The names of derived quantities."""
+    try:
+        return _derived_names(problem.model)
+    except TypeError:  # a model that holds arrays has no hash
+        return _derived_names.__wrapped__(problem.model)
+
+
+@functools.lru_cache(maxsize=256)
+def _derived_names(model: Model) -> tuple[str, ...]:
+    names: list[str] = []
+
+    def note(parameters):
+        names.extend(model.derived(parameters))  # a pytree would sort them
+
+    jax.eval_shape(note, dict.fromkeys(model.names, 1.0))
+    return tuple(names)
+
+
+def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, np.ndarray]:
+    """One fit and its numbers, compiled once for what is alike."""
+    with _host.double_precision(named(problem.model)):
+        vector = compiled(_fit, problem, (case, manner))
+        shapes = shapes_of(problem, int(np.size(case.data.y)))
+    return _host.unpack(vector, shapes)
+
+
+def run_start(problem: Problem, case: Case) -> np.ndarray:
+    """Where the fit of a case starts."""
+    with _host.double_precision(named(problem.model)):
+        return np.asarray(compiled(start_vector, problem, case))
+
+
+def _fit(problem, arguments):
+    case, manner = arguments
+    x0 = start_vector(problem, case)
+    end = ending(solved(problem, case, x0, manner), manner.absolute)
+    found = finished(problem, case, end, manner)
+    y = case.data.y
+    best = problem.values(end["x"], case.data.x, y.shape)
+    return _host.pack({**found, "start": x0, "best": best})
+
+
+def named(model):
+    """What an error about tracing should name."""
+    return getattr(model, "plain", model)
+
+
+# Many data sets
+
+
+class Axes(NamedTuple):
+    """The batch axes of what need not have one: 0, or None where all fits share it."""
+
+    sigma: int | None
+    valid: int | None
+    bounds: int | None = None
+    shared: bool = False  # one data set for all
+
+    @property
+    def case(self) -> Case:
+        """Of a whole `Case`."""
+        y = None if self.shared else 0
+        return Case(Data(None, y, self.sigma), self.valid, 0, self.bounds)
+
+
+def run_batch(
+    problem: Problem, cases: Case, axes: Axes, manner: Manner
+) -> dict[str, np.ndarray]:
+    """`run_fit` for many data sets, without their points."""
+    number = len(jax.tree.leaves((cases.starts, cases.data.y))[0])
+    arguments = cases, manner, Static((axes, _mesh(number)))
+    with _host.double_precision(named(problem.model)):
+        found = compiled(_fit_batch, problem, arguments)
+        return {name: np.asarray(value) for name, value in found.items()}
+
+
+def _fit_batch(problem, arguments):
+    cases, manner, (axes, mesh) = *arguments[:2], arguments[2].value
+
+    def of_each(function, *more):
+        own = (axes.case, *(0 for _ in more))
+        return jax.vmap(functools.partial(function, problem), in_axes=own)
+
+    x0 = of_each(start_vector)(cases)
+    ends = solve_cases(problem, x0, cases, axes, manner, mesh)
+
+    def finish(problem, case, end):
+        return finished(problem, case, end, manner)
+
+    return {**of_each(finish, ends)(cases, ends), "start": x0}
+
+
+def _mesh(number: int) -> Mesh | None:
+    """All devices of this process, where there are several and enough to do."""
+    devices = jax.local_devices()
+    if len(devices) == 1 or number < FITS_A_DEVICE * len(devices):
+        return None
+    return Mesh(np.array(devices), ("fits",))
+
+
+def solve_cases(problem: Problem, x0, cases: Case, axes: Axes, manner: Manner, mesh):
+    """The ends of the fits of many data sets, by lanes."""
+    weights = None
+    if cases.valid is not None:
+        of_one = functools.partial(weights_of, problem)
+        number = len(x0)
+        if axes.valid is None:
+            weights = jax.tree.map(
+                lambda leaf: jnp.broadcast_to(leaf, (number, *leaf.shape)),
+                of_one(cases.valid),
+            )
+        else:
+            weights = jax.vmap(of_one)(cases.valid)
+    return solve_batch(
+        problem.residuals,
+        x0,
+        cases.data,
+        in_axes=(0, axes.case.data, axes.bounds),
+        bounds=bounds_of(problem, cases),
+        weights=weights,
+        loss=manner.loss,
+        options=manner.options,
+        mesh=mesh,
+        keep=lambda solution: ending(solution, manner.absolute),
+    )

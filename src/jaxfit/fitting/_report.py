@@ -1,0 +1,248 @@
+"""A fit in words and tables, for people."""
+
+import html as _html
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxfit.fitting._statistics import pattern, quantile
+
+if TYPE_CHECKING:
+    from jaxfit.fitting._fit import Fit, Parameter
+
+WIDTH = 88
+STRONG = 0.95  # a correlation that deserves a word
+RUNS = -3.0  # standard deviations of the runs test that deserve a word
+
+
+def one_line(fit: "Fit") -> str:
+    """The model and its parameters in a line."""
+    values = ", ".join(f"{n}={v:.6g}" for n, v in fit.values.items())
+    return f"<Fit of {fit.model.label}: {values}>"
+
+
+def short(fit: "Fit") -> str:
+    """What `print` shows: how it ended, the parameters, what to look at."""
+    lines = [*_wrapped(headline(fit)), _measures(fit), "", *_table(fit)]
+    found = warnings(fit)
+    if found:
+        lines.append("")
+        lines += [line for text in found for line in _wrapped(text, "! ", "  ")]
+    return "\n".join(lines)
+
+
+def long(self: "Fit") -> str:
+    """The long form: bounds and starts, 95 % intervals, correlations, criteria."""
+    fit, g = self, self.goodness
+    reach = quantile(0.95, fit.dof, fit.absolute_sigma)
+    name = _name_width(fit)
+    lines = [*_wrapped(headline(fit)), *_wrapped(f"Errors: {fit.covariance_kind}.")]
+    if fit.manner.loss is not None:
+        loss = fit.manner.loss
+        lines.append(f"Loss: {type(loss).__name__}, scale {float(loss.scale):.6g}.")
+    if fit.minima is not None:
+        ends = sum(count for _, count in fit.minima)
+        lines.append(
+            f"Starts: {ends} ended at {len(fit.minima)} distinct "
+            f"{'minimum' if len(fit.minima) == 1 else 'minima'}, "
+            f"{fit.minima[0][1] if fit.minima else 0} of them at the best."
+        )
+    measures = [
+        ("points", g.ndata, "varied parameters", len(fit.varied)),
+        ("degrees of freedom", g.dof, "evaluations", fit.nfev),
+        ("chi-square", g.chi_square, "reduced chi-square", g.reduced_chi_square),
+        ("R²", g.r_squared, "log-likelihood", g.log_likelihood),
+        ("AIC", g.aic, "AICc", g.aicc),
+        ("BIC", g.bic, "optimality", fit.numbers["optimality"]),
+    ]
+    lines += [""] + [
+        f"  {a:<20}{_number(b):>14}    {c:<20}{_number(d):>14}"
+        for a, b, c, d in measures
+    ]
+    lines += ["", *_table(fit)]
+    lines += ["", f"{'':<{name}}{'95 % interval':>27}{'start':>14}{'bounds':>25}"]
+    for p in fit.params.values():
+        if p.kind != "varied":
+            continue
+        low, high = p.value - reach * p.stderr, p.value + reach * p.stderr
+        limits = f"{p.lower:.4g} .. {p.upper:.4g}"
+        if np.isinf([p.lower, p.upper]).all():
+            limits = "none"
+        inside = f"{low:.6g} .. {high:.6g}"
+        lines.append(f"{p.name:<{name}}{inside:>27}{p.start:>14.6g}{limits:>25}")
+    strong = [(k, v) for k, v in fit.correlations.items() if abs(v) >= 0.1][:12]
+    if strong:
+        lines += ["", "correlations of at least 0.1, the strongest first"]
+        lines += [f"  {a} and {b}: {value:+.3f}" for (a, b), value in strong]
+    found = warnings(fit)
+    if found:
+        lines.append("")
+        lines += [line for text in found for line in _wrapped(text, "! ", "  ")]
+    return "\n".join(lines)
+
+
+def headline(fit: "Fit") -> str:
+    """The model and how the fit ended."""
+    return f"{fit.model.label}, {fit.nfev} evaluations. {fit.message}"
+
+
+def failure(fit: "Fit") -> str:
+    """The message of a fit that found nothing."""
+    values = ", ".join(f"{n} = {v:.6g}" for n, v in fit.values.items())
+    return (
+        f"{fit.model.label} found no solution. {fit.message} After {fit.nfev} "
+        f"evaluations it stood at {values}, chi-square {2 * fit.numbers['cost']:.6g}. "
+        "Try other starts (p0=...), bounds, or starts=64; the exception's attribute "
+        "`fit` can be printed and plotted."
+    )
+
+
+def warnings(self: "Fit") -> list[str]:
+    """Sentences about what deserves a look, each with what to do."""
+    fit = self
+    found = []
+    for p in fit.params.values():
+        if p.at_bound:
+            side, bound = ("lower", p.lower) if p.at_bound < 0 else ("upper", p.upper)
+            found.append(
+                f"{p.name} is at its {side} bound, {bound:.6g}; its standard error "
+                "takes no notice of that."
+            )
+    lost = [p.name for p in fit.params.values() if p.undetermined]
+    if lost and fit.dof > 0:
+        found.append(
+            f"The data do not determine {_listed(lost)}; fix "
+            f"{'it' if len(lost) == 1 else 'some of them'}, tie, or simplify the model."
+        )
+    elif lost:
+        found.append("No degree of freedom is left, so that there are no errors.")
+    strong = [
+        f"{a} and {b} ({value:+.3f})"
+        for (a, b), value in fit.correlations.items()
+        if abs(value) > STRONG
+    ]
+    if strong:
+        more = f" and {len(strong) - 4} more pairs" if len(strong) > 4 else ""
+        found.append(
+            f"Strongly correlated: {', '.join(strong[:4])}{more}. Look at the profile "
+            "intervals, which may be longer than the errors say."
+        )
+    runs = _runs(fit)
+    if runs < RUNS:
+        found.append(
+            f"The residuals have a pattern: equal signs in runs, {-runs:.1f} standard "
+            "deviations too long. The model misses something; see plot_residuals()."
+        )
+    if fit.problem.prior and fit.observed.data.sigma is None:
+        found.append("There is a prior and no sigma: the data count as if it were 1.")
+    return found
+
+
+def _runs(fit: "Fit") -> float:
+    """The runs test on the residuals in the order of the first coordinate."""
+    x, y = fit.observed.data.x, np.shape(fit.observed.data.y)
+    axis = x[0] if isinstance(x, (tuple, list)) else x
+    if not hasattr(axis, "shape") or axis.shape != y or len(y) != 1:
+        return 0.0
+    axis, left = fit.observed.counted(axis, fit.residuals)
+    return pattern(left[np.argsort(axis, kind="stable")])
+
+
+# Tables
+
+
+def _measures(fit: "Fit") -> str:
+    g = fit.goodness
+    return (
+        f"{g.ndata} points, {g.dof} degrees of freedom, chi² {g.chi_square:.5g} "
+        f"(reduced {g.reduced_chi_square:.4g}), R² {g.r_squared:.5g}"
+    )
+
+
+def _name_width(fit: "Fit") -> int:
+    names = [*fit.params, *fit.derived, "parameter"]
+    return min(max(map(len, names)) + 2, 34)
+
+
+def _table(fit: "Fit") -> list[str]:
+    """Values and errors, in lines that fit the width."""
+    width = _name_width(fit)
+    lines = [f"{'parameter':<{width}}{'value':>16}{'std. error':>14}{'':>9}"]
+    lines += [_row(p, width) for p in fit.params.values()]
+    if fit.derived:
+        lines.append(f"{'derived':<{width}}")
+        lines += [_row(p, width) for p in fit.derived.values()]
+    return [line.rstrip() for line in lines]
+
+
+def _row(p: "Parameter", width: int) -> str:
+    return (
+        f"{p.name[: width - 1]:<{width}}{rounded(p.value, p.stderr):>16}"
+        f"{_error(p):>14}{_relative(p):>9}  {_note(p)}"
+    ).rstrip()
+
+
+def rounded(value: float, stderr: float) -> str:
+    """A value to two digits of its error, and to six of its own at most ten."""
+    if not (np.isfinite(stderr) and stderr > 0 and np.isfinite(value) and value != 0):
+        return f"{value:.6g}"
+    digits = int(np.floor(np.log10(abs(value))) - np.floor(np.log10(stderr))) + 2
+    return f"{value:#.{int(np.clip(digits, 2, 10))}g}"
+
+
+def _error(p: "Parameter") -> str:
+    if p.kind == "fixed":
+        return "fixed"
+    return f"{p.stderr:#.2g}" if np.isfinite(p.stderr) else "unknown"
+
+
+def _relative(p: "Parameter") -> str:
+    if p.kind == "fixed" or not np.isfinite(p.stderr) or p.value == 0:
+        return ""
+    part = abs(p.stderr / p.value)
+    return f"{part:.1%}" if part < 100 else ""
+
+
+def _note(p: "Parameter") -> str:
+    notes = []
+    if p.kind == "tied":
+        notes.append("tied")
+    if p.at_bound:
+        notes.append("at lower bound" if p.at_bound < 0 else "at upper bound")
+    return ", ".join(notes)
+
+
+def _number(value) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.7g}"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest)
+
+
+# Notebooks
+
+
+def html(fit: "Fit") -> str:
+    """Tables for a notebook."""
+    rows = []
+    for p in [*fit.params.values(), *fit.derived.values()]:
+        cells = (rounded(p.value, p.stderr), _error(p), _relative(p), _note(p))
+        kind = "derived" if p.kind == "derived" else ""
+        rows.append(
+            f"<tr><th style='text-align:left'>{_html.escape(p.name)}</th>"
+            + "".join(f"<td>{_html.escape(cell)}</td>" for cell in (*cells, kind))
+            + "</tr>"
+        )
+    words = "".join(f"<li>{_html.escape(text)}</li>" for text in warnings(fit))
+    return (
+        f"<p>{_html.escape(headline(fit))}<br>{_html.escape(_measures(fit))}</p>"
+        "<table><thead><tr><th></th><th>value</th><th>std. error</th><th></th>"
+        f"<th></th><th></th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        + (f"<ul>{words}</ul>" if words else "")
+    )
