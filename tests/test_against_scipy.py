@@ -43,7 +43,7 @@ class Case(NamedTuple):
     x: Any
     y: Any
     p0: Any = None
-    kwargs: dict = {}  # noqa: RUF012
+    kwargs: dict = {}
 
 
 def line(x, a, b):
@@ -227,7 +227,7 @@ class Minimum(NamedTuple):
     name: str
     fun: Callable  # of x, with jax.numpy
     x0: Any
-    kwargs: dict = {}  # noqa: RUF012
+    kwargs: dict = {}
     same_path: bool = True
 
 

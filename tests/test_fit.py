@@ -1,0 +1,441 @@
+"""`fit`: beside lmfit, what can be said of parameters, results, and bad input."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from beside_lmfit import PAIRS
+
+import jaxfit
+from jaxfit import losses, models
+from jaxfit.fitting import _statistics
+
+X = np.linspace(0, 10, 120)
+TRUTH = {"height": 3.0, "center": 4.0, "width": 0.7, "slope": 0.1, "intercept": 1.0}
+MODEL = models.Gaussian() + models.Linear()
+SIGMA = 0.1
+
+
+def data(seed=0):
+    noise = np.random.default_rng(seed).normal(size=X.size)
+    return np.asarray(MODEL(X, TRUTH)) + SIGMA * noise
+
+
+@pytest.fixture(scope="module")
+def peak():
+    """A peak on a line, with known errors."""
+    return jaxfit.fit(MODEL, X, data(), sigma=SIGMA, absolute_sigma=True)
+
+
+# Beside lmfit
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_the_numbers_are_lmfits(pair):
+    ours, theirs = pair.ours(), pair.theirs_exactly()
+    names = ours.varied
+    at = {n: theirs.params[n] for n in names}
+
+    def same(mine, other, **more):
+        np.testing.assert_allclose(mine, other, rtol=1e-6, **more)
+
+    same([ours.values[n] for n in names], [at[n].value for n in names])
+    same([ours.errors[n] for n in names], [at[n].stderr for n in names])
+    correlations = [[1 if a == b else at[a].correl[b] for b in names] for a in names]
+    same(ours.correlation, correlations, atol=1e-9)
+    same(ours.chi_square, theirs.chisqr)
+    same(ours.reduced_chi_square, theirs.redchi)
+    same(ours.aic, theirs.aic)
+    same(ours.bic, theirs.bic)
+    same(ours.best_fit, theirs.best_fit)
+    assert (ours.ndata, ours.dof) == (theirs.ndata, theirs.nfree)
+
+
+# Parameters
+
+
+def test_fixed_tied_and_bounded_parameters(peak):
+    double = MODEL + models.Gaussian(prefix="b_")
+    y = data() + 2 * np.exp(-0.5 * ((X - 7) / 0.7) ** 2)
+    fit = jaxfit.fit(
+        double,
+        X,
+        y,
+        sigma=SIGMA,
+        fixed={"slope": 0.1},
+        tie={"b_width": "width", "b_height": lambda p: 0.5 * p["height"] + 0.5},
+        bounds={"center": (4.05, None)},
+    )
+    values, errors, params = fit.values, fit.errors, fit.params
+    assert fit.varied == ("height", "center", "width", "intercept", "b_center")
+    assert values["slope"] == 0.1
+    assert errors["slope"] == 0
+    assert params["slope"].kind == "fixed"
+    assert values["b_width"] == values["width"]
+    assert errors["b_width"] == errors["width"]
+    assert params["b_width"].kind == "tied"
+    np.testing.assert_allclose(values["b_height"], 0.5 * values["height"] + 0.5)
+    np.testing.assert_allclose(errors["b_height"], 0.5 * errors["height"])
+    assert values["center"] == 4.05
+    assert params["center"].at_bound == -1
+    assert "center is at its lower bound" in " ".join(fit.warnings())
+
+    # the same as writing it out
+    def plain(x, height, center, width, intercept, b_center):
+        p = {"height": height, "center": center, "width": width, "intercept": intercept}
+        p |= {"slope": 0.1, "b_height": 0.5 * height + 0.5, "b_center": b_center}
+        return double.evaluate(x, p | {"b_width": width})
+
+    start = {name: values[name] * 1.01 for name in fit.varied}
+    other = jaxfit.fit(plain, X, y, sigma=SIGMA, p0=start, bounds={"center": (4.05, 9)})
+    np.testing.assert_allclose(fit.numbers["x"], other.numbers["x"], rtol=1e-7)
+    np.testing.assert_allclose(fit.covariance, other.covariance, rtol=1e-5)
+
+
+def test_names_that_are_fixed_take_their_start():
+    fit = jaxfit.fit(MODEL, X, data(), fixed=["slope"], p0={"slope": 0.2})
+    assert fit.values["slope"] == 0.2
+    one = jaxfit.fit(MODEL, X, data(), bounds={"slope": (0.2, 0.2)})
+    np.testing.assert_allclose(one.numbers["x"], fit.numbers["x"], rtol=1e-8)
+
+
+def test_a_prior_is_one_more_observation():
+    model = models.Constant()
+    y = np.array([1.0, 2.0, 3.0, 2.0])
+    fit = jaxfit.fit(
+        model, y, y, sigma=0.5, absolute_sigma=True, prior={"c": (5.0, 0.25)}
+    )
+    weights = np.array([4.0] * 4 + [16.0])
+    mean = np.average([*y, 5.0], weights=weights)
+    np.testing.assert_allclose(fit.values["c"], mean)
+    np.testing.assert_allclose(fit.errors["c"], weights.sum() ** -0.5)
+    assert (fit.ndata, fit.dof) == (4, 4)
+    without = jaxfit.fit(model, y, y, prior={"c": (5.0, 0.25)})
+    assert "There is a prior and no sigma" in " ".join(without.warnings())
+
+
+def test_several_starts_find_the_best_of_several_minima():
+    x = np.linspace(0, 6, 80)
+    y = 2 * np.sin(3.1 * x)
+
+    def wave(x, a, k):
+        return a * jnp.sin(k * x)
+
+    settings = {"p0": {"a": 1.0, "k": 6.0}, "bounds": {"k": (0.1, 10)}}
+    single = jaxfit.fit(wave, x, y + 0.01 * np.cos(9 * x), **settings)
+    many = jaxfit.fit(wave, x, y + 0.01 * np.cos(9 * x), starts=64, **settings)
+    assert abs(single.values["k"] - 3.1) > 0.5
+    np.testing.assert_allclose(many.values["k"], 3.1, atol=1e-3)
+    costs = [cost for cost, _ in many.minima]
+    assert len(costs) > 2
+    assert costs == sorted(costs)
+    assert np.isclose(costs[0], many.chi_square / 2)
+    assert sum(count for _, count in many.minima) <= 64
+    assert f"{len(costs)} distinct minima" in many.report()
+
+
+def test_undetermined_parameters_are_told_not_invented():
+    def twice(x, a, b):
+        return (a + b) * x
+
+    fit = jaxfit.fit(twice, X, 3 * X + np.sin(X))
+    assert all(np.isinf(v) for v in fit.errors.values())
+    assert all(p.undetermined for p in fit.params.values())
+    assert "do not determine a and b" in " ".join(fit.warnings())
+    assert "unknown" in str(fit)
+    assert np.isnan(fit.correlation[0, 1])
+    assert fit.intervals("profile")["a"] == (-np.inf, np.inf)
+
+
+# The fit as a whole
+
+
+def test_likelihood_and_criteria_are_those_of_normal_errors(peak):
+    left = (data() - peak.best_fit) / SIGMA
+    expected = scipy.stats.norm.logpdf(left * SIGMA, scale=SIGMA).sum()
+    np.testing.assert_allclose(peak.log_likelihood, expected)
+    np.testing.assert_allclose(peak.chi_square, np.sum(left**2))
+    n, m = 5, X.size
+    np.testing.assert_allclose(peak.aic, peak.chi_square + 2 * n)
+    np.testing.assert_allclose(peak.bic, peak.chi_square + n * np.log(m))
+    np.testing.assert_allclose(
+        peak.aicc - peak.aic, 2 * n * (n + 1) / (m - n - 1), rtol=1e-9
+    )
+    relative = jaxfit.fit(MODEL, X, data())
+    scale = np.sqrt(relative.chi_square / m)
+    expected = scipy.stats.norm.logpdf(relative.residuals, scale=scale).sum()
+    np.testing.assert_allclose(relative.log_likelihood, expected)
+    total = np.sum((data() - data().mean()) ** 2)
+    np.testing.assert_allclose(
+        relative.r_squared, 1 - np.sum(relative.residuals**2) / total
+    )
+
+
+def test_points_that_are_left_out_do_not_count():
+    y, keep = data(), np.ones(X.size, bool)
+    keep[[3, 50, 51]] = False
+    bad = np.where(keep, y, np.nan)
+    expected = jaxfit.fit(MODEL, X[keep], y[keep], sigma=SIGMA)
+    by_nan = jaxfit.fit(MODEL, X, bad, sigma=SIGMA, nan_policy="omit")
+    sigma = np.where(keep, SIGMA, np.inf)
+    by_sigma = jaxfit.fit(MODEL, X, y, sigma=sigma)
+    x_gaps = jaxfit.fit(
+        MODEL, np.where(keep, X, np.nan), y, sigma=SIGMA, nan_policy="omit"
+    )
+    for fit in (by_nan, by_sigma, x_gaps):
+        assert (fit.ndata, fit.dof) == (X.size - 3, X.size - 8)
+        for name in ("covariance", "chi_square", "aic", "log_likelihood", "r_squared"):
+            np.testing.assert_allclose(
+                getattr(fit, name), getattr(expected, name), rtol=1e-6
+            )
+        assert np.isnan(fit.residuals[3])
+
+
+def test_bands_are_those_of_linear_regression():
+    y = 2 * X + 1 + np.random.default_rng(0).normal(size=X.size)
+    fit = jaxfit.fit(models.Linear(), X, y)
+    at = np.array([-5.0, 0.0, 3.0])
+    m, mean = X.size, X.mean()
+    leverage = 1 / m + (at - mean) ** 2 / np.sum((X - mean) ** 2)
+    s, t = np.sqrt(fit.reduced_chi_square), scipy.stats.t.ppf(0.95, m - 2)
+    band = fit.confidence_band(at, level=0.9)
+    np.testing.assert_allclose(band.stderr, s * np.sqrt(leverage))
+    np.testing.assert_allclose(band.upper - band.value, t * band.stderr)
+    wide = fit.prediction_band(at, level=0.9)
+    np.testing.assert_allclose(wide.upper - wide.value, t * s * np.sqrt(1 + leverage))
+    np.testing.assert_allclose(fit.predict(at), band.value)
+    np.testing.assert_allclose(fit.predict(), fit.best_fit)
+
+
+def test_components_and_residuals(peak):
+    parts = peak.components()
+    assert list(parts) == ["Gaussian", "Linear"]
+    np.testing.assert_allclose(sum(parts.values()), peak.best_fit)
+    np.testing.assert_allclose(peak.residuals, data() - peak.best_fit)
+    assert 0.8 < np.std(peak.standardized_residuals) < 1.2
+    relative = jaxfit.fit(MODEL, X, data())
+    np.testing.assert_allclose(np.sum(relative.standardized_residuals**2), relative.dof)
+
+
+def test_a_robust_loss_takes_the_sandwich():
+    generator = np.random.default_rng(3)
+    y = data() + np.where(generator.uniform(size=X.size) < 0.1, 3.0, 0)
+    fit = jaxfit.fit(MODEL, X, y, loss=losses.Huber(0.2))
+    assert "sandwich" in fit.covariance_kind
+    assert "sandwich" in fit.report()
+    assert "Huber" in fit.report()
+    np.testing.assert_allclose(fit.values["center"], 4, atol=0.05)
+
+    def score(x):  # the gradients of the single costs
+        p = dict(zip(fit.varied, x, strict=True))
+        r = MODEL.evaluate(jnp.asarray(X), p) - y
+        return jnp.clip(r, -0.2, 0.2), r
+
+    x = jnp.asarray(fit.numbers["x"])
+    psi, r = score(x)
+    jacobian = np.asarray(jax.jacfwd(lambda x: score(x)[1])(x))
+    bread = np.linalg.inv(jacobian.T @ ((np.abs(r) <= 0.2)[:, None] * jacobian))
+    meat = jacobian.T @ (np.asarray(psi)[:, None] ** 2 * jacobian)
+    expected = bread @ meat @ bread * X.size / (X.size - 5)
+    np.testing.assert_allclose(fit.covariance, expected, rtol=1e-6)
+    plain = jaxfit.fit(MODEL, X, y, loss=losses.Huber(0.2), covariance="gram")
+    assert "inverse Gram" in plain.covariance_kind
+
+
+def test_images_are_fitted_and_keep_their_shape():
+    down, across = np.mgrid[:12, :14].astype(float)
+    model = models.Gaussian2D() + models.Constant()
+    truth = {"height": 9.0, "center_x": 6.0, "center_y": 5.0, "width": 1.5, "c": 2.0}
+    y = np.asarray(model((across, down), truth))
+    y = y + 0.1 * np.random.default_rng(0).normal(size=y.shape)
+    fit = jaxfit.fit(model, (across, down), y)
+    assert fit.best_fit.shape == (12, 14)
+    for name, value in truth.items():
+        np.testing.assert_allclose(fit.values[name], value, atol=0.1)
+    edges = jaxfit.fit(model, (np.arange(14.0), np.arange(12.0)[:, None]), y)
+    np.testing.assert_allclose(edges.numbers["x"], fit.numbers["x"], rtol=1e-9)
+
+
+# In words and in files
+
+
+def test_the_report_fits_the_page_and_says_what_matters(peak):
+    for text in (str(peak), peak.report()):
+        assert max(map(len, text.splitlines())) <= 88
+        for word in ("Converged", "height", "fwhm", "area"):
+            assert word in text
+    assert "AICc" in peak.report()
+    assert "95 % interval" in peak.report()
+    assert "center=" in repr(peak)
+    page = peak._repr_html_()
+    assert page.count("<tr>") == 1 + 5 + 3
+    long = models.Gaussian(prefix="a_very_long_name_of_a_peak_in_a_spectrum_")
+    wide = jaxfit.fit(long + models.Linear(), X, data())
+    assert max(map(len, str(wide).splitlines())) <= 88
+
+
+def test_warnings_name_patterns_and_correlations():
+    y = data()
+    missing = jaxfit.fit(models.Linear(), X, y)
+    assert "residuals have a pattern" in " ".join(missing.warnings())
+    good = jaxfit.fit(MODEL, X, y)
+    assert good.warnings() == []
+    far = jaxfit.fit(
+        models.Linear(), X + 100, 3 * X + np.random.default_rng(0).normal(size=X.size)
+    )
+    assert "Strongly correlated: slope and intercept" in " ".join(far.warnings())
+
+
+def test_the_runs_test_is_scipys_normal():
+    generator = np.random.default_rng(0)
+    values = [_statistics.pattern(generator.normal(size=100)) for _ in range(2000)]
+    assert abs(np.mean(values)) < 0.1
+    assert abs(np.std(values) - 1) < 0.1
+    assert _statistics.pattern(np.sin(np.arange(100) / 10)) < -5
+
+
+def test_dictionaries_are_json_and_tables_have_the_numbers(peak):
+    text = json.dumps(peak.to_dict(), allow_nan=False)
+    back = json.loads(text)
+    assert back["parameters"]["width"]["value"] == peak.values["width"]
+    assert back["goodness"]["aic"] == peak.aic
+    frame = peak.to_dataframe()
+    assert frame.loc["fwhm", "stderr"] == peak["fwhm"].stderr
+    labelled = peak.to_xarray()
+    assert float(labelled.value.sel(param="slope")) == peak.values["slope"]
+    assert labelled.covariance.shape == (5, 5)
+
+
+def test_a_saved_fit_comes_back_whole(peak, tmp_path):
+    path = tmp_path / "fit.npz"
+    robust = jaxfit.fit(
+        MODEL,
+        X,
+        data(),
+        sigma=SIGMA,
+        loss=losses.Cauchy(2.0),
+        options=jaxfit.Options(max_steps=500),
+        fixed={"slope": 0.1},
+        prior={"center": (4.0, 0.1)},
+        bounds={"height": (0, 10)},
+    )
+    for fit in (peak, robust):
+        fit.save(path)
+        back = jaxfit.Fit.load(path)
+        assert back.report() == fit.report()
+        np.testing.assert_array_equal(back.covariance, fit.covariance)
+        band, again = fit.confidence_band(X[:5]), back.confidence_band(X[:5])
+        np.testing.assert_allclose(again.stderr, band.stderr, rtol=1e-12)
+    with np.load(path, allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+
+
+def test_a_fit_of_ones_own_function_asks_for_it(tmp_path):
+    def line(x, a, b):
+        return a * x + b
+
+    fit = jaxfit.fit(line, X, 2 * X + 1, tie={"b": lambda p: p["a"] / 2})
+    fit.save(tmp_path / "fit.npz")
+    with pytest.raises(ValueError, match="whose code is not stored"):
+        jaxfit.Fit.load(tmp_path / "fit.npz")
+    with pytest.raises(ValueError, match="ties b"):
+        jaxfit.Fit.load(tmp_path / "fit.npz", line)
+    with pytest.raises(ValueError, match="the fit that was saved has a, b"):
+        jaxfit.Fit.load(tmp_path / "fit.npz", lambda x, c: x)
+    back = jaxfit.Fit.load(tmp_path / "fit.npz", line, tie={"b": lambda p: p["a"] / 2})
+    assert back.values == fit.values
+    (tmp_path / "other.npz").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"no file of Fit\.save"):
+        jaxfit.Fit.load(tmp_path / "other.npz")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "words"),
+    [
+        ({"fixed": {"wdth": 1}}, ValueError, "fixed names 'wdth'"),
+        ({"fixed": ["width"]}, ValueError, "without a value"),
+        ({"p0": [1.0, 2.0]}, ValueError, "p0 has 2 numbers"),
+        ({"p0": {"width": np.nan}}, ValueError, "finite"),
+        ({"p0": {"width": -1.0}}, ValueError, "outside its bounds (0.0, inf)"),
+        ({"fixed": {"width": -1.0}}, ValueError, "outside its bounds"),
+        ({"bounds": {"width": 3}}, ValueError, "pair (lower, upper)"),
+        ({"bounds": {"width": (3, 1)}}, ValueError, "the lower is not the lower"),
+        ({"bounds": [(0, 1)]}, TypeError, "dictionary by name"),
+        ({"tie": {"width": 3.0}}, TypeError, "function of the parameters"),
+        ({"tie": {"width": "wdth"}}, ValueError, "asks for 'wdth'"),
+        (
+            {"tie": {"width": "center", "center": "width"}},
+            ValueError,
+            "go round in a circle",
+        ),
+        (
+            {"tie": {"width": "center"}, "fixed": {"width": 1}},
+            ValueError,
+            "both fixed and tied",
+        ),
+        (
+            {"fixed": dict.fromkeys(TRUTH, 1.0)},
+            ValueError,
+            "let at least one vary",
+        ),
+        ({"prior": {"width": 1.0}}, ValueError, "pair (mean, standard deviation)"),
+        ({"prior": {"width": (1.0, 0.0)}}, ValueError, "deviation positive"),
+        ({"sigma": -1.0}, ValueError, "not positive"),
+        ({"sigma": np.ones(3)}, ValueError, "does not broadcast"),
+        ({"sigma": np.inf}, ValueError, "No point is left"),
+        ({"nan_policy": "drop"}, ValueError, "'raise' or 'omit'"),
+        ({"loss": "huber"}, TypeError, "loss"),
+        ({"starts": 0}, ValueError, "starts is 0"),
+        ({"covariance": "best"}, ValueError, "'gram', 'sandwich'"),
+    ],
+)
+def test_wrong_settings_are_explained(settings, kind, words):
+    with pytest.raises(kind) as error:
+        jaxfit.fit(MODEL, X, data(), **settings)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "kind", "words"),
+    [
+        (X, np.where(X < 1, np.nan, X), ValueError, "nan_policy='omit'"),
+        (X, np.where(X < 1, np.inf, X), ValueError, "infinite"),
+        (X, X + 1j, TypeError, "jaxfit.solve"),
+        (X[:-1], X, ValueError, "shape"),
+        (X, X[:, None] * X, ValueError, "shape"),
+    ],
+)
+def test_wrong_data_are_explained(x, y, kind, words):
+    with pytest.raises(kind) as error:
+        jaxfit.fit(MODEL, x, y)
+    assert words in str(error.value)
+
+
+def test_a_function_of_numpy_is_told_so():
+    with pytest.raises(TypeError, match=r"Write jax\.numpy instead"):
+        jaxfit.fit(lambda x, a: a * np.exp(x * np.asarray(a)), X, X)
+
+
+def test_a_fit_that_finds_nothing_raises_and_can_be_looked_at():
+    options = jaxfit.Options(max_steps=2)
+    with pytest.raises(jaxfit.FitError, match="found no solution") as error:
+        jaxfit.fit(MODEL, X, data(), p0=[1, 9, 3, 0, 0], options=options)
+    fit = error.value.fit
+    assert not fit.success
+    assert fit.status == jaxfit.Status.MAX_STEPS
+    assert "limit of function evaluations" in str(fit).replace("\n", " ")
+
+
+def test_settings_of_the_process_stay_as_they_were():
+    with jax.enable_x64(False):
+        fit = jaxfit.fit(models.Linear(), X, 2 * X + 1)
+        assert fit.numbers["x"].dtype == np.float64
+        assert jnp.ones(1).dtype == jnp.float32
+    assert {f.name for f in dataclasses.fields(fit)} >= {"problem", "numbers"}
