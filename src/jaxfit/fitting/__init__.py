@@ -1,7 +1,9 @@
 """The face for people: fits by name, their results, intervals and pictures."""
 
-from jaxfit.fitting._batch_fit import BatchFit, fit_batch
-from jaxfit.fitting._fit import Fit, FitError, Parameter, fit
+from jaxfit.fitting._batch_fit import fit_batch
+from jaxfit.fitting._batch_result import BatchFit
+from jaxfit.fitting._fit import FitError, fit
+from jaxfit.fitting._result import Fit, Parameter
 from jaxfit.fitting._xarray import curvefit
 
 __all__ = [

@@ -13,7 +13,7 @@ from jaxfit.fitting._program import named, propagated
 from jaxfit.fitting._statistics import quantile
 
 if TYPE_CHECKING:
-    from jaxfit.fitting._fit import Fit
+    from jaxfit.fitting._result import Fit
 
 
 class Band(NamedTuple):

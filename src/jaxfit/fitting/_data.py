@@ -21,7 +21,7 @@ class Observed(NamedTuple):
         sigma = self.data.sigma
         return None if sigma is None else np.broadcast_to(sigma, np.shape(self.data.y))
 
-    def counted(self, *arrays: np.ndarray | None) -> list:
+    def counted(self, *arrays: Any) -> list[Any]:
         """The points that count of some arrays, flat."""
         keep = slice(None) if self.valid is None else self.valid.ravel()
         return [None if a is None else np.ravel(a)[keep] for a in arrays]
@@ -71,11 +71,11 @@ def real(what: str, value: Any) -> np.ndarray:
 
 def _finite_points(leaf: np.ndarray, shape: tuple) -> np.ndarray:
     """The points at which a coordinate is finite; True if it has another shape."""
-    finite = np.isfinite(leaf)
+    finite = np.asarray(np.isfinite(leaf))
     if leaf.shape[1:] == shape and leaf.shape != shape:
-        return finite.all(axis=0)
+        return np.asarray(finite.all(axis=0))
     try:
-        return np.broadcast_to(finite, shape)
+        return np.asarray(np.broadcast_to(finite, shape))
     except ValueError:
         if not finite.all():
             raise ValueError(

@@ -1,48 +1,27 @@
-"""`fit`: one data set, parameters by name, and all that a scientist asks of a fit."""
+"""`fit`: a model with named parameters and one data set, from start to result."""
 
-import dataclasses
-import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._compile import Static
 from jaxfit._options import Options
-from jaxfit._solution import Status
 from jaxfit._solve import check_loss
-from jaxfit.fitting import _bands, _intervals, _plot, _report, _save, _starts
-from jaxfit.fitting._data import Observed, observed
-from jaxfit.fitting._problem import Problem, pose
-from jaxfit.fitting._program import Case, Manner, derived_names, run_fit
-from jaxfit.fitting._statistics import Goodness, goodness
+from jaxfit.fitting import _report, _starts
+from jaxfit.fitting._data import observed
+from jaxfit.fitting._problem import pose
+from jaxfit.fitting._program import Case, Manner, run_fit
+from jaxfit.fitting._result import Fit
 from jaxfit.losses import Loss
-from jaxfit.models import Model, as_model
-
-
-class Parameter(NamedTuple):
-    """A parameter, or a quantity derived from parameters, after a fit."""
-
-    name: str
-    value: float
-    stderr: float  # infinite if the data do not determine it, 0 if it is fixed
-    kind: str  # "varied", "fixed", "tied" or "derived"
-    at_bound: int  # -1 at its lower bound, 1 at its upper one, else 0
-    lower: float
-    upper: float
-    start: float
-
-    @property
-    def undetermined(self) -> bool:
-        """Whether the data say nothing about it."""
-        return not np.isfinite(self.stderr)
+from jaxfit.models import as_model
 
 
 class FitError(RuntimeError):
     """A fit that did not end at a solution; `fit` has where it stood."""
 
-    def __init__(self, message: str, fit: "Fit"):
+    def __init__(self, message: str, fit: Fit):
         super().__init__(message)
         self.fit = fit
 
@@ -65,7 +44,7 @@ def fit(
     starts: int = 1,
     seed: int = 0,
     covariance: str | None = None,
-) -> "Fit":
+) -> Fit:
     """Fit a model with named parameters to one data set.
 
     Computed in float64 whatever JAX's setting is; compiled once for a model and the
@@ -132,301 +111,3 @@ def uses_sandwich(covariance: str | None, loss: Loss | None) -> bool:
             f"covariance is {covariance!r}; give 'gram', 'sandwich' or None."
         )
     return covariance == "sandwich" or (covariance is None and loss is not None)
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Fit:
-    """The result of `fit`.
-
-    Attributes:
-        problem: the model, and what became of each parameter.
-        observed: the data, and which points count.
-        manner: loss, options, and what the errors mean.
-        absolute_sigma: whether sigma is known.
-        numbers: what was computed, as NumPy arrays.
-        minima: of several starts, the minima as (cost, how many ended there).
-    """
-
-    problem: Problem
-    observed: Observed
-    manner: Manner
-    absolute_sigma: bool
-    numbers: Mapping[str, Any]
-    minima: list[tuple[float, int]] | None = None
-
-    # How it ended
-
-    @property
-    def success(self) -> bool:
-        """Whether it ended well: a certificate, see `jaxfit.Solution`."""
-        return self.numbers["status"] > 0
-
-    @property
-    def status(self) -> Status:
-        """How it ended."""
-        return Status(int(self.numbers["status"]))
-
-    @property
-    def message(self) -> str:
-        """How it ended, as a sentence."""
-        return self.status.message
-
-    @property
-    def nfev(self) -> int:
-        """Evaluations of the model."""
-        return int(self.numbers["nfev"])
-
-    # Parameters
-
-    @property
-    def model(self) -> Model:
-        """The model."""
-        return self.problem.model
-
-    @functools.cached_property
-    def params(self) -> dict[str, Parameter]:
-        """The parameters by name."""
-        names, count = self.model.names, len(self.model.names)
-        values, errors = self.numbers["values"], self.numbers["errors"]
-        varied = {name: k for k, name in enumerate(self.problem.varied)}
-        own = self.problem
-        found = {}
-        for name, value, error in zip(
-            names, values[:count], errors[:count], strict=True
-        ):
-            lower, upper, start, active = -np.inf, np.inf, float(value), 0
-            kind = "fixed" if name in own.fixed else "tied"
-            if name in varied:
-                k, kind = varied[name], "varied"
-                start = float(self.numbers["start"][k])
-                active = int(self.numbers["active"][k])
-                if own.lower is not None:
-                    lower, upper = float(own.lower[k]), float(own.upper[k])
-            found[name] = Parameter(
-                name, float(value), float(error), kind, active, lower, upper, start
-            )
-        return found
-
-    @functools.cached_property
-    def derived(self) -> dict[str, Parameter]:
-        """Derived quantities by name, with propagated errors."""
-        count = len(self.model.names)
-        values, errors = self.numbers["values"], self.numbers["errors"]
-        return {
-            name: Parameter(
-                *(name, float(value), float(error), "derived", 0),
-                *(-np.inf, np.inf, np.nan),
-            )
-            for name, value, error in zip(
-                derived_names(self.problem),
-                values[count:],
-                errors[count:],
-                strict=True,
-            )
-        }
-
-    def __getitem__(self, name: str) -> Parameter:
-        """A parameter or a derived quantity by name."""
-        if name in self.params:
-            return self.params[name]
-        if name in self.derived:
-            return self.derived[name]
-        known = ", ".join([*self.params, *self.derived])
-        raise KeyError(f"{name!r}; there are {known}")
-
-    @property
-    def values(self) -> dict[str, float]:
-        """The values of the parameters by name."""
-        return {name: p.value for name, p in self.params.items()}
-
-    @property
-    def errors(self) -> dict[str, float]:
-        """Their standard errors by name."""
-        return {name: p.stderr for name, p in self.params.items()}
-
-    @property
-    def varied(self) -> tuple[str, ...]:
-        """The parameters that varied: the order of `covariance`."""
-        return self.problem.varied
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """The covariance of the varied parameters, (n, n); see `covariance_kind`."""
-        return self.numbers["covariance"]
-
-    @property
-    def covariance_kind(self) -> str:
-        """Where the errors come from, in words."""
-        if self.manner.sandwich.value:
-            return "sandwich, from the scatter of the single residuals"
-        if self.absolute_sigma:
-            return "inverse Gram matrix, sigma as given"
-        return "inverse Gram matrix, scaled to a reduced chi-square of 1"
-
-    @functools.cached_property
-    def correlation(self) -> np.ndarray:
-        """The correlation of the varied parameters, NaN where an error is infinite."""
-        variance = np.diagonal(self.covariance)
-        proper = np.where((variance > 0) & np.isfinite(variance), variance, np.nan)
-        root = np.sqrt(proper)
-        found = np.clip(self.covariance / np.outer(root, root), -1, 1)
-        np.fill_diagonal(found, np.where(np.isnan(root), np.nan, 1.0))
-        return found
-
-    @property
-    def correlations(self) -> dict[tuple[str, str], float]:
-        """The correlation of each pair of varied parameters, the strongest first."""
-        names, matrix = self.varied, self.correlation
-        pairs = {
-            (names[i], names[j]): float(matrix[i, j])
-            for i in range(len(names))
-            for j in range(i + 1, len(names))
-        }
-        strength = {k: -abs(v) if np.isfinite(v) else 1 for k, v in pairs.items()}
-        return {k: pairs[k] for k in sorted(pairs, key=lambda k: strength[k])}
-
-    # The fit as a whole
-
-    @functools.cached_property
-    def goodness(self) -> Goodness:
-        """Chi-square and what is computed from it."""
-        seen = self.observed
-        y, best, sigma = seen.counted(seen.data.y, self.numbers["best"], seen.sigma)
-        return goodness(
-            2 * self.numbers["cost"],
-            int(self.numbers["count"]),
-            len(self.varied),
-            self.absolute_sigma,
-            *(y, y - best, sigma),
-        )
-
-    @property
-    def ndata(self) -> int:
-        """Points that count."""
-        return self.goodness.ndata
-
-    @property
-    def dof(self) -> int:
-        """Degrees of freedom: points and priors less varied parameters."""
-        return self.goodness.dof
-
-    @property
-    def chi_square(self) -> float:
-        """Twice the cost: the sum of ((y - model) / sigma)², under the loss."""
-        return self.goodness.chi_square
-
-    @property
-    def reduced_chi_square(self) -> float:
-        """Chi-square for each degree of freedom."""
-        return self.goodness.reduced_chi_square
-
-    @property
-    def r_squared(self) -> float:
-        """The part of the variance of y that the model explains."""
-        return self.goodness.r_squared
-
-    @property
-    def log_likelihood(self) -> float:
-        """Of normal errors: of sigma as given, or at the best scale of it."""
-        return self.goodness.log_likelihood
-
-    @property
-    def aic(self) -> float:
-        """Akaike's criterion, m log(chi²/m) + 2 n, or chi² + 2 n for a known sigma.
-
-        That is -2 log-likelihood + 2 n up to a number that depends on the data alone.
-        """
-        return self.goodness.aic
-
-    @property
-    def aicc(self) -> float:
-        """Akaike's criterion for few points (Hurvich and Tsai, Biometrika 76, 1989)."""
-        return self.goodness.aicc
-
-    @property
-    def bic(self) -> float:
-        """The Bayesian criterion: that of Akaike with n log m in place of 2 n."""
-        return self.goodness.bic
-
-    # Points
-
-    @property
-    def best_fit(self) -> np.ndarray:
-        """The model's values at the data, in their shape."""
-        return self.numbers["best"].reshape(np.shape(self.observed.data.y))
-
-    @property
-    def residuals(self) -> np.ndarray:
-        """y - model, in the shape of the data; NaN for points that do not count."""
-        y, valid = self.observed.data.y, self.observed.valid
-        left = y - self.best_fit
-        return left if valid is None else np.where(valid, left, np.nan)
-
-    @property
-    def standardized_residuals(self) -> np.ndarray:
-        """Residuals over their standard deviation: about 1 in size.
-
-        That is sigma, scaled to a reduced chi-square of 1 unless it is known.
-        """
-        sigma = self.observed.sigma
-        left = self.residuals if sigma is None else self.residuals / sigma
-        return left if self.absolute_sigma else left / np.sqrt(self.reduced_chi_square)
-
-    def predict(self, x: PyTree = None) -> np.ndarray:
-        """The model's values at other points, or at the data."""
-        return self.best_fit if x is None else _bands.band(self, x)[0]
-
-    def confidence_band(self, x: PyTree = None, level: float = 0.95) -> "_bands.Band":
-        """Where the curve is, with this probability at each point.
-
-        By the derivative of the model and the covariance, times Student's t.
-        """
-        return _bands.confidence(self, x, level)
-
-    def prediction_band(self, x: PyTree = None, level: float = 0.95) -> "_bands.Band":
-        """Where a further observation falls, with this probability.
-
-        The confidence band with the scatter of single points added, that of sigma = 1
-        scaled, or of the data's own sigma where `x` is None.
-        """
-        return _bands.prediction(self, x, level)
-
-    def components(self, x: PyTree = None) -> dict[str, np.ndarray]:
-        """The values of the parts of a sum by their labels."""
-        return _bands.components(self, x)
-
-    # Intervals: `_intervals.py`
-
-    intervals = _intervals.intervals
-    profile = _intervals.profile
-    bootstrap = _intervals.bootstrap
-    contour = _intervals.contour
-
-    # For people and for files
-
-    def __str__(self) -> str:
-        return _report.short(self)
-
-    def __repr__(self) -> str:
-        return _report.one_line(self)
-
-    def _repr_html_(self) -> str:
-        return _report.html(self)
-
-    report = _report.long
-    warnings = _report.warnings
-    to_dict = _save.to_dict
-    to_dataframe = _save.to_dataframe
-    to_xarray = _save.to_xarray
-    save = _save.save
-
-    @staticmethod
-    def load(path: Any, model: Any = None, tie: Any = None) -> "Fit":
-        """A fit that was saved; see `save`."""
-        return _save.load(path, model, tie)
-
-    plot = _plot.fit
-    plot_residuals = _plot.residuals
-    plot_profile = _plot.profile
-    plot_contour = _plot.contour
-    plot_corner = _plot.corner

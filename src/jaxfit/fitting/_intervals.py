@@ -12,7 +12,7 @@ from jaxfit.fitting._resample import Bootstrap
 from jaxfit.fitting._statistics import check_level, joint_threshold, quantile
 
 if TYPE_CHECKING:
-    from jaxfit.fitting._fit import Fit
+    from jaxfit.fitting._result import Fit
 
 SIGMAS = (0.6826894921370859, 0.9544997361036416)  # one and two standard deviations
 KINDS = "wald", "profile", "bootstrap"

@@ -13,8 +13,8 @@ from jaxfit._solution import Status
 from jaxfit.fitting._intervals import SIGMAS
 
 if TYPE_CHECKING:
-    from jaxfit.fitting._batch_fit import BatchFit
-    from jaxfit.fitting._fit import Fit
+    from jaxfit.fitting._batch_result import BatchFit
+    from jaxfit.fitting._result import Fit
 
 DATA = {"color": "0.35", "markersize": 3.5, "linewidth": 0.8}
 CURVE, BAND = "C3", "C3"
@@ -231,7 +231,7 @@ def corner(
     return figure
 
 
-def _points(fit: "Fit"):
+def _points(fit: "Fit") -> list[Any]:
     """Points that count, in the order of x: x, y, sigma, residual."""
     seen = fit.observed
     if np.shape(seen.data.x) != np.shape(seen.data.y):

@@ -123,6 +123,8 @@ def pose(
     prior: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[Problem, dict[str, Any]]:
     """The problem, and the starts that are given, by name; arguments as in `fit`."""
+    if p0 is bounds is fixed is tie is prior is None:
+        return _plain(model), {}
     names = model.names
     starts = _starts(names, p0)
     held = _held(names, fixed, starts)
@@ -153,24 +155,43 @@ def pose(
             raise ValueError(
                 f"{name} is fixed at {value}, outside its bounds ({lower}, {upper})."
             )
-    varied = tuple(n for n in names if n not in held and n not in ties)
+    held = {name: np.asarray(value, float) for name, value in held.items()}
+    beliefs = {
+        name: _belief(name, pair)
+        for name, pair in by_name(names, prior, "prior").items()
+    }
+    problem = _problem(model, held, ties, limits, beliefs)
+    return problem, {n: starts[n] for n in problem.varied if n in starts}
+
+
+def _problem(model, held, ties, limits, beliefs) -> Problem:
+    varied = tuple(n for n in model.names if n not in held and n not in ties)
     if not varied:
         raise ValueError("Every parameter is fixed or tied; let at least one vary.")
     lower, upper = (np.array([limits[n][i] for n in varied], float) for i in (0, 1))
     is_free = not (np.isfinite(lower).any() or np.isfinite(upper).any())
-    problem = Problem(
+    return Problem(
         model=model,
         varied=varied,
-        fixed={name: np.asarray(value, float) for name, value in held.items()},
+        fixed=held,
         ties=ties,
         lower=None if is_free else lower,
         upper=None if is_free else upper,
-        prior={
-            name: _belief(name, pair)
-            for name, pair in by_name(names, prior, "prior").items()
-        },
+        prior=beliefs,
     )
-    return problem, {name: starts[name] for name in varied if name in starts}
+
+
+def _plain(model: Model) -> Problem:
+    """A model with nothing but its own bounds."""
+    try:
+        return _plain_problem(model)
+    except TypeError:  # a model that holds arrays has no hash
+        return _plain_problem.__wrapped__(model)
+
+
+@functools.lru_cache(maxsize=64)
+def _plain_problem(model: Model) -> Problem:
+    return _problem(model, {}, {}, model.bounds, {})
 
 
 def by_name(names: Sequence[str], given: Any, what: str) -> dict[str, Any]:

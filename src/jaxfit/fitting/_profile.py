@@ -12,35 +12,35 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
 
 from jaxfit import _host
 from jaxfit._batch import solve_batch
 from jaxfit._compile import compiled
+from jaxfit._options import Options
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.fitting._program import Case, Manner, named, weights_of
 
 MAX_ROUNDS = 30
 FARTHEST = 1e3  # times where a linear model would be: no end is looked for beyond
-TOLERANCE = 1e-8  # of ζ, relative
+TOLERANCE = 1e-6  # of ζ, relative
+MOST_LANES = 64
+INNER = Options(ftol=1e-10, gtol=1e-6, xtol=1e-8)  # of the fits: ζ to 1e-7 and better
 
 
 class Rays(NamedTuple):
     """Rays from a solution; in units in which ζ(t) = t for a linear model."""
 
-    held: Bool[Array, "r n"]
-    tangent: Float[Array, "r n"]  # dx/dt, of the others as a linear model has it
-    cost: Float[Array, ""]  # at the solution
-    x: Float[Array, " n"]
+    held: Any  # (r, n), booleans
+    tangent: Any  # (r, n), dx/dt, of the others as a linear model has it
+    cost: Any  # at the solution
+    x: Any  # (n,), the solution
 
 
 class Ends(NamedTuple):
     """Where rays end."""
 
-    t: Float[Array, " r"]  # infinite if the target is not reached
-    x: Float[Array, "r n"]
-    zeta: Float[Array, " r"]
-    at_bound: Bool[Array, " r"]  # a held parameter came to its bound before
+    t: np.ndarray  # (r,), infinite if the target is not reached
+    x: np.ndarray  # (r, n)
 
 
 def rays_of(
@@ -113,7 +113,8 @@ def _fitted(problem, case, manner, rays, t, start):
         bounds=bounds,
         weights=weights,
         loss=manner.loss,
-        options=manner.options,
+        options=INNER,
+        lanes=min(len(t), MOST_LANES),
         keep=lambda s: (s.x, s.cost, s.gradient, s.success),
     )
     slope = jnp.sum(jnp.where(rays.held, gradient * rays.tangent, 0), axis=1)
@@ -186,9 +187,8 @@ def _walk(problem, arguments):
     }
     end = lax.while_loop(unfinished, step, carry)
     short = end["zeta"] < targets * (1 - 1e-6)
-    at_bound = end["done"] & is_bound & short
-    reached = end["done"] & (~short | at_bound)
-    return end["t"] * jnp.where(reached, 1, jnp.inf), end["x"], end["zeta"], at_bound
+    reached = end["done"] & (~short | is_bound)
+    return jnp.where(reached, end["t"], jnp.inf), end["x"]
 
 
 def ray_context(fit: Any) -> tuple[np.ndarray, float]:

@@ -21,7 +21,7 @@ from jaxfit._solve import solve
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.losses import Linear, Loss
 from jaxfit.models import Model
-from jaxfit.models._model import start_from
+from jaxfit.models._start import start_from
 
 FITS_A_DEVICE = 2048  # below, more devices do not pay
 
@@ -40,8 +40,8 @@ class Case(NamedTuple):
 
     data: Data
     valid: Any  # of the shape of y; None: all count
-    starts: dict[str, Any]  # of parameters that are not to be guessed
-    bounds: tuple[Any, Any] | None = None  # in place of the problem's
+    starts: Any  # by name, of parameters that are not to be guessed
+    bounds: Any = None  # (lower, upper) in place of the problem's
 
 
 # One data set
@@ -164,14 +164,15 @@ def described(problem: Problem, x, covariance) -> dict[str, Array]:
     Errors of what depends on several parameters by its derivative. What depends on one
     that the data do not determine has an infinite error.
     """
-
-    def everything(x):
-        parameters = problem.parameters(x)
-        derived = problem.model.derived(parameters)
-        return jnp.stack([*parameters.values(), *map(jnp.asarray, derived.values())])
-
-    values, slope = everything(x), jax.jacfwd(everything)(x)
+    values, slope = everything(problem, x), jax.jacfwd(everything, 1)(problem, x)
     return {"values": values, "errors": propagated(slope, covariance)}
+
+
+def everything(problem: Problem, x: Float[Array, " n"]) -> Float[Array, " k"]:
+    """The values of all parameters, and then of what is derived from them."""
+    parameters = problem.parameters(x)
+    derived = problem.model.derived(parameters)
+    return jnp.stack([*parameters.values(), *map(jnp.asarray, derived.values())])
 
 
 def propagated(slope: Float[Array, "k n"], covariance: Float[Array, "n n"]) -> Array:

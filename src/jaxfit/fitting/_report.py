@@ -1,6 +1,7 @@
 """A fit in words and tables, for people."""
 
 import html as _html
+import math
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxfit.fitting._statistics import pattern, quantile
 
 if TYPE_CHECKING:
-    from jaxfit.fitting._fit import Fit, Parameter
+    from jaxfit.fitting._result import Fit, Parameter
 
 WIDTH = 88
 STRONG = 0.95  # a correlation that deserves a word
@@ -67,7 +68,7 @@ def long(self: "Fit") -> str:
             continue
         low, high = p.value - reach * p.stderr, p.value + reach * p.stderr
         limits = f"{p.lower:.4g} .. {p.upper:.4g}"
-        if np.isinf([p.lower, p.upper]).all():
+        if math.isinf(p.lower) and math.isinf(p.upper):
             limits = "none"
         inside = f"{low:.6g} .. {high:.6g}"
         lines.append(f"{p.name:<{name}}{inside:>27}{p.start:>14.6g}{limits:>25}")
@@ -185,20 +186,20 @@ def _row(p: "Parameter", width: int) -> str:
 
 def rounded(value: float, stderr: float) -> str:
     """A value to two digits of its error, and to six of its own at most ten."""
-    if not (np.isfinite(stderr) and stderr > 0 and np.isfinite(value) and value != 0):
+    if not (0 < stderr < math.inf and 0 < abs(value) < math.inf):
         return f"{value:.6g}"
-    digits = int(np.floor(np.log10(abs(value))) - np.floor(np.log10(stderr))) + 2
-    return f"{value:#.{int(np.clip(digits, 2, 10))}g}"
+    digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(stderr)) + 2
+    return f"{value:#.{min(max(digits, 2), 10)}g}"
 
 
 def _error(p: "Parameter") -> str:
     if p.kind == "fixed":
         return "fixed"
-    return f"{p.stderr:#.2g}" if np.isfinite(p.stderr) else "unknown"
+    return f"{p.stderr:#.2g}" if math.isfinite(p.stderr) else "unknown"
 
 
 def _relative(p: "Parameter") -> str:
-    if p.kind == "fixed" or not np.isfinite(p.stderr) or p.value == 0:
+    if p.kind == "fixed" or not math.isfinite(p.stderr) or p.value == 0:
         return ""
     part = abs(p.stderr / p.value)
     return f"{part:.1%}" if part < 100 else ""
@@ -222,6 +223,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
+    if len(first) + len(text) <= WIDTH:
+        return [first + text]
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest)
 
 

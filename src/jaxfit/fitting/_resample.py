@@ -10,10 +10,10 @@ from jaxfit import _host
 from jaxfit._batch import solve_batch
 from jaxfit._compile import Static, compiled
 from jaxfit.fitting._problem import Data
-from jaxfit.fitting._program import Case, derived_names, named
+from jaxfit.fitting._program import Case, derived_names, everything, named
 
 if TYPE_CHECKING:
-    from jaxfit.fitting._fit import Fit
+    from jaxfit.fitting._result import Fit
 
 KINDS = "residual", "case", "parametric"
 
@@ -110,10 +110,4 @@ def _run(problem, arguments):
         options=manner.options,
         keep=lambda s: (s.x, s.status),
     )
-
-    def everything(x):
-        parameters = problem.parameters(x)
-        derived = problem.model.derived(parameters)
-        return jnp.stack([*parameters.values(), *map(jnp.asarray, derived.values())])
-
-    return jax.vmap(everything)(x), status
+    return jax.vmap(everything, (None, 0))(problem, x), status

@@ -18,7 +18,7 @@ from jaxfit.fitting._program import Manner
 from jaxfit.models import FunctionModel, Model, Product, Sum, as_model
 
 if TYPE_CHECKING:
-    from jaxfit.fitting._fit import Fit
+    from jaxfit.fitting._result import Fit
 
 FORMAT = 1
 
@@ -139,7 +139,7 @@ def save(self: "Fit", path: Any) -> None:
 
 def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> "Fit":
     """A fit that `save` wrote; see `Fit.load`."""
-    from jaxfit.fitting._fit import Fit
+    from jaxfit.fitting._result import Fit
 
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -160,9 +160,7 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
         )
     problem, _ = pose(chosen, fixed=head["fixed"], tie=ties, prior=head["prior"])
     lower, upper = arrays.get("lower"), arrays.get("upper")
-    problem = jax.tree_util.tree_map(lambda leaf: leaf, problem)
-    object.__setattr__(problem, "lower", lower)
-    object.__setattr__(problem, "upper", upper)
+    problem = dataclasses.replace(problem, lower=lower, upper=upper)
     count = sum(1 for name in arrays if name[0] == "x" and name[1:].isdigit())
     leaves = [arrays[f"x{i}"] for i in range(count)]
     data = Data(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))

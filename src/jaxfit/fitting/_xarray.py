@@ -187,9 +187,10 @@ def _fitted(
 
 
 def _stacked(limits, of_each):
-    return tuple(
+    lower, upper = (
         np.stack([of_each(pair[i]) for pair in limits.values()], axis=1) for i in (0, 1)
     )
+    return lower, upper
 
 
 def _number(values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Models with named parameters that add up, multiply, and guess their own start."""
 
+from jaxfit.models._compose import Product, Sum
 from jaxfit.models._curves import (
     Arrhenius,
     BiExponential,
@@ -15,7 +16,7 @@ from jaxfit.models._curves import (
     StretchedExponential,
 )
 from jaxfit.models._images import EllipticGaussian2D, Gaussian2D
-from jaxfit.models._model import FunctionModel, Model, Product, Sum, as_model
+from jaxfit.models._model import FunctionModel, Model, as_model
 from jaxfit.models._parse import parse
 from jaxfit.models._peaks import (
     BreitWigner,

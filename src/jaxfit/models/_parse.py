@@ -1,6 +1,7 @@
 """Models from a text: "gaussian + b_gaussian * step + polynomial(2)"."""
 
 import re
+from typing import Any
 
 from jaxfit import models
 from jaxfit.models._model import Model
@@ -82,7 +83,7 @@ class _Parser:
         kind = library().get(short)
         if kind is None:
             raise self.error(_unknown(name))
-        settings = {"prefix": name[: len(prefix) + 1] if prefix else ""}
+        settings: dict[str, Any] = {"prefix": name[: len(prefix) + 1] if prefix else ""}
         if self.accepts("("):
             if not self.tokens or self.tokens[0] in "+*()":
                 raise self.error(f"{name}( lacks what stands in parentheses")

@@ -6,15 +6,22 @@ the variable projection of Golub and Pereyra (SIAM J. Numer. Anal. 10, 1973), on
 Everything is array code of fixed shapes, for one curve or, under `vmap`, for a batch.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+if TYPE_CHECKING:
+    from jaxfit.models._model import Model
 
 Values = Float[Array, " m"]
+
+DEFAULT_START = 1.0  # of a parameter of which nothing is known, as in curve_fit
 
 
 def project(columns: Sequence[Values], y: Values) -> tuple[list[Array], Array]:
@@ -53,7 +60,7 @@ def project(columns: Sequence[Values], y: Values) -> tuple[list[Array], Array]:
     return coefficients, jnp.where(finite, left, jnp.inf)
 
 
-def grid(**axes: Array) -> dict[str, Array]:
+def grid(**axes: ArrayLike) -> dict[str, Array]:
     """All combinations of some values, as equally long vectors."""
     mesh = jnp.meshgrid(*axes.values(), indexing="ij")
     return {name: m.ravel() for name, m in zip(axes, mesh, strict=True)}
@@ -73,15 +80,6 @@ def smooth(y: Values, part: int = 24) -> Values:
     padded = jnp.concatenate([jnp.full(half, y[0]), y, jnp.full(half, y[-1])])
     sums = jnp.cumsum(jnp.concatenate([jnp.zeros_like(y[:1]), padded]))
     return (sums[2 * half + 1 :] - sums[: -2 * half - 1]) / (2 * half + 1)
-
-
-def shortened(x: Values, y: Values, most: int = 256) -> tuple[Values, Values]:
-    """Means of neighbouring points, so that no more than `most` remain."""
-    stride = -(-len(y) // most)
-    if stride == 1:
-        return x, y
-    kept = len(y) // stride * stride
-    return tuple(jnp.mean(v[:kept].reshape(-1, stride), axis=1) for v in (x, y))
 
 
 def peak(x: Values, y: Values) -> tuple[Array, Array]:
@@ -161,3 +159,57 @@ def best_of(columns_of, x, y, candidates: dict[str, Array], limits=()):
     best = jnp.argmin(jnp.where(jnp.isfinite(left), left, jnp.inf))
     chosen = {name: jnp.asarray(values)[best] for name, values in candidates.items()}
     return chosen, coefficients[best]
+
+
+# Starts of data as they come
+
+
+def start_from(
+    model: "Model", x: PyTree, y: Float[Array, "..."], valid: Array | None
+) -> dict[str, Array]:
+    """`starts` for one data set in the shapes of the user's; traced.
+
+    Args:
+        valid: of the shape of y, false for points that are to be ignored.
+    """
+    if not model.starts_from_data:
+        return model.starts(x, y)
+    x, y = flat_coordinates(x, y), jnp.ravel(y)
+    if valid is not None:
+        index = last_valid(jnp.ravel(valid))
+        x, y = jax.tree.map(lambda leaf: leaf[index], (x, y))
+    if not isinstance(x, tuple):
+        order = jnp.argsort(x)
+        x, y = x[order], y[order]
+    return {
+        name: jnp.where(jnp.isfinite(value), value, DEFAULT_START)
+        for name, value in model.starts(x, y).items()
+    }
+
+
+def flat_coordinates(x: PyTree, y: Array) -> Any:
+    """One vector for each coordinate, each as long as y."""
+    if isinstance(x, (tuple, list)):
+        return tuple(jnp.ravel(jnp.broadcast_to(axis, y.shape)) for axis in x)
+    if not hasattr(x, "shape") or x.shape == y.shape:
+        return jnp.ravel(x)
+    if x.shape[1:] == y.shape:
+        return tuple(jnp.ravel(axis) for axis in x)
+    raise ValueError(
+        f"x has the shape {x.shape} and y {y.shape}; give x of the shape of y, or a "
+        "tuple of arrays that broadcast to it, one for each coordinate."
+    )
+
+
+def guess(model: "Model", arguments: tuple[PyTree, Array]) -> dict[str, Array]:
+    """`Model.guess`, traced, for one data set or for a batch."""
+    x, y = arguments
+    axes = x if isinstance(x, (tuple, list)) else (x,)
+    trailing = jnp.broadcast_shapes(*(np.shape(axis) for axis in axes))
+    valid = jnp.isfinite(y)
+    one = functools.partial(start_from, model)
+    batch = y.shape[: max(y.ndim - len(trailing), 0)]
+    for _ in batch:
+        one = jax.vmap(one, in_axes=(None, 0, 0))
+    found = one(x, y, valid)
+    return {k: jnp.broadcast_to(v, batch) for k, v in found.items()}

@@ -1,0 +1,264 @@
+"""`BatchFit`: maps of what was found in many data sets."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxfit._compile import compiled
+from jaxfit._host import double_precision
+from jaxfit._solution import Status
+from jaxfit.fitting import _plot
+from jaxfit.fitting._fit import fit
+from jaxfit.fitting._problem import Problem
+from jaxfit.fitting._program import derived_names, named
+from jaxfit.fitting._result import Fit
+from jaxfit.fitting._save import needed
+from jaxfit.models import Model
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class BatchFit:
+    """The result of `fit_batch`: arrays of the leading dimensions of the data.
+
+    Attributes:
+        problem: the model, and what became of each parameter.
+        x, y: the data.
+        numbers: what was computed, with one leading axis.
+        shape: the leading dimensions.
+        absolute_sigma: whether sigma is known.
+    """
+
+    problem: Problem
+    x: PyTree
+    y: np.ndarray
+    numbers: Mapping[str, np.ndarray]
+    shape: tuple[int, ...]
+    absolute_sigma: bool
+    labels: Any = None
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.problem.model
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All parameters, in order."""
+        return self.model.names
+
+    @functools.cached_property
+    def values(self) -> dict[str, np.ndarray]:
+        """The values of the parameters by name."""
+        return self._by_name("values", derived=False)
+
+    @functools.cached_property
+    def errors(self) -> dict[str, np.ndarray]:
+        """Their standard errors by name; infinite where undetermined."""
+        return self._by_name("errors", derived=False)
+
+    @functools.cached_property
+    def derived(self) -> dict[str, np.ndarray]:
+        """Derived quantities by name."""
+        return self._by_name("values", derived=True)
+
+    @functools.cached_property
+    def derived_errors(self) -> dict[str, np.ndarray]:
+        """Their standard errors by name."""
+        return self._by_name("errors", derived=True)
+
+    @property
+    def at_bound(self) -> dict[str, np.ndarray]:
+        """For each varied parameter -1 at its lower bound, 1 at its upper one, or 0."""
+        return {
+            name: self._map(self.numbers["active"][:, k])
+            for k, name in enumerate(self.problem.varied)
+        }
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The covariances of the varied parameters, (..., n, n)."""
+        n = len(self.problem.varied)
+        return self.numbers["covariance"].reshape(*self.shape, n, n)
+
+    @property
+    def status(self) -> np.ndarray:
+        """Numbers of `jaxfit.Status`."""
+        return self._map(self.numbers["status"])
+
+    @property
+    def success(self) -> np.ndarray:
+        """Which fits ended well: a certificate, see `jaxfit.Solution`."""
+        return self.status > 0
+
+    @property
+    def nfev(self) -> np.ndarray:
+        """Evaluations of the model."""
+        return self._map(self.numbers["nfev"])
+
+    @property
+    def count(self) -> np.ndarray:
+        """Points that count, and priors."""
+        return self._map(self.numbers["count"])
+
+    @property
+    def chi_square(self) -> np.ndarray:
+        """Twice the costs."""
+        return 2 * self._map(self.numbers["cost"])
+
+    @property
+    def reduced_chi_square(self) -> np.ndarray:
+        """Chi-square for each degree of freedom."""
+        dof = self.count - len(self.problem.varied)
+        return np.where(dof > 0, self.chi_square / np.where(dof > 0, dof, 1), np.nan)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The values of a parameter or a derived quantity."""
+        for found in (self.values, self.derived):
+            if name in found:
+                return found[name]
+        known = ", ".join([*self.values, *self.derived])
+        raise KeyError(f"{name!r}; there are {known}")
+
+    def predict(self, x: PyTree = None) -> np.ndarray:
+        """The fitted curves at other points, or at the data."""
+        points = self.x if x is None else x
+        points = jax.tree.map(lambda leaf: np.asarray(leaf, float), points)
+        values = {k: v.reshape(-1) for k, v in self.values.items()}
+        curves = batch_values(self.problem, points, values)
+        return curves.reshape(*self.shape, *curves.shape[1:])
+
+    def fit(self, index: Any, **settings: Any) -> Fit:
+        """The whole `Fit` of one data set, by its index; from where it ended.
+
+        Args:
+            index: a number, or a tuple for several leading dimensions.
+            **settings: of `fit`, such as sigma.
+        """
+        start = {name: float(self.values[name][index]) for name in self.problem.varied}
+        problem = self.problem
+        lower, upper = problem.lower, problem.upper
+        bounds = lower is not None and {
+            n: (lower[k], upper[k]) for k, n in enumerate(problem.varied)
+        }
+        return fit(
+            *(problem.model, self.x, self.y[index]),
+            p0={**start, **problem.fixed},
+            fixed=dict(problem.fixed),
+            tie=dict(problem.ties),
+            prior={
+                name: (float(mean), float(deviation))
+                for name, (mean, deviation) in problem.prior.items()
+            },
+            bounds=bounds or None,
+            nan_policy="omit",
+            absolute_sigma=self.absolute_sigma,
+            **settings,
+        )
+
+    def __str__(self) -> str:
+        good, total = int(self.success.sum()), self.success.size
+        lines = [
+            f"{self.model.label}: {total} fits {self.shape}, {good} with success "
+            f"({good / max(total, 1):.2%})"
+        ]
+        codes, counts = np.unique(self.status, return_counts=True)
+        lines += [
+            f"  {Status(int(code)).name:<18}{number:>10}"
+            for code, number in zip(codes, counts, strict=True)
+            if code <= 0
+        ]
+        lines.append(
+            f"{'':<20}{'median':>13}{'16 %':>13}{'84 %':>13}{'median error':>15}"
+        )
+        everything = self.values | self.derived
+        errors = self.errors | self.derived_errors
+        for name, value in everything.items():
+            seen = value[self.success]
+            if not seen.size:
+                continue
+            middle, low, high = np.quantile(seen, [0.5, 0.16, 0.84])
+            error = np.median(errors[name][self.success])
+            lines.append(
+                f"{name[:19]:<20}{middle:>13.5g}{low:>13.5g}{high:>13.5g}{error:>15.3g}"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<BatchFit of {self.model.label}, {self.shape}>"
+
+    def to_xarray(self) -> Any:
+        """Maps of values, errors and status as an xarray Dataset.
+
+        Variables are the names, `<name>_stderr`, `status`, `chi_square` and so on; the
+        dimensions are those of the DataArray that was fitted, or `dim_0`, `dim_1`.
+        """
+        xarray = needed("xarray")
+        dims, coords, _ = self.labels or (
+            tuple(f"dim_{k}" for k in range(len(self.shape))),
+            *({}, None),
+        )
+        errors = self.errors | self.derived_errors
+        maps = self.values | self.derived
+        maps |= {f"{name}_stderr": value for name, value in errors.items()}
+        maps |= {
+            "status": self.status,
+            "success": self.success,
+            "nfev": self.nfev,
+            "chi_square": self.chi_square,
+            "reduced_chi_square": self.reduced_chi_square,
+        }
+        return xarray.Dataset(
+            {name: (dims, value) for name, value in maps.items()},
+            coords=coords,
+            attrs={"model": self.model.label},
+        )
+
+    def to_dataframe(self) -> Any:
+        """One row for each fit as a pandas DataFrame."""
+        pandas = needed("pandas")
+        columns: dict[str, Any] = {}
+        errors = self.errors | self.derived_errors
+        for name, value in (self.values | self.derived).items():
+            columns[name] = value.ravel()
+            columns[f"{name}_stderr"] = errors[name].ravel()
+        columns |= {
+            "status": self.status.ravel(),
+            "reduced_chi_square": self.reduced_chi_square.ravel(),
+        }
+        index = None
+        if len(self.shape) > 1:
+            index = pandas.MultiIndex.from_product([range(n) for n in self.shape])
+        return pandas.DataFrame(columns, index=index)
+
+    plot = _plot.maps
+    plot_status = _plot.status
+    plot_fits = _plot.several
+
+    def _map(self, values: np.ndarray) -> np.ndarray:
+        return values.reshape(self.shape)
+
+    def _by_name(self, what: str, derived: bool) -> dict[str, np.ndarray]:
+        count = len(self.names)
+        names = derived_names(self.problem) if derived else self.names
+        columns = self.numbers[what][:, count:] if derived else self.numbers[what]
+        return {name: self._map(columns[:, k]) for k, name in enumerate(names)}
+
+
+def batch_values(problem: Problem, points: PyTree, values: dict) -> np.ndarray:
+    """The model at some points, for each of many sets of parameters."""
+    with double_precision(named(problem.model)):
+        return np.asarray(compiled(_curves, problem, (points, values)))
+
+
+def _curves(problem, arguments):
+    points, values = arguments
+
+    def one(parameters):
+        return problem.model.evaluate(points, parameters)
+
+    return jax.vmap(one)(values)

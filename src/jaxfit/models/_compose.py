@@ -1,0 +1,221 @@
+"""Sums and products of models, and where they start: one part after the other."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxfit.models import _start
+from jaxfit.models._model import Model
+
+
+def added(first: Model, second: Model) -> "Sum":
+    """The sum of two models, of one level."""
+    return Sum(first.parts + second.parts)
+
+
+def multiplied(first: Model, second: Model) -> "Product":
+    """The product of two models, of one level."""
+    return Product(_factors(first) + _factors(second))
+
+
+def _factors(model: Model) -> tuple[Model, ...]:
+    return model.members if isinstance(model, Product) else (model,)
+
+
+class _Composite(Model):
+    """Several models with different names."""
+
+    members: tuple[Model, ...]
+
+    def __check_init__(self):
+        names = self.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            labels = ", ".join(member.label for member in self.members)
+            raise ValueError(
+                f"{labels} have parameters of the same name: {', '.join(twice)}. Give "
+                "one of them a prefix, such as Gaussian(prefix='b_')."
+            )
+
+    @property
+    def own_names(self):
+        return self.names
+
+    @property
+    def names(self):
+        return tuple(name for member in self.members for name in member.names)
+
+    @property
+    def bounds(self):
+        return {k: v for member in self.members for k, v in member.bounds.items()}
+
+    @property
+    def starts_from_data(self):
+        return any(member.starts_from_data for member in self.members)
+
+    def derived(self, parameters):
+        found = [member.derived(parameters) for member in self.members]
+        return {k: v for one in found for k, v in one.items()}
+
+    def start(self, x, y):
+        return self.starts(x, y)
+
+
+class Sum(_Composite):
+    """The sum of models: peaks on a background, say."""
+
+    @property
+    def label(self):
+        return " + ".join(member.label for member in self.members)
+
+    @property
+    def parts(self):
+        return self.members
+
+    def evaluate(self, x, parameters):
+        return functools.reduce(
+            jnp.add, [member.evaluate(x, parameters) for member in self.members]
+        )
+
+    def starts(self, x, y):
+        """Background from the edges, then the largest peak of what is left, and so on.
+
+        Curves that are no peaks (a decay, say) are found together with the background.
+        In the end all linear parameters are solved for together.
+        """
+        peaks = [m for m in self.members if m.is_peak]
+        backgrounds = [m for m in self.members if m.is_background]
+        curves = [m for m in self.members if m not in peaks + backgrounds]
+        found: dict[str, Array] = {}
+        left = y
+        for curve in curves:
+            found |= _beside(curve, backgrounds, x, left)
+            left = left - curve.evaluate(x, found)
+        if backgrounds:
+            found |= _at_edges(backgrounds, x, left, only_edges=bool(peaks))
+            for background in backgrounds:
+                left = left - background.evaluate(x, found)
+        return _placed(self.members, peaks, x, y, left, found)
+
+
+class Product(_Composite):
+    """The product of models: an oscillation under an envelope, say."""
+
+    @property
+    def label(self):
+        return " * ".join(
+            f"({m.label})" if len(m.parts) > 1 else m.label for m in self.members
+        )
+
+    def evaluate(self, x, parameters):
+        return functools.reduce(
+            jnp.multiply, [member.evaluate(x, parameters) for member in self.members]
+        )
+
+    def starts(self, x, y):
+        """Each factor from the data over the factors before it."""
+        found: dict[str, Array] = {}
+        for member in self.members:
+            found |= member.starts(x, y)
+            values = member.evaluate(x, found)
+            floor = 0.1 * jnp.max(jnp.abs(values))
+            usable = jnp.abs(values) > floor
+            y = jnp.where(usable, y / jnp.where(usable, values, 1), jnp.sign(values))
+        return found
+
+
+# Starts of sums
+
+
+def _beside(curve: Model, backgrounds, x, y) -> dict[str, Array]:
+    """The start of a curve that has a background beside it."""
+    if not curve.linear or isinstance(curve, _Composite):
+        return curve.starts(x, y)
+
+    def columns(x, **others):
+        mine = curve.columns(x, **others)
+        return [column for b in backgrounds for column in b.columns(x)] + mine
+
+    free = [(-math.inf, math.inf) for b in backgrounds for _ in b.linear]
+    limits = [*free, *curve._linear_limits]
+    others, linear = _start.best_of(columns, x, y, curve.candidates(x, y), limits)
+    mine = linear[len(free) :]
+    found = others | dict(zip(curve.linear, mine, strict=True))
+    return {curve.prefix + name: value for name, value in found.items()}
+
+
+def _at_edges(backgrounds, x, y, only_edges: bool) -> dict[str, Array]:
+    """The background, where there are peaks from the edges of the data alone."""
+    if only_edges:
+        axes = x if isinstance(x, tuple) else (x,)
+        edge = _start.away_from_middle(axes)
+        x, y = jax.tree.map(lambda leaf: leaf[edge], (x, y))
+    columns = [column for b in backgrounds for column in b.columns(x)]
+    coefficients, _ = _start.project(columns, y)
+    names = [b.prefix + name for b in backgrounds for name in b.linear]
+    return dict(zip(names, coefficients, strict=True))
+
+
+def _placed(members, peaks, x, y, left, found) -> dict[str, Array]:
+    """Peaks at what the background leaves, in the best order.
+
+    The largest peak goes to the first, the next to the second, and then each is looked
+    for again in the others' absence. Where peaks are of several kinds, up to three, it
+    matters which is which: every order is tried.
+    """
+    kinds = {type(m) for m in peaks}
+    several = 1 < len(kinds) <= len(peaks) < 4
+    orders = list(itertools.permutations(peaks)) if several else [tuple(peaks)]
+    ways, sizes = [], []
+    for order in orders:
+        ways.append(_resolved(members, x, y, found | _pursued(order, x, left)))
+        sizes.append(jnp.sum((y - sum(m.evaluate(x, ways[-1]) for m in members)) ** 2))
+    if not several:
+        return ways[0]
+    best = jnp.argmin(jnp.nan_to_num(jnp.stack(sizes), nan=jnp.inf))
+    return {name: jnp.stack([way[name] for way in ways])[best] for name in ways[0]}
+
+
+def _pursued(peaks, x, left) -> dict[str, Array]:
+    """One peak after the other, each from what the others leave."""
+    found: dict[str, Array] = {}
+    for _ in range(2 if len(peaks) > 1 else 1):
+        for member in peaks:
+            if member.names[0] in found:
+                left = left + member.evaluate(x, found)
+            found |= member.starts(x, left)
+            left = left - member.evaluate(x, found)
+    return found
+
+
+def _resolved(members, x, y, found) -> dict[str, Array]:
+    """All linear parameters together, unless one changes its sign by that."""
+    plain = [m for m in members if m.linear and not isinstance(m, _Composite)]
+    names, columns, is_height = [], [], []
+    rest = y
+    for member in members:
+        if member not in plain:
+            rest = rest - member.evaluate(x, found)
+            continue
+        others = {n: found[member.prefix + n] for n in member.own_names}
+        for name in member.linear:
+            del others[name]
+        names += [member.prefix + name for name in member.linear]
+        is_height += [not member.is_background] * len(member.linear)
+        columns += member.columns(x, **others)
+    if not columns:
+        return found
+    coefficients, left = _start.project(columns, rest)
+    fine = jnp.isfinite(left)
+    for name, value, height in zip(names, coefficients, is_height, strict=True):
+        if height:
+            fine = fine & (value * found[name] > 0)
+    better = {
+        name: jnp.where(fine, value, found[name])
+        for name, value in zip(names, coefficients, strict=True)
+    }
+    return found | better
