@@ -6,17 +6,18 @@ from typing import Any
 from jaxfit import models
 from jaxfit.models._model import Model
 
+NOT_BY_NAME = models.Model, models.FunctionModel, models.Sum, models.Product
+
 _TOKEN = re.compile(r"\s*(?:([A-Za-z_]\w*)|(\d+)|([+*()]))")
 
 
 def library() -> dict[str, type[Model]]:
     """All models of the library by their lower-case names."""
+    kinds = {name.lower(): getattr(models, name) for name in models.__all__}
     return {
-        name.lower(): getattr(models, name)
-        for name in models.__all__
-        if isinstance(getattr(models, name), type)
-        and issubclass(getattr(models, name), Model)
-        and getattr(models, name).__module__ != Model.__module__
+        name: kind
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and kind not in NOT_BY_NAME
     }
 
 
