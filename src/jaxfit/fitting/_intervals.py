@@ -90,7 +90,7 @@ def intervals(
             chi-square rises by the square of that, right also where the model is
             curved, not symmetric; "bootstrap", percentiles of refits.
         level: one or several probabilities.
-        **settings: of `bootstrap`.
+        **settings: of `bootstrap`: number, resample, seed.
 
     Returns:
         `Intervals`, of the varied parameters, and for Wald and bootstrap of tied and
@@ -144,18 +144,18 @@ def of_bootstrap(fit: "Fit", samples: Bootstrap, levels) -> Intervals:
 
 
 def bootstrap(
-    self: "Fit", number: int = 2000, kind: str = "residual", seed: int = 0
+    self: "Fit", number: int = 2000, resample: str = "residual", seed: int = 0
 ) -> Bootstrap:
     """Refits of resampled data, all in one batch.
 
     Args:
         number: of refits.
-        kind: "residual", the fitted curve and residuals drawn among all; "case", points
-            drawn with their errors, right also where errors are not alike;
+        resample: "residual", the fitted curve and residuals drawn among all; "case",
+            points drawn with their errors, right also where errors are not alike;
             "parametric", the fitted curve and normal errors.
         seed: of the random numbers.
     """
-    return _resample.run(self, number, kind, seed)
+    return _resample.run(self, number, resample, seed)
 
 
 def profile(

@@ -193,7 +193,7 @@ def corner(
     """Bootstrap refits of each pair of parameters, with their histograms."""
     plt = pyplot()
     chosen = list(self.varied if names is None else names)
-    samples = self.bootstrap(number, kind="case" if self.dof <= 0 else "residual")
+    samples = self.bootstrap(number, resample="case" if self.dof <= 0 else "residual")
     good = samples.status > 0
     columns = {name: samples[name][good] for name in chosen}
     limits = {name: np.quantile(v, [0.001, 0.999]) for name, v in columns.items()}

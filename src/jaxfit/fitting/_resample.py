@@ -21,7 +21,7 @@ KINDS = "residual", "case", "parametric"
 class Bootstrap(NamedTuple):
     """Refits of resampled data."""
 
-    kind: str
+    resample: str
     names: tuple[str, ...]  # all parameters, then derived quantities
     values: np.ndarray  # (number, names)
     status: np.ndarray  # (number,)
@@ -39,10 +39,10 @@ class Bootstrap(NamedTuple):
         return tuple(self)[name]
 
 
-def run(fit: "Fit", number: int, kind: str, seed: int) -> Bootstrap:
+def run(fit: "Fit", number: int, resample: str, seed: int) -> Bootstrap:
     """See `Fit.bootstrap`."""
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}.")
+    if resample not in KINDS:
+        raise ValueError(f"resample is {resample!r}; give one of {', '.join(KINDS)}.")
     if not (isinstance(number, int) and number >= 2):
         raise ValueError(f"number is {number!r}; give at least 2.")
     if fit.problem.prior:
@@ -50,7 +50,7 @@ def run(fit: "Fit", number: int, kind: str, seed: int) -> Bootstrap:
             "A bootstrap draws data anew, and a prior is none. Use intervals by "
             "profile likelihood for a fit with priors."
         )
-    if fit.dof <= 0 and kind != "case":
+    if fit.dof <= 0 and resample != "case":
         raise ValueError("No degree of freedom is left: there are no residuals.")
     seen = fit.observed
     size = int(np.size(seen.data.y))
@@ -65,33 +65,33 @@ def run(fit: "Fit", number: int, kind: str, seed: int) -> Bootstrap:
     arguments = (
         Case(seen.data, seen.valid, {}),
         fit.manner._replace(absolute=np.bool_(True)),
-        *(fit.numbers["x"], drawn, Static((number, kind))),
+        *(fit.numbers["x"], drawn, Static((number, resample))),
     )
     with _host.double_precision(named(fit.model)):
         values, status = map(np.asarray, compiled(_run, fit.problem, arguments))
     names = fit.model.names + derived_names(fit.problem)
-    return Bootstrap(kind, names, values, status)
+    return Bootstrap(resample, names, values, status)
 
 
 def _run(problem, arguments):
-    case, manner, x, drawn, (number, kind) = *arguments[:-1], arguments[-1].value
+    case, manner, x, drawn, (number, resample) = *arguments[:-1], arguments[-1].value
     data, index = case.data, drawn["index"]
     shape, size = data.y.shape, data.y.size
     sigma = 1.0 if data.sigma is None else jnp.broadcast_to(data.sigma, shape)
     best = problem.values(x, data.x, shape)
     key = jax.random.key(drawn["seed"])
     y, y_axis, weights = data.y, None, None
-    if kind == "parametric":
+    if resample == "parametric":
         noise = jax.random.normal(key, (number, *shape), best.dtype)
         y, y_axis = best + sigma * drawn["scale"] * noise, 0
     else:
         chosen = jax.random.randint(key, (number, len(index)), 0, len(index))
-    if kind == "residual":
+    if resample == "residual":
         left = ((data.y - best) / sigma).ravel()[index]
         left = (left - jnp.mean(left)) * drawn["inflation"]
         noise = jnp.zeros((number, size), best.dtype).at[:, index].set(left[chosen])
         y, y_axis = best + sigma * noise.reshape(number, *shape), 0
-    if kind == "case":
+    if resample == "case":
         rows = jnp.arange(number)[:, None]
         counts = jnp.zeros((number, size), best.dtype)
         counts = counts.at[rows, index[chosen]].add(1.0)
