@@ -14,10 +14,10 @@ from jaxfit._options import Options
 from jaxfit._solution import Status
 from jaxfit._solve import check_loss
 from jaxfit.fitting._batch_result import BatchFit
-from jaxfit.fitting._data import checked_sigma, real
+from jaxfit.fitting._data import checked_sigma, finite_points, real
 from jaxfit.fitting._fit import uses_sandwich
 from jaxfit.fitting._problem import Data, Problem, pose
-from jaxfit.fitting._program import Axes, Case, Manner, run_batch
+from jaxfit.fitting._program import Axes, Case, Manner, no_fits, run_batch
 from jaxfit.fitting._starts import check_inside
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
@@ -84,8 +84,9 @@ def fit_batch(
     )
     check_inside(problem, given)
     starts = {name: _of_each(name, v, lead) for name, v in given.items()}
+    given_sigma = sigma = getattr(sigma, "values", sigma)
     sigma, counts = _sigma(sigma, lead, trailing)
-    valid = _valid(y, counts, nan_policy)
+    valid = _valid(x, y, counts, nan_policy)
     manner = Manner(
         *(loss, options, np.bool_(absolute_sigma)),
         Static(uses_sandwich(covariance, loss)),
@@ -97,8 +98,14 @@ def fit_batch(
     case = Case(Data(x, y, sigma), valid, starts)
     numbers = in_blocks(problem, case, axes, manner, progress)
     return BatchFit(
-        *(problem, x, y.reshape(*lead, *trailing)),
-        *(_forget_empty(numbers, valid), lead, bool(absolute_sigma), labels),
+        problem=problem,
+        x=x,
+        y=y.reshape(*lead, *trailing),
+        sigma=given_sigma,
+        manner=manner,
+        numbers=_forget_empty(numbers, valid),
+        shape=lead,
+        labels=labels,
     )
 
 
@@ -107,11 +114,13 @@ def in_blocks(
 ) -> dict[str, np.ndarray]:
     """`run_batch`, a number of fits at a time, so that memory does not grow."""
     number = len(case.data.y)
+    if number == 0:
+        return no_fits(problem, case)
     each = max(1, math.prod(case.data.y.shape[1:]))
     block = max(1, min(number, BLOCK_NUMBERS // each))
     found: list[dict[str, np.ndarray]] = []
-    for start in shown(range(0, max(number, 1), block), block, number, progress):
-        chosen = np.minimum(np.arange(start, start + block), max(number - 1, 0))
+    for start in shown(range(0, number, block), block, number, progress):
+        chosen = np.minimum(np.arange(start, start + block), number - 1)
 
         def cut(axis, leaf, chosen=chosen):
             return leaf if axis is None else jax.tree.map(lambda a: a[chosen], leaf)
@@ -162,19 +171,22 @@ def _sigma(sigma: Any, lead: tuple, trailing: tuple):
     """Sigma with a batch axis if it differs among the data sets, and which count."""
     if sigma is None:
         return None, None
-    sigma, counts = checked_sigma(getattr(sigma, "values", sigma), lead + trailing)
+    sigma, counts = checked_sigma(sigma, lead + trailing)
     if sigma.ndim > len(trailing):
         sigma = np.broadcast_to(sigma, lead + trailing).reshape(-1, *trailing)
     return sigma, counts
 
 
-def _valid(y: np.ndarray, counts: Any, nan_policy: str) -> np.ndarray | None:
+def _valid(x: PyTree, y: np.ndarray, counts: Any, nan_policy: str):
+    """Which points of which data sets count, or None for all."""
     if np.isinf(y).any():
         raise ValueError(f"Y has {int(np.isinf(y).sum())} infinite values.")
     valid = ~np.isnan(y)
+    for leaf in jax.tree.leaves(x):
+        valid = valid & finite_points(leaf, y.shape[1:])
     if nan_policy == "raise" and not valid.all():
         raise ValueError(
-            f"{int((~valid).sum())} of {valid.size} values of Y are NaN. Say "
+            f"{int((~valid).sum())} of {valid.size} points have NaN in x or Y. Say "
             "nan_policy='omit' to leave them out."
         )
     if counts is not None:

@@ -15,7 +15,7 @@ from jaxfit._solution import Status
 from jaxfit.fitting import _plot
 from jaxfit.fitting._fit import fit
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import derived_names, named
+from jaxfit.fitting._program import Manner, derived_names, named
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting._save import needed
 from jaxfit.models import Model
@@ -27,18 +27,19 @@ class BatchFit:
 
     Attributes:
         problem: the model, and what became of each parameter.
-        x, y: the data.
+        x, y, sigma: the data.
+        manner: the loss, the options, and what the errors mean.
         numbers: what was computed, with one leading axis.
         shape: the leading dimensions.
-        absolute_sigma: whether sigma is known.
     """
 
     problem: Problem
     x: PyTree
     y: np.ndarray
+    sigma: Any
+    manner: Manner
     numbers: Mapping[str, np.ndarray]
     shape: tuple[int, ...]
-    absolute_sigma: bool
     labels: Any = None
 
     @property
@@ -133,11 +134,14 @@ class BatchFit:
         return curves.reshape(*self.shape, *curves.shape[1:])
 
     def fit(self, index: Any, **settings: Any) -> Fit:
-        """The whole `Fit` of one data set, by its index; from where it ended.
+        """The whole `Fit` of one data set, in the same manner; from where it ended.
 
         Args:
             index: a number, or a tuple for several leading dimensions.
-            **settings: of `fit`, such as sigma.
+            **settings: of `fit`, in place of the batch's.
+
+        Raises:
+            FitError: that fit did not succeed.
         """
         start = {name: float(self.values[name][index]) for name in self.problem.varied}
         problem = self.problem
@@ -145,20 +149,26 @@ class BatchFit:
         bounds = lower is not None and {
             n: (lower[k], upper[k]) for k, n in enumerate(problem.varied)
         }
-        return fit(
-            *(problem.model, self.x, self.y[index]),
-            p0={**start, **problem.fixed},
-            fixed=dict(problem.fixed),
-            tie=dict(problem.ties),
-            prior={
+        sigma = self.sigma
+        if sigma is not None:
+            sigma = np.broadcast_to(sigma, self.y.shape)[index]
+        same = {
+            "sigma": sigma,
+            "p0": {**start, **problem.fixed},
+            "fixed": dict(problem.fixed),
+            "tie": dict(problem.ties),
+            "prior": {
                 name: (float(mean), float(deviation))
                 for name, (mean, deviation) in problem.prior.items()
             },
-            bounds=bounds or None,
-            nan_policy="omit",
-            absolute_sigma=self.absolute_sigma,
-            **settings,
-        )
+            "bounds": bounds or None,
+            "loss": self.manner.loss,
+            "options": self.manner.options,
+            "nan_policy": "omit",
+            "absolute_sigma": bool(self.manner.absolute),
+            "covariance": "sandwich" if self.manner.sandwich.value else "gram",
+        }
+        return fit(problem.model, self.x, self.y[index], **(same | settings))
 
     def __str__(self) -> str:
         good, total = int(self.success.sum()), self.success.size

@@ -46,7 +46,7 @@ def observed(x: PyTree, y: Any, sigma: Any, nan_policy: str) -> Observed:
     if np.isinf(y).any():
         raise ValueError(f"y has {int(np.isinf(y).sum())} infinite values.")
     for leaf in jax.tree.leaves(x):
-        valid = valid & _finite_points(leaf, y.shape)
+        valid = valid & finite_points(leaf, y.shape)
     if nan_policy == "raise" and not valid.all():
         raise ValueError(
             f"{int((~valid).sum())} of {valid.size} points have NaN in x or y. Say "
@@ -69,7 +69,7 @@ def real(what: str, value: Any) -> np.ndarray:
     return array.astype(float, copy=False)
 
 
-def _finite_points(leaf: np.ndarray, shape: tuple) -> np.ndarray:
+def finite_points(leaf: np.ndarray, shape: tuple) -> np.ndarray:
     """The points at which a coordinate is finite; True if it has another shape."""
     finite = np.asarray(np.isfinite(leaf))
     if leaf.shape[1:] == shape and leaf.shape != shape:

@@ -278,6 +278,14 @@ def run_batch(
         return {name: np.asarray(value) for name, value in found.items()}
 
 
+def no_fits(problem: Problem, cases: Case) -> dict[str, np.ndarray]:
+    """What `run_batch` gives for no data set."""
+    whole = {"status": int, "nfev": int, "active": int}
+    shapes = shapes_of(problem, int(np.prod(cases.data.y.shape[1:])))
+    del shapes["best"]
+    return {k: np.zeros((0, *v), whole.get(k, float)) for k, v in shapes.items()}
+
+
 def _fit_batch(problem, arguments):
     cases, manner, (axes, mesh) = *arguments[:2], arguments[2].value
 

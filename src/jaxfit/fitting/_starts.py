@@ -16,12 +16,14 @@ def check_inside(problem: Problem, given: dict[str, Any]) -> None:
         return
     for k, name in enumerate(problem.varied):
         lower, upper = problem.lower[k], problem.upper[k]
-        outside = name in given and not np.all(
-            (given[name] >= lower) & (given[name] <= upper)
-        )
-        if outside:
+        if name not in given:
+            continue
+        start = np.asarray(given[name])
+        outside = ~((start >= lower) & (start <= upper))
+        if outside.any():
+            which = start if start.ndim == 0 else f"{start[outside].flat[0]} somewhere"
             raise ValueError(
-                f"p0[{name!r}] is {given[name]}, outside its bounds ({lower}, {upper})."
+                f"p0[{name!r}] is {which}, outside its bounds ({lower}, {upper})."
             )
 
 

@@ -1,0 +1,382 @@
+"""`fit_batch` beside a loop of `fit`, and `curvefit` beside xarray's."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray
+
+import jaxfit
+from jaxfit import Status, losses, models
+from jaxfit.fitting import _batch_fit
+
+X = np.linspace(0, 5, 40)
+MODEL = models.Gaussian() + models.Constant()
+SHAPE = (4, 6)
+SIGMA = 0.1
+
+
+def true_maps(shape=SHAPE, seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        "height": random.uniform(2, 4, shape),
+        "center": random.uniform(1.8, 3.2, shape),
+        "width": random.uniform(0.4, 0.7, shape),
+        "c": random.uniform(0, 1, shape),
+    }
+
+
+def spectra(truth, seed=1):
+    of = {name: value[..., None] for name, value in truth.items()}
+    noise = SIGMA * np.random.default_rng(seed).normal(size=(*of["c"].shape[:-1], 40))
+    z = (X - of["center"]) / of["width"]
+    return of["height"] * np.exp(-(z**2) / 2) + of["c"] + noise
+
+
+TRUTH = true_maps()
+Y = spectra(TRUTH)
+
+
+@pytest.fixture(scope="module")
+def maps():
+    return jaxfit.fit_batch(MODEL, X, Y)
+
+
+def same_as_fit(batch, index, **settings):
+    """One fit of a batch is `fit` of its data, up to what the tolerances leave."""
+    one = jaxfit.fit(MODEL, X, Y[index], **settings)
+    for name in MODEL.names:
+        error = one.errors[name] or 1.0
+        assert abs(batch.values[name][index] - one.values[name]) < 1e-5 * error
+    for name in one.varied:
+        np.testing.assert_allclose(
+            batch.errors[name][index], one.errors[name], rtol=1e-4
+        )
+    for name, quantity in one.derived.items():
+        np.testing.assert_allclose(
+            batch.derived[name][index], quantity.value, rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            batch.derived_errors[name][index], quantity.stderr, rtol=1e-4
+        )
+    np.testing.assert_allclose(batch.covariance[index], one.covariance, rtol=1e-3)
+    np.testing.assert_allclose(
+        batch.reduced_chi_square[index], one.reduced_chi_square, rtol=1e-9
+    )
+
+
+# Beside a loop
+
+
+def test_every_map_is_what_a_loop_of_fits_gives(maps):
+    assert maps.success.all()
+    assert maps.shape == maps.status.shape == maps.values["c"].shape == SHAPE
+    for index in np.ndindex(2, 3):
+        same_as_fit(maps, index)
+
+
+def test_the_truth_is_within_its_errors(maps):
+    for name, truth in TRUTH.items():
+        pulls = (maps.values[name] - truth) / maps.errors[name]
+        assert np.sqrt(np.mean(pulls**2)) < 1.6
+    assert np.all(np.abs(maps.reduced_chi_square / SIGMA**2 - 1) < 1)
+
+
+def test_a_fit_of_the_batch_can_be_looked_at_whole(maps):
+    one = maps.fit((1, 2))
+    assert tuple(one.params) == MODEL.names
+    np.testing.assert_allclose(one.values["center"], maps["center"][1, 2], rtol=1e-8)
+    assert "center" in str(one)
+
+
+def test_points_that_are_nan_or_have_no_error_are_left_out():
+    y = Y.copy()
+    y[0, 0, 5:9] = np.nan
+    y[1, 1] = np.nan
+    sigma = np.full(Y.shape, SIGMA)
+    sigma[0, 1, 20] = np.inf
+    y[0, 1, 20] = 1e6
+    batch = jaxfit.fit_batch(MODEL, X, y, sigma=sigma, absolute_sigma=True)
+    assert batch.status[1, 1] == Status.NONFINITE_START
+    assert np.isnan(batch.values["height"][1, 1])
+    assert np.isnan(batch.errors["fwhm" if "fwhm" in batch.errors else "c"][1, 1])
+    assert batch.success.sum() == batch.success.size - 1
+    assert (batch.count[0, 0], batch.count[0, 1], batch.count[2, 2]) == (36, 39, 40)
+    for index in ((0, 0), (0, 1), (2, 2)):
+        one = batch.fit(index)
+        np.testing.assert_allclose(
+            [batch.errors[n][index] for n in MODEL.names],
+            [one.errors[n] for n in MODEL.names],
+            rtol=1e-4,
+        )
+        assert one.ndata == batch.count[index]
+    frame = batch.to_dataframe()
+    assert np.isnan(frame.loc[(1, 1), "height"])
+    assert "23 with success" in str(batch)
+    assert "NONFINITE_START" in str(batch)
+
+
+def test_ties_priors_fixed_values_and_losses_are_those_of_fit():
+    settings = {
+        "fixed": {"c": 0.5},
+        "tie": {"height": lambda p: 5 * p["width"]},
+        "prior": {"width": (0.5, 0.05)},
+        "loss": losses.Huber(1.5),
+        "sigma": 0.1,
+    }
+    batch = jaxfit.fit_batch(MODEL, X, Y, **settings)
+    np.testing.assert_allclose(batch["height"], 5 * batch["width"], rtol=1e-12)
+    assert np.all(batch["c"] == 0.5)
+    assert np.all(batch.errors["c"] == 0)
+    same_as_fit(batch, (2, 3), **settings)
+    again = batch.fit((2, 3))
+    assert again.manner.loss == losses.Huber(1.5)
+    np.testing.assert_allclose(again.errors["center"], batch.errors["center"][2, 3])
+
+
+def test_starts_and_bounds_may_be_given_by_map():
+    start = {**TRUTH, "height": 3.0, "c": np.maximum(TRUTH["c"], 0.35)}
+    batch = jaxfit.fit_batch(MODEL, X, Y, p0=start, bounds={"c": (0.3, None)})
+    assert np.all(batch["c"] >= 0.3)
+    held = batch.at_bound["c"] == -1
+    assert 0 < held.sum() < held.size
+    assert np.all(batch["c"][held] == 0.3)
+    assert np.all(TRUTH["c"][held] < 0.4)
+
+
+def test_what_is_fitted_in_blocks_is_the_same(maps, monkeypatch):
+    monkeypatch.setattr(_batch_fit, "BLOCK_NUMBERS", 10 * X.size)
+    blocks = jaxfit.fit_batch(MODEL, X, Y, progress=True)  # 10 + 10 + 4
+    for name in MODEL.names:
+        np.testing.assert_allclose(blocks[name], maps[name], rtol=1e-9)
+    np.testing.assert_array_equal(blocks.status, maps.status)
+
+
+def test_no_data_set_gives_empty_maps():
+    empty = jaxfit.fit_batch(MODEL, X, Y[:0])
+    assert empty.values["center"].shape == (0, 6)
+    assert empty.status.dtype.kind == "i"
+    assert "0 fits" in str(empty)
+
+
+def test_curves_at_other_points(maps):
+    x = np.linspace(0, 5, 7)
+    curves = maps.predict(x)
+    assert curves.shape == (*SHAPE, 7)
+    at = {name: value[1, 2] for name, value in maps.values.items()}
+    np.testing.assert_allclose(curves[1, 2], MODEL(x, at), rtol=1e-12)
+    assert maps.predict().shape == Y.shape
+
+
+def test_images_are_fitted_too():
+    rows, columns = np.mgrid[0:9, 0:9] * 1.0
+    model = models.Gaussian2D() + models.Constant()
+    spots = np.stack(
+        [
+            model((columns, rows), dict(zip(model.names, at, strict=True)))
+            for at in [(900, 4.0, 4.2, 1.3, 100), (900, 3.5, 4.7, 1.3, 100)]
+        ]
+    )
+    photons = np.random.default_rng(0).poisson(spots)
+    batch = jaxfit.fit_batch(model, (columns, rows), photons)
+    assert batch.shape == (2,)
+    names = list(model.names)
+    np.testing.assert_allclose(batch[names[1]], [4.0, 3.5], atol=0.05)
+    np.testing.assert_allclose(batch[names[2]], [4.2, 4.7], atol=0.05)
+
+
+# xarray
+
+
+def labelled():
+    return xarray.DataArray(
+        np.moveaxis(Y, -1, 0),
+        dims=("wavelength", "row", "column"),
+        coords={
+            "wavelength": X,
+            "row": [10, 20, 30, 40],
+            "scan": ("column", list("abcdef")),
+        },
+        name="counts",
+    )
+
+
+def test_a_dataarray_keeps_its_names(maps):
+    batch = jaxfit.fit_batch(MODEL, "wavelength", labelled())
+    found = batch.to_xarray()
+    assert found["center"].dims == ("row", "column")
+    np.testing.assert_array_equal(found["row"], [10, 20, 30, 40])
+    np.testing.assert_array_equal(found["scan"], list("abcdef"))
+    np.testing.assert_allclose(found["center"], maps["center"], rtol=1e-12)
+    np.testing.assert_allclose(found["fwhm_stderr"], maps.derived_errors["fwhm"])
+    assert set(found) >= {"status", "success", "chi_square", "height_stderr"}
+    by_array = jaxfit.fit_batch(MODEL, labelled()["wavelength"], labelled())
+    np.testing.assert_array_equal(by_array["center"], batch["center"])
+    plain = maps.to_xarray()
+    assert plain["center"].dims == ("dim_0", "dim_1")
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": X[:-1]}, r"x has the shape \(39,\) and Y \(4, 6, 40\)"),
+        ({"x": "time"}, "'time', a name; Y then has to be a DataArray"),
+        ({"Y": np.where(Y > 3, np.inf, Y)}, "infinite values"),
+        ({"nan_policy": "raise", "Y": np.where(Y > 3, np.nan, Y)}, "are left|have NaN"),
+        ({"nan_policy": "skip"}, "give 'omit' or 'raise'"),
+        ({"p0": {"center": np.ones(5)}}, r"p0\['center'\] has the shape \(5,\)"),
+        ({"p0": {"centre": 1.0}}, "centre"),
+        ({"p0": {"width": -np.ones(SHAPE)}}, r"width'\] is -1.0 somewhere, outside"),
+        ({"sigma": np.ones(7)}, r"sigma has the shape \(7,\)"),
+        ({"sigma": -1.0}, "not positive"),
+        ({"Y": Y + 1j}, "complex128"),
+        ({"loss": "huber"}, "huber"),
+        ({"covariance": "hessian"}, "hessian"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_what_cannot_be_fitted_is_told(change, message):
+    arguments = {"x": X, "Y": Y, **change}
+    with pytest.raises((ValueError, TypeError), match=message):
+        jaxfit.fit_batch(MODEL, arguments.pop("x"), arguments.pop("Y"), **arguments)
+
+
+def test_a_wrong_dimension_is_told():
+    with pytest.raises(ValueError, match="wavelength, row, column"):
+        jaxfit.fit_batch(MODEL, "time", labelled())
+
+
+# curvefit
+
+
+def decay(t, n0, tau=1.0):
+    return n0 * np.exp(-t / tau)
+
+
+def decay_in_jax(t, n0, tau=1.0):
+    return n0 * jnp.exp(-t / tau)
+
+
+@pytest.fixture(scope="module")
+def decays():
+    """xarray's own example, with two variables and NaN."""
+    time = np.linspace(0, 10, 30)
+    site = np.arange(5)
+    random = np.random.default_rng(3)
+    n0, tau = random.uniform(3, 6, (5, 1)), random.uniform(1, 4, (5, 1))
+    y = decay(time, n0, tau) + 0.05 * random.normal(size=(5, 30))
+    y[2, 7] = np.nan
+    return xarray.Dataset(
+        {"y": (("site", "time"), y), "z": (("time", "site"), 2 * y.T)},
+        coords={"time": time, "site": site},
+        attrs={"source": "made"},
+    )
+
+
+def alike(ours, theirs, rtol=1e-4):
+    assert set(ours.data_vars) == set(theirs.data_vars)
+    assert ours.attrs == theirs.attrs
+    assert set(ours.coords) == set(theirs.coords)
+    for name, found in theirs.items():
+        assert ours[name].dims == found.dims
+        np.testing.assert_allclose(ours[name], found, rtol=rtol, atol=1e-9)
+
+
+def test_curvefit_gives_what_xarray_gives(decays):
+    alike(jaxfit.curvefit(decays, "time", decay_in_jax), decays.curvefit("time", decay))
+    array, kwargs = decays["y"], {"absolute_sigma": True, "maxfev": 1000}
+    alike(
+        jaxfit.curvefit(array, array["time"], decay_in_jax, kwargs=kwargs),
+        array.curvefit("time", decay, kwargs=kwargs),
+    )
+
+
+def test_curvefit_takes_starts_and_bounds_as_arrays(decays):
+    array = decays["y"]
+    given = {
+        "p0": {"tau": xarray.DataArray([2.0, 1, 3, 2, 1], dims="site")},
+        "bounds": {
+            "tau": (0.5, xarray.DataArray([9.0, 9, 9, 1.5, 9], dims="site")),
+            "n0": (0, np.inf),
+        },
+    }
+    given["p0"]["tau"][3] = 1.2
+    ours = jaxfit.curvefit(array, "time", decay_in_jax, **given)
+    theirs = array.curvefit("time", decay, **given)
+    alike(
+        ours.drop_vars("curvefit_covariance"), theirs.drop_vars("curvefit_covariance")
+    )
+
+
+def test_curvefit_over_two_coordinates():
+    x, y = np.linspace(0, 3, 12), np.linspace(0, 2, 9)
+    random = np.random.default_rng(0)
+    image = 3 * np.exp(-x[:, None] / 2) + 0.7 * y + 0.1 * random.normal(size=(4, 12, 9))
+    array = xarray.DataArray(
+        image, dims=("t", "x", "y"), coords={"x": x, "y": y, "t": np.arange(4)}
+    )
+
+    def model(xy, a, b):
+        return a * jnp.exp(-xy[0] / 2) + b * xy[1]
+
+    def written(xy, a, b):
+        return a * np.exp(-xy[0] / 2) + b * xy[1]
+
+    alike(
+        jaxfit.curvefit(array, ["x", "y"], model),
+        array.curvefit(["x", "y"], written),
+    )
+    along = {"reduce_dims": "t"}
+
+    def only(x, a, c):
+        return a * jnp.exp(-x / 2) + c
+
+    def only_written(x, a, c):
+        return a * np.exp(-x / 2) + c
+
+    alike(
+        jaxfit.curvefit(array, "x", only, **along),
+        array.curvefit("x", only_written, **along),
+    )
+
+
+def test_curvefit_says_or_marks_what_failed(decays):
+    array = decays["y"].copy()
+    array[4] = np.nan
+    few = {"kwargs": {"maxfev": 2}}
+    with pytest.raises(RuntimeError, match='4 of 5 fits.*errors="ignore"'):
+        jaxfit.curvefit(array, "time", decay_in_jax, **few)
+    found = jaxfit.curvefit(array, "time", decay_in_jax, errors="ignore", **few)
+    assert np.isnan(found["curvefit_coefficients"]).all()
+    whole = jaxfit.curvefit(array, "time", decay_in_jax)
+    assert np.isnan(whole["curvefit_coefficients"][4]).all()
+    assert np.isfinite(whole["curvefit_coefficients"][:4]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"coords": "place"}, KeyError, "place"),
+        ({"errors": "warn"}, ValueError, "errors must be"),
+        ({"func": lambda t, *p: t}, ValueError, "variable length"),
+        ({"kwargs": {"sigma": 1.0}}, TypeError, "fit_batch for sigma"),
+        ({"skipna": False}, ValueError, "NaN"),
+        (
+            {"bounds": {"tau": (0.0, 1.0)}, "p0": {"tau": 2.0}},
+            ValueError,
+            "infeasible",
+        ),
+        (
+            {"p0": {"tau": xarray.DataArray([1.0, 2.0], dims="other")}},
+            ValueError,
+            "unexpected dimensions",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_curvefit_refuses_what_xarray_refuses(decays, change, error, message):
+    given = {"coords": "time", "func": decay_in_jax, **change}
+    with pytest.raises(error, match=message):
+        jaxfit.curvefit(decays["y"], given.pop("coords"), given.pop("func"), **given)
