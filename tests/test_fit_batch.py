@@ -346,7 +346,7 @@ def test_curvefit_says_or_marks_what_failed(decays):
     array = decays["y"].copy()
     array[4] = np.nan
     few = {"kwargs": {"maxfev": 2}}
-    with pytest.raises(RuntimeError, match='4 of 5 fits.*errors="ignore"'):
+    with pytest.raises(RuntimeError, match=r'4 of 5 fits.*errors="ignore"'):
         jaxfit.curvefit(array, "time", decay_in_jax, **few)
     found = jaxfit.curvefit(array, "time", decay_in_jax, errors="ignore", **few)
     assert np.isnan(found["curvefit_coefficients"]).all()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxfit import losses
+from jaxfit._options import Options
 from jaxfit.fitting._fit import FitError, fit
 from jaxfit.models._model import as_model
 from jaxfit.models._parse import library
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--loss", metavar="NAME:SCALE", help=f"robust: {', '.join(LOSSES)}")
     add("--starts", type=int, default=1, help="fit from so many starts")
+    add("--max-steps", type=int, metavar="N", help="evaluations of the model at most")
     add("--omit-nan", action="store_true", help="leave out rows with empty cells")
     add("--report", action="store_true", help="print the long report")
     add("--plot", metavar="FILE", help="save a picture")
@@ -80,28 +82,28 @@ def _parser() -> argparse.ArgumentParser:
 def _fit(parsed: argparse.Namespace) -> int:
     model = as_model(parsed.model)
     table = _table(parsed.file)
-    names = [name.strip() for name in parsed.x.split(",")]
-    columns = [_column(table, name, parsed.file) for name in names]
-    sigma = parsed.sigma and _column(table, parsed.sigma, parsed.file)
+    coordinates = [name.strip() for name in parsed.x.split(",")]
+    wanted = [*coordinates, parsed.y, *([parsed.sigma] if parsed.sigma else [])]
+    columns = {name: _column(table, name, parsed.file) for name in wanted}
+    columns = _full_rows(columns, parsed.omit_nan)
+    x = tuple(columns[name] for name in coordinates)
     settings: dict[str, Any] = {
-        "sigma": None if parsed.sigma is None else sigma,
+        "sigma": columns[parsed.sigma] if parsed.sigma else None,
         "p0": dict(_assigned("--p0", text) for text in parsed.p0),
         "fixed": dict(_assigned("--fix", text) for text in parsed.fix),
         "bounds": dict(_interval(text) for text in parsed.bounds),
         "loss": _loss(parsed.loss),
         "starts": parsed.starts,
         "absolute_sigma": parsed.absolute_sigma,
-        "nan_policy": "omit" if parsed.omit_nan else "raise",
     }
-    y = _column(table, parsed.y, parsed.file)
+    if parsed.max_steps is not None:
+        settings["options"] = Options(max_steps=parsed.max_steps)
     try:
-        found = fit(
-            model, columns[0] if len(columns) == 1 else tuple(columns), y, **settings
-        )
+        found = fit(model, x[0] if len(x) == 1 else x, columns[parsed.y], **settings)
         status = 0
     except FitError as error:
         found, status = error.fit, NOT_SOLVED
-        print(f"jaxfit: {error}", file=sys.stderr)
+        print(f"jaxfit: {' '.join(str(error).split())}", file=sys.stderr)
     print(found.report() if parsed.report else found)
     if parsed.json:
         Path(parsed.json).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
@@ -117,12 +119,7 @@ def _save_picture(found: Any, parsed: argparse.Namespace) -> None:
         pass  # plot() says what to install
     else:
         matplotlib.use("Agg")
-    figure = (
-        found.plot(xlabel=parsed.x, ylabel=parsed.y)
-        if "," not in parsed.x
-        else (found.plot())
-    )
-    figure.savefig(parsed.plot, dpi=150)
+    found.plot(xlabel=parsed.x, ylabel=parsed.y).savefig(parsed.plot, dpi=150)
 
 
 # Tables
@@ -172,6 +169,19 @@ def _column(table: dict[str, list[str]], name: str, path: str) -> np.ndarray:
                 "number."
             ) from None
     return np.array(values)
+
+
+def _full_rows(columns: dict[str, np.ndarray], omit: bool) -> dict[str, np.ndarray]:
+    """The rows without empty cells, or an error if there are others."""
+    empty = {name: np.isnan(column) for name, column in columns.items()}
+    for name, cells in empty.items():
+        if cells.any() and not omit:
+            raise Wrong(
+                f"column {name!r} is empty or NaN in {int(cells.sum())} of "
+                f"{cells.size} rows; --omit-nan leaves them out."
+            )
+    full = ~np.any(list(empty.values()), axis=0)
+    return {name: column[full] for name, column in columns.items()}
 
 
 # Options

@@ -1,7 +1,6 @@
 """Pictures of fits, by matplotlib, which is the extra `plot`.
 
-Each function draws into axes that are given, or into a new figure, and returns the
-figure; nothing is shown or saved.
+Each function makes a figure and returns it; nothing is shown or saved.
 """
 
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import numpy as np
 
 from jaxfit._solution import Status
 from jaxfit.fitting._intervals import SIGMAS
+from jaxfit.fitting._statistics import joint_threshold, quantile
 
 if TYPE_CHECKING:
     from jaxfit.fitting._batch_result import BatchFit
@@ -138,7 +138,7 @@ def profile(self: "Fit", names: str | Sequence[str] | None = None) -> Any:
     """ζ against each parameter: straight where the errors are good intervals.
 
     The straight line is what the standard error says, and the marks are the ends of the
-    68 % and 95 % intervals.
+    intervals of one and two standard deviations, 68.3 % and 95.4 %.
     """
     plt = pyplot()
     profiles = self.profile(names)
@@ -153,8 +153,6 @@ def profile(self: "Fit", names: str | Sequence[str] | None = None) -> Any:
         axis.plot(reach, (reach - value) / error, color="0.6", linewidth=0.9)
         axis.plot(one.values, one.zeta, color=CURVE)
         for level, style in zip(SIGMAS, ("-", ":"), strict=True):
-            from jaxfit.fitting._statistics import quantile
-
             t = quantile(level, self.dof, self.absolute_sigma)
             ends = np.interp([-t, t], one.zeta, one.values)
             axis.vlines(ends, -t, t, color="C0", linewidth=0.9, linestyle=style)
@@ -170,21 +168,26 @@ def contour(
     a: str,
     b: str,
     level: float | Sequence[float] = SIGMAS,
+    *,
     axes: Any = None,
 ) -> Any:
     """Joint confidence regions of two parameters, by profile likelihood.
 
     The dashed ellipses are what the covariance says.
+
+    Args:
+        a, b: names of varied parameters.
+        level: one probability or several.
+        axes: matplotlib axes to draw into; None makes a figure.
     """
     plt = pyplot()
     found = self.contour(a, b, level)
-    figure = axes.figure if axes is not None else None
     if axes is None:
-        figure, axes = plt.subplots(figsize=(4.6, 4), layout="constrained")
+        axes = plt.subplots(figsize=(4.6, 4), layout="constrained")[1]
     _regions(self, axes, found)
     axes.set(xlabel=a, ylabel=b)
     axes.legend(frameon=False, fontsize="small")
-    return figure
+    return axes.figure
 
 
 def corner(
@@ -277,8 +280,6 @@ def _regions(fit: "Fit", axis, found) -> None:
     pair = fit.covariance[np.ix_([i, j], [i, j])]
     angle = np.linspace(0, 2 * np.pi, 200)
     circle = np.linalg.cholesky(pair) @ np.stack([np.cos(angle), np.sin(angle)])
-    from jaxfit.fitting._statistics import joint_threshold
-
     center = fit.numbers["x"][[i, j]]
     for k, (level, line) in enumerate(zip(found.levels, found.points, strict=True)):
         closed = np.concatenate([line, line[:1]])

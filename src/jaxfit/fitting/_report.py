@@ -85,7 +85,8 @@ def long(self: "Fit") -> str:
 
 def headline(fit: "Fit") -> str:
     """The model and how the fit ended."""
-    return f"{fit.model.label}, {fit.nfev} evaluations. {fit.message}"
+    times = "1 evaluation" if fit.nfev == 1 else f"{fit.nfev} evaluations"
+    return f"{fit.model.label}, {times}. {fit.message}"
 
 
 def failure(fit: "Fit") -> str:

@@ -1,0 +1,167 @@
+"""The command line: what it prints, writes and returns."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import jaxfit
+from jaxfit import models
+from jaxfit.fitting._command import main
+
+TIME = np.linspace(0, 10, 80)
+TRUTH = {"height": 50.0, "center": 4.0, "width": 0.8, "slope": 0.5, "intercept": 10.0}
+
+
+def table(delimiter=","):
+    """A peak on a line, with a comment, an empty cell and a column of texts."""
+    model = models.Gaussian() + models.Linear()
+    noise = np.random.default_rng(5).normal(size=TIME.size)
+    counts = np.asarray(model(TIME, TRUTH)) + noise
+    lines = ["# from the detector", delimiter.join(["time", "counts", "err", "note"])]
+    for t, y in zip(TIME, counts, strict=True):
+        lines.append(delimiter.join([f"{t:.12g}", f"{y:.17g}", "1.0", "ok"]))
+    return "\n".join(lines) + "\n", counts
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("command") / "data.csv"
+    path.write_text(table()[0])
+    return path
+
+
+ARGUMENTS = ["--model", "gaussian + linear", "--x", "time", "--y", "counts"]
+
+
+def test_a_table_is_fitted_as_fit_would(file, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    sigma = ["--sigma", "err", "--absolute-sigma", "--json", str(out)]
+    assert main(["fit", str(file), *ARGUMENTS, *sigma]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "center" in printed.out
+    found = json.loads(out.read_text())
+    model = models.Gaussian() + models.Linear()
+    same = jaxfit.fit(model, TIME, table()[1], sigma=np.ones(80), absolute_sigma=True)
+    for name, value in same.values.items():
+        np.testing.assert_allclose(found["parameters"][name]["value"], value, rtol=1e-9)
+        np.testing.assert_allclose(
+            found["parameters"][name]["stderr"], same.errors[name], rtol=1e-9
+        )
+
+
+def test_the_module_runs_and_draws(file, tmp_path):
+    picture = tmp_path / "out.png"
+    ran = subprocess.run(
+        [sys.executable, "-m", "jaxfit", "fit", str(file), *ARGUMENTS]
+        + ["--sigma", "err", "--plot", str(picture)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    assert "fwhm" in ran.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", " "])
+def test_other_delimiters_are_read(delimiter, tmp_path, capsys):
+    path = tmp_path / "data.txt"
+    path.write_text(table(delimiter)[0])
+    assert main(["fit", str(path), *ARGUMENTS, "--sigma", "err"]) == 0
+    assert "intercept" in capsys.readouterr().out
+
+
+def test_starts_bounds_and_fixed_values(file, capsys):
+    arguments = ["--p0", "center=5", "--bounds", "width=0.1:", "--fix", "slope=0.5"]
+    robust = ["--loss", "huber:2", "--report"]
+    assert main(["fit", str(file), *ARGUMENTS, *arguments, *robust]) == 0
+    printed = capsys.readouterr().out
+    assert "fixed" in printed
+    assert "sandwich" in printed.lower()
+
+
+def test_the_models_are_listed(capsys):
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("gaussian", "voigt", "fourparameterlogistic", "ellipticgaussian2d"):
+        assert any(line.startswith(name) for line in printed.splitlines())
+    assert not any(
+        line.startswith(("sum ", "product ")) for line in printed.splitlines()
+    )
+
+
+def test_rows_with_empty_cells_are_left_out_when_asked(tmp_path, capsys):
+    path = tmp_path / "gaps.csv"
+    lines = table()[0].splitlines()
+    lines[10:10] = ["0.9,,1.0,lost", "0.95,1e9,,lost", ",3,1.0,lost"]
+    path.write_text("\n".join(lines))
+    assert main(["fit", str(path), *ARGUMENTS, "--sigma", "err", "--omit-nan"]) == 0
+    assert "80 points" in capsys.readouterr().out
+
+
+def test_a_fit_without_a_solution_returns_one(file, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    bad = ["--p0", "width=3", "--p0", "center=9", "--max-steps", "2"]
+    status = main(["fit", str(file), *ARGUMENTS, *bad, "--json", str(out)])
+    printed = capsys.readouterr()
+    assert status == 1
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("jaxfit: ")
+    assert json.loads(out.read_text())["success"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--x": "hour"}, "no column 'hour'; it has time, counts, err, note"),
+        ({"--y": "note"}, "column 'note' has 'ok' in row 2, which is no number"),
+        ({"--model": "gausian"}, "there is no model 'gausian'; did you mean gaussian"),
+        ({"--model": "gaussian + "}, "a model is expected, not the end"),
+        ({"--model": "__import__('os')"}, "means nothing"),
+        ({"--p0": "center"}, "write NAME=VALUE"),
+        ({"--p0": "centre=1"}, "centre"),
+        ({"--bounds": "center=1"}, "write NAME=LOWER:UPPER"),
+        ({"--fix": "slope=steep"}, "write NAME=VALUE"),
+        ({"--loss": "hubber:1"}, "write one of"),
+        ({"--loss": "huber:-1"}, "--loss"),
+        ({"--max-steps": "0"}, "max_steps"),
+        ({"file": "nowhere.csv"}, "nowhere.csv cannot be read: No such file"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_what_is_wrong_is_told_in_one_line(file, change, words, capsys):
+    given = {"--model": "gaussian + linear", "--x": "time", "--y": "counts", **change}
+    path = given.pop("file", str(file))
+    status = main(["fit", path, *(word for pair in given.items() for word in pair)])
+    printed = capsys.readouterr()
+    assert status == 2
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("jaxfit: ")
+    assert words in printed.err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no rows below a line of names"),
+        (b"time,counts\n1,2\n3\n", "row 3 has 1 cells, the line of names 2"),
+        (b"\x89PNG\xff\xfe", "it is no text"),
+        (
+            b"time,counts\n1,2\n2,\n3,4\n",
+            "empty or NaN in 1 of 3 rows; --omit-nan leaves",
+        ),
+    ],
+)
+def test_broken_tables_are_told(content, words, tmp_path, capsys):
+    path = tmp_path / "broken.csv"
+    path.write_bytes(content)
+    assert main(["fit", str(path), *ARGUMENTS]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert words in printed
