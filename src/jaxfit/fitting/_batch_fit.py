@@ -9,13 +9,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._blocks import shown
-from jaxfit._compile import Static
 from jaxfit._options import Options
 from jaxfit._solution import Status
 from jaxfit._solve import check_loss
 from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._data import checked_sigma, finite_points, real
-from jaxfit.fitting._fit import uses_sandwich
+from jaxfit.fitting._fit import covariance_kind
 from jaxfit.fitting._problem import Data, Problem, pose
 from jaxfit.fitting._program import Axes, Case, Manner, no_fits, run_batch
 from jaxfit.fitting._starts import check_inside
@@ -89,7 +88,7 @@ def fit_batch(
     valid = _valid(x, y, counts, nan_policy)
     manner = Manner(
         *(loss, options, np.bool_(absolute_sigma)),
-        Static(uses_sandwich(covariance, loss)),
+        covariance_kind(covariance, loss),
     )
     axes = Axes(
         None if sigma is None or sigma.ndim <= len(trailing) else 0,

@@ -15,7 +15,7 @@ from jaxfit._solution import Status
 from jaxfit.fitting import _plot
 from jaxfit.fitting._fit import fit
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import Manner, derived_names, named
+from jaxfit.fitting._program import Manner, named
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting._save import needed
 from jaxfit.models import Model
@@ -50,7 +50,7 @@ class BatchFit:
     @property
     def names(self) -> tuple[str, ...]:
         """All parameters, in order."""
-        return self.model.names
+        return self.problem.names
 
     @functools.cached_property
     def values(self) -> dict[str, np.ndarray]:
@@ -166,7 +166,7 @@ class BatchFit:
             "options": self.manner.options,
             "nan_policy": "omit",
             "absolute_sigma": bool(self.manner.absolute),
-            "covariance": "sandwich" if self.manner.sandwich.value else "gram",
+            "covariance": self.manner.covariance.value,
         }
         return fit(problem.model, self.x, self.y[index], **(same | settings))
 
@@ -254,7 +254,7 @@ class BatchFit:
 
     def _by_name(self, what: str, derived: bool) -> dict[str, np.ndarray]:
         count = len(self.names)
-        names = derived_names(self.problem) if derived else self.names
+        names = self.problem.derived_names if derived else self.names
         columns = self.numbers[what][:, count:] if derived else self.numbers[what]
         return {name: self._map(columns[:, k]) for k, name in enumerate(names)}
 

@@ -91,7 +91,7 @@ def fit(
     _starts.check_inside(problem, given)
     seen = observed(x, y, sigma, nan_policy)
     seen.check_enough(problem)
-    kind = Static(uses_sandwich(covariance, loss))
+    kind = covariance_kind(covariance, loss)
     manner = Manner(loss, options, np.bool_(absolute_sigma), kind)
     case = Case(seen.data, seen.valid, given)
     minima = None
@@ -104,10 +104,10 @@ def fit(
     return found
 
 
-def uses_sandwich(covariance: str | None, loss: Loss | None) -> bool:
-    """Which covariance is meant."""
+def covariance_kind(covariance: str | None, loss: Loss | None) -> Static:
+    """Which covariance is meant: "gram" or "sandwich"."""
     if covariance not in (None, "gram", "sandwich"):
         raise ValueError(
             f"covariance is {covariance!r}; give 'gram', 'sandwich' or None."
         )
-    return covariance == "sandwich" or (covariance is None and loss is not None)
+    return Static(covariance or ("gram" if loss is None else "sandwich"))

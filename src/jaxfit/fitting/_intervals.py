@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxfit.fitting import _profile, _resample
-from jaxfit.fitting._program import Case, derived_names
+from jaxfit.fitting._program import Case
 from jaxfit.fitting._resample import Bootstrap
 from jaxfit.fitting._statistics import check_level, joint_threshold, quantile
 
@@ -119,7 +119,7 @@ def levels_of(level: float | Iterable[float]) -> tuple[float, ...]:
 
 
 def _names(fit: "Fit") -> tuple[str, ...]:
-    return fit.model.names + derived_names(fit.problem)
+    return fit.problem.names + fit.problem.derived_names
 
 
 def _wald(fit: "Fit", levels) -> Intervals:

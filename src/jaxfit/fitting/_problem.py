@@ -4,12 +4,13 @@ A parameter varies, is fixed at a number, or is tied to others by a function. Th
 sees one vector, of those that vary; `Problem.parameters` makes all of them from it.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -19,7 +20,13 @@ from jaxfit.models import Model
 Bounds = Mapping[str, Any]
 
 
-class Problem(eqx.Module):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["model", "fixed", "ties", "lower", "upper", "prior"],
+    meta_fields=["varied"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
     """A model with the lot of its parameters; a pytree.
 
     Attributes:
@@ -32,24 +39,45 @@ class Problem(eqx.Module):
     """
 
     model: Model
-    varied: tuple[str, ...] = eqx.field(static=True)
+    varied: tuple[str, ...]
     fixed: dict[str, Any]
     ties: dict[str, Callable]
     lower: Any
     upper: Any
     prior: dict[str, tuple[Any, Any]]
 
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """All parameters, in the model's order."""
+        return self.model.names
+
+    @functools.cached_property
+    def derived_names(self) -> tuple[str, ...]:
+        """The names of derived quantities."""
+        names: list[str] = []
+
+        def note(parameters):
+            names.extend(self.model.derived(parameters))  # a pytree would sort them
+
+        jax.eval_shape(note, dict.fromkeys(self.names, 1.0))
+        return tuple(names)
+
     @property
     def bounds(self) -> tuple | None:
         """For the solver."""
         return None if self.lower is None else (self.lower, self.upper)
+
+    @property
+    def function(self) -> Callable:
+        """`residuals` for the solver: a pytree, as this is."""
+        return jax.tree_util.Partial(Problem.residuals, self)
 
     def parameters(self, x: Float[Array, " n"]) -> dict[str, Array]:
         """All parameters by name, in the model's order."""
         known = dict(zip(self.varied, x, strict=True))
         known |= {name: jnp.asarray(v, x.dtype) for name, v in self.fixed.items()}
         known = _tied(self.ties, known)
-        return {name: known[name] for name in self.model.names}
+        return {name: known[name] for name in self.names}
 
     def derived(self, x: Float[Array, " n"]) -> dict[str, Array]:
         """Derived quantities by name."""
@@ -81,7 +109,7 @@ class Problem(eqx.Module):
         return found
 
 
-class Data(eqx.Module):
+class Data(NamedTuple):
     """Points and their errors; of a batch where y has a leading axis."""
 
     x: PyTree
@@ -123,10 +151,10 @@ def pose(
     prior: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[Problem, dict[str, Any]]:
     """The problem, and the starts that are given, by name; arguments as in `fit`."""
-    if p0 is bounds is fixed is tie is prior is None:
-        return _plain(model), {}
+    starts = {} if p0 is None else _starts(model.names, p0)
+    if bounds is fixed is tie is prior is None:
+        return _plain(model), starts
     names = model.names
-    starts = _starts(names, p0)
     held = _held(names, fixed, starts)
     ties = {
         name: functools.partial(_value_of, tied) if isinstance(tied, str) else tied

@@ -106,7 +106,7 @@ def _fitted(problem, case, manner, rays, t, start):
             for name, leaf in weights.items()
         }
     x, cost, gradient, success = solve_batch(
-        problem.residuals,
+        problem.function,
         start,
         case.data,
         in_axes=(0, Data(None, None, None), 0),

@@ -20,10 +20,9 @@ from jaxfit._solution import Solution
 from jaxfit._solve import solve
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.losses import Linear, Loss
-from jaxfit.models import Model
 from jaxfit.models._start import start_from
 
-FITS_A_DEVICE = 2048  # below, more devices do not pay
+FITS_A_DEVICE = 200  # below, more devices do not pay
 
 
 class Manner(NamedTuple):
@@ -32,7 +31,7 @@ class Manner(NamedTuple):
     loss: Loss | None
     options: Options | None
     absolute: Any  # sigma is known, and not only up to a factor
-    sandwich: Static  # whether the covariance is the sandwich
+    covariance: Static  # "gram" or "sandwich"
 
 
 class Case(NamedTuple):
@@ -69,7 +68,7 @@ def start_vector(problem: Problem, case: Case) -> Float[Array, " n"]:
 def solved(problem: Problem, case: Case, x0, manner: Manner) -> Solution:
     """The fit of one data set."""
     return solve(
-        problem.residuals,
+        problem.function,
         x0,
         case.data,
         bounds=bounds_of(problem, case),
@@ -113,7 +112,7 @@ def finished(
 ) -> dict[str, Array]:
     """All that a result is made of, but for the points."""
     x, covariance = end["x"], end["covariance"]
-    if manner.sandwich.value:
+    if manner.covariance.value == "sandwich":
         covariance = sandwich(problem, case, x, manner.loss, covariance)
     return {**end, "covariance": covariance, **described(problem, x, covariance)}
 
@@ -187,8 +186,7 @@ def propagated(slope: Float[Array, "k n"], covariance: Float[Array, "n n"]) -> A
 
 def shapes_of(problem: Problem, m: int) -> dict[str, tuple[int, ...]]:
     """The shapes of what `_fit` returns, in order."""
-    n, names = len(problem.varied), len(problem.model.names)
-    k = names + len(derived_names(problem))
+    n, k = len(problem.varied), len(problem.names) + len(problem.derived_names)
     return {
         "x": (n,),
         "covariance": (n, n),
@@ -199,25 +197,6 @@ def shapes_of(problem: Problem, m: int) -> dict[str, tuple[int, ...]]:
         "start": (n,),
         "best": (m,),
     }
-
-
-def derived_names(problem: Problem) -> tuple[str, ...]:
-    """The names of derived quantities."""
-    try:
-        return _derived_names(problem.model)
-    except TypeError:  # a model that holds arrays has no hash
-        return _derived_names.__wrapped__(problem.model)
-
-
-@functools.lru_cache(maxsize=256)
-def _derived_names(model: Model) -> tuple[str, ...]:
-    names: list[str] = []
-
-    def note(parameters):
-        names.extend(model.derived(parameters))  # a pytree would sort them
-
-    jax.eval_shape(note, dict.fromkeys(model.names, 1.0))
-    return tuple(names)
 
 
 def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, np.ndarray]:
@@ -272,7 +251,7 @@ def run_batch(
 ) -> dict[str, np.ndarray]:
     """`run_fit` for many data sets, without their points."""
     number = len(jax.tree.leaves((cases.starts, cases.data.y))[0])
-    arguments = cases, manner, Static((axes, _mesh(number)))
+    arguments = cases, manner, Static((axes, devices_for(number)))
     with _host.double_precision(named(problem.model)):
         found = compiled(_fit_batch, problem, arguments)
         return {name: np.asarray(value) for name, value in found.items()}
@@ -302,7 +281,7 @@ def _fit_batch(problem, arguments):
     return {**of_each(finish, ends)(cases, ends), "start": x0}
 
 
-def _mesh(number: int) -> Mesh | None:
+def devices_for(number: int) -> Mesh | None:
     """All devices of this process, where there are several and enough to do."""
     devices = jax.local_devices()
     if len(devices) == 1 or number < FITS_A_DEVICE * len(devices):
@@ -324,7 +303,7 @@ def solve_cases(problem: Problem, x0, cases: Case, axes: Axes, manner: Manner, m
         else:
             weights = jax.vmap(of_one)(cases.valid)
     return solve_batch(
-        problem.residuals,
+        problem.function,
         x0,
         cases.data,
         in_axes=(0, axes.case.data, axes.bounds),

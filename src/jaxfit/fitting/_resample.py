@@ -10,7 +10,7 @@ from jaxfit import _host
 from jaxfit._batch import solve_batch
 from jaxfit._compile import Static, compiled
 from jaxfit.fitting._problem import Data
-from jaxfit.fitting._program import Case, derived_names, everything, named
+from jaxfit.fitting._program import Case, devices_for, everything, named
 
 if TYPE_CHECKING:
     from jaxfit.fitting._result import Fit
@@ -65,16 +65,16 @@ def run(fit: "Fit", number: int, resample: str, seed: int) -> Bootstrap:
     arguments = (
         Case(seen.data, seen.valid, {}),
         fit.manner._replace(absolute=np.bool_(True)),
-        *(fit.numbers["x"], drawn, Static((number, resample))),
+        *(fit.numbers["x"], drawn, Static((number, resample, devices_for(number)))),
     )
     with _host.double_precision(named(fit.model)):
         values, status = map(np.asarray, compiled(_run, fit.problem, arguments))
-    names = fit.model.names + derived_names(fit.problem)
+    names = fit.problem.names + fit.problem.derived_names
     return Bootstrap(resample, names, values, status)
 
 
 def _run(problem, arguments):
-    case, manner, x, drawn, (number, resample) = *arguments[:-1], arguments[-1].value
+    case, manner, x, drawn, (number, resample, mesh) = *arguments[:-1], arguments[-1].value
     data, index = case.data, drawn["index"]
     shape, size = data.y.shape, data.y.size
     sigma = 1.0 if data.sigma is None else jnp.broadcast_to(data.sigma, shape)
@@ -100,7 +100,7 @@ def _run(problem, arguments):
         valid = jnp.asarray(case.valid, best.dtype)
         weights = {"data": jnp.broadcast_to(valid, (number, *shape))}
     x, status = solve_batch(
-        problem.residuals,
+        problem.function,
         jnp.broadcast_to(x, (number, *x.shape)),
         Data(data.x, y, data.sigma),
         in_axes=(0, Data(None, y_axis, None)),
@@ -108,6 +108,7 @@ def _run(problem, arguments):
         weights=weights,
         loss=manner.loss,
         options=manner.options,
+        mesh=mesh,
         keep=lambda s: (s.x, s.status),
     )
     return jax.vmap(everything, (None, 0))(problem, x), status

@@ -13,7 +13,7 @@ from jaxfit._solution import Status
 from jaxfit.fitting import _bands, _intervals, _plot, _report, _save
 from jaxfit.fitting._data import Observed
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import Manner, derived_names
+from jaxfit.fitting._program import Manner
 from jaxfit.fitting._statistics import Goodness, goodness
 from jaxfit.models import Model
 
@@ -88,7 +88,7 @@ class Fit:
     @functools.cached_property
     def params(self) -> dict[str, Parameter]:
         """The parameters by name."""
-        names = self.model.names
+        names = self.problem.names
         values, errors = (
             self.numbers["values"].tolist(),
             self.numbers["errors"].tolist(),
@@ -113,7 +113,7 @@ class Fit:
     @functools.cached_property
     def derived(self) -> dict[str, Parameter]:
         """Derived quantities by name, with propagated errors."""
-        count = len(self.model.names)
+        count = len(self.problem.names)
         values, errors = self.numbers["values"], self.numbers["errors"]
         return {
             name: Parameter(
@@ -121,7 +121,7 @@ class Fit:
                 *(-np.inf, np.inf, np.nan),
             )
             for name, value, error in zip(
-                derived_names(self.problem),
+                self.problem.derived_names,
                 values[count:],
                 errors[count:],
                 strict=True,
@@ -160,7 +160,7 @@ class Fit:
     @property
     def covariance_kind(self) -> str:
         """Where the errors come from, in words."""
-        if self.manner.sandwich.value:
+        if self.manner.covariance.value == "sandwich":
             return "sandwich, from the scatter of the single residuals"
         if self.absolute_sigma:
             return "inverse Gram matrix, sigma as given"

@@ -114,7 +114,7 @@ def save(self: "Fit", path: Any) -> None:
         "ties": sorted(fit.problem.ties),
         "x": _x_form(fit.observed.data.x, x_structure),
         "absolute_sigma": fit.absolute_sigma,
-        "sandwich": fit.manner.sandwich.value,
+        "covariance": fit.manner.covariance.value,
         "loss": _loss_form(fit.manner.loss),
         "options": _options_form(fit.manner.options),
         "minima": fit.minima,
@@ -172,7 +172,7 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     loss = head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1])
     options = head["options"] and Options(**head["options"])
     manner = Manner(
-        loss, options, np.bool_(head["absolute_sigma"]), Static(head["sandwich"])
+        loss, options, np.bool_(head["absolute_sigma"]), Static(head["covariance"])
     )
     minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
     return Fit(

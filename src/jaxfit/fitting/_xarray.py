@@ -81,7 +81,7 @@ def curvefit(
         upper=None,
         prior={},
     )
-    manner = Manner(None, options, np.bool_(absolute), Static(False))
+    manner = Manner(None, options, np.bool_(absolute), Static("gram"))
     result = xarray.Dataset()
     for prefix, variable in variables.items():
         if not set(reduced) <= set(variable.dims):
