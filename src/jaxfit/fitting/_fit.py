@@ -17,6 +17,8 @@ from jaxfit.fitting._result import Fit
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 
+COVARIANCES = {kind: Static(kind) for kind in ("gram", "sandwich")}
+
 
 class FitError(RuntimeError):
     """A fit that did not end at a solution; `fit` has where it stood."""
@@ -106,8 +108,8 @@ def fit(
 
 def covariance_kind(covariance: str | None, loss: Loss | None) -> Static:
     """Which covariance is meant: "gram" or "sandwich"."""
-    if covariance not in (None, "gram", "sandwich"):
+    if covariance is not None and covariance not in COVARIANCES:
         raise ValueError(
             f"covariance is {covariance!r}; give 'gram', 'sandwich' or None."
         )
-    return Static(covariance or ("gram" if loss is None else "sandwich"))
+    return COVARIANCES[covariance or ("gram" if loss is None else "sandwich")]

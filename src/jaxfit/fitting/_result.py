@@ -169,11 +169,14 @@ class Fit:
     @functools.cached_property
     def correlation(self) -> np.ndarray:
         """The correlation of the varied parameters, NaN where an error is infinite."""
-        variance = np.diagonal(self.covariance)
-        proper = np.where((variance > 0) & np.isfinite(variance), variance, np.nan)
-        root = np.sqrt(proper)
-        found = np.clip(self.covariance / np.outer(root, root), -1, 1)
-        np.fill_diagonal(found, np.where(np.isnan(root), np.nan, 1.0))
+        root = np.array(
+            [
+                math.sqrt(v) if 0 < v < math.inf else math.nan
+                for v in self.covariance.diagonal().tolist()
+            ]
+        )
+        found = (self.covariance / (root[:, None] * root)).clip(-1, 1)
+        found.flat[:: len(root) + 1] = root / root
         return found
 
     @property

@@ -69,10 +69,10 @@ def _r_squared(y, residual, sigma) -> float:
     """1 - SS(residuals) / SS(y about its mean), both weighted by 1/sigma²."""
     if not len(y):
         return math.nan
-    weight = 1.0 if sigma is None else sigma**-2.0
-    mean = np.average(y, weights=None if sigma is None else weight)
-    total = float(np.sum(weight * (y - mean) ** 2))
-    left = float(np.sum(weight * residual**2))
+    weight = np.ones(len(y)) if sigma is None else sigma**-2.0
+    spread = y - (weight @ y) / weight.sum()
+    total = float((weight * spread) @ spread)
+    left = float((weight * residual) @ residual)
     return 1 - left / total if total > 0 else math.nan
 
 

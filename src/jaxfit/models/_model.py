@@ -7,6 +7,7 @@ A model of one's own is a function `f(x, a, b)`, or a subclass of `Model` with a
 import functools
 import inspect
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -281,8 +282,15 @@ def _default(parameter: inspect.Parameter) -> float:
     return float(default) if is_number else _start.DEFAULT_START
 
 
+@functools.lru_cache(maxsize=64)
+def _of_function(function: types.FunctionType) -> FunctionModel:
+    return FunctionModel(function)
+
+
 def as_model(model: Any) -> Model:
     """A model from a model, a plain function, or a text such as "gaussian + linear"."""
+    if isinstance(model, types.FunctionType):
+        return _of_function(model)
     if isinstance(model, Model):
         return model
     if isinstance(model, str):
