@@ -52,7 +52,8 @@ def start_vector(problem: Problem, case: Case) -> Float[Array, " n"]:
     if all(name in given for name in problem.varied):
         return jnp.stack([jnp.asarray(given[name]) for name in problem.varied])
     data = case.data
-    guess = start_from(problem.model, data.x, data.y, case.valid)
+    known = {**given, **problem.fixed}
+    guess = start_from(problem.model, data.x, data.y, case.valid, known)
     x0 = jnp.stack([guess[name] for name in problem.varied])
     bounds = bounds_of(problem, case)
     if bounds is not None:

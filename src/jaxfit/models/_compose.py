@@ -61,8 +61,8 @@ class _Composite(Model):
         found = [member.derived(parameters) for member in self.members]
         return {k: v for one in found for k, v in one.items()}
 
-    def start(self, x, y):
-        return self.starts(x, y)
+    def start(self, x, y, known):
+        return self.starts(x, y, known)
 
 
 class Sum(_Composite):
@@ -81,7 +81,7 @@ class Sum(_Composite):
             jnp.add, [member.evaluate(x, parameters) for member in self.members]
         )
 
-    def starts(self, x, y):
+    def starts(self, x, y, known):
         """Background from the edges, then the largest peak of what is left, and so on.
 
         Curves that are no peaks (a decay, say) are found together with the background.
@@ -93,13 +93,13 @@ class Sum(_Composite):
         found: dict[str, Array] = {}
         left = y
         for curve in curves:
-            found |= _beside(curve, backgrounds, x, left)
+            found |= _beside(curve, backgrounds, x, left, known)
             left = left - curve.evaluate(x, found)
         if backgrounds:
-            found |= _at_edges(backgrounds, x, left, only_edges=bool(peaks))
+            found |= _at_edges(backgrounds, x, left, known, only_edges=bool(peaks))
             for background in backgrounds:
                 left = left - background.evaluate(x, found)
-        return _placed(self.members, peaks, x, y, left, found)
+        return _placed(self.members, peaks, x, y, left, found, known)
 
 
 class Product(_Composite):
@@ -116,11 +116,11 @@ class Product(_Composite):
             jnp.multiply, [member.evaluate(x, parameters) for member in self.members]
         )
 
-    def starts(self, x, y):
+    def starts(self, x, y, known):
         """Each factor from the data over the factors before it."""
         found: dict[str, Array] = {}
         for member in self.members:
-            found |= member.starts(x, y)
+            found |= member.starts(x, y, known)
             values = member.evaluate(x, found)
             floor = 0.1 * jnp.max(jnp.abs(values))
             usable = jnp.abs(values) > floor
@@ -131,10 +131,10 @@ class Product(_Composite):
 # Starts of sums
 
 
-def _beside(curve: Model, backgrounds, x, y) -> dict[str, Array]:
+def _beside(curve: Model, backgrounds, x, y, known) -> dict[str, Array]:
     """The start of a curve that has a background beside it."""
     if not curve.linear or isinstance(curve, _Composite):
-        return curve.starts(x, y)
+        return curve.starts(x, y, known)
 
     def columns(x, **others):
         mine = curve.columns(x, **others)
@@ -142,13 +142,14 @@ def _beside(curve: Model, backgrounds, x, y) -> dict[str, Array]:
 
     free = [(-math.inf, math.inf) for b in backgrounds for _ in b.linear]
     limits = [*free, *curve._linear_limits]
-    others, linear = _start.best_of(columns, x, y, curve.candidates(x, y), limits)
-    mine = linear[len(free) :]
-    found = others | dict(zip(curve.linear, mine, strict=True))
+    own = curve._known(known)
+    candidates = _start.with_known(curve.candidates(x, y), own)
+    others, linear = _start.best_of(columns, x, y, candidates, limits)
+    found = others | dict(zip(curve.linear, linear[len(free) :], strict=True)) | own
     return {curve.prefix + name: value for name, value in found.items()}
 
 
-def _at_edges(backgrounds, x, y, only_edges: bool) -> dict[str, Array]:
+def _at_edges(backgrounds, x, y, known, only_edges: bool) -> dict[str, Array]:
     """The background, where there are peaks from the edges of the data alone."""
     if only_edges:
         axes = x if isinstance(x, tuple) else (x,)
@@ -157,43 +158,61 @@ def _at_edges(backgrounds, x, y, only_edges: bool) -> dict[str, Array]:
     columns = [column for b in backgrounds for column in b.columns(x)]
     coefficients, _ = _start.project(columns, y)
     names = [b.prefix + name for b in backgrounds for name in b.linear]
-    return dict(zip(names, coefficients, strict=True))
+    found = dict(zip(names, coefficients, strict=True))
+    return found | {name: known[name] for name in names if name in known}
 
 
-def _placed(members, peaks, x, y, left, found) -> dict[str, Array]:
+def _placed(members, peaks, x, y, left, found, known) -> dict[str, Array]:
     """Peaks at what the background leaves, in the best order.
 
-    The largest peak goes to the first, the next to the second, and then each is looked
-    for again in the others' absence. Where peaks are of several kinds, up to three, it
-    matters which is which: every order is tried.
+    Those of which something is known come first. Then the largest peak goes to the
+    next, and so on. Where peaks are of several kinds, up to three, it matters which is
+    which: every order of the kinds is tried.
     """
-    kinds = {type(m) for m in peaks}
-    several = 1 < len(kinds) <= len(peaks) < 4
-    orders = list(itertools.permutations(peaks)) if several else [tuple(peaks)]
+    placed = [m for m in peaks if any(name in known for name in m.names)]
+    free = [m for m in peaks if m not in placed]
+    orders = [tuple(free)]
+    if len({type(m) for m in free}) > 1 and len(free) < 4:
+        every = list(itertools.permutations(free))
+        orders = list({tuple(map(type, one)): one for one in every[::-1]}.values())
     ways, sizes = [], []
     for order in orders:
-        ways.append(_resolved(members, x, y, found | _pursued(order, x, left)))
+        way = found | _pursued([*placed, *order], x, left, known)
+        ways.append(_resolved(members, x, y, way, known))
         sizes.append(jnp.sum((y - sum(m.evaluate(x, ways[-1]) for m in members)) ** 2))
-    if not several:
+    if len(orders) == 1:
         return ways[0]
     best = jnp.argmin(jnp.nan_to_num(jnp.stack(sizes), nan=jnp.inf))
     return {name: jnp.stack([way[name] for way in ways])[best] for name in ways[0]}
 
 
-def _pursued(peaks, x, left) -> dict[str, Array]:
-    """One peak after the other, each from what the others leave."""
-    found: dict[str, Array] = {}
-    for _ in range(2 if len(peaks) > 1 else 1):
-        for member in peaks:
-            if member.names[0] in found:
-                left = left + member.evaluate(x, found)
-            found |= member.starts(x, left)
-            left = left - member.evaluate(x, found)
-    return found
+def _pursued(peaks, x, y, known) -> dict[str, Array]:
+    """One peak after the other, each from what the others leave, and once more."""
+
+    def pursue(_, state):
+        left, values, found = state
+        values, found = list(values), dict(found)
+        for k, member in enumerate(peaks):
+            left = left + values[k]
+            start = member.starts(x, left, known)
+            found |= {name: value.astype(y.dtype) for name, value in start.items()}
+            values[k] = member.evaluate(x, found)
+            left = left - values[k]
+        return left, values, found
+
+    zero = jnp.zeros((), y.dtype)
+    nothing = dict.fromkeys((name for m in peaks for name in m.names), zero)
+    state = y, [jnp.zeros_like(y) for _ in peaks], nothing
+    if len(peaks) < 2:
+        return pursue(0, state)[2]
+    return jax.lax.fori_loop(0, 2, pursue, state)[2]
 
 
-def _resolved(members, x, y, found) -> dict[str, Array]:
-    """All linear parameters together, unless one changes its sign by that."""
+def _resolved(members, x, y, found, known) -> dict[str, Array]:
+    """All linear parameters together, unless one changes its sign by that.
+
+    Those that are known stay.
+    """
     plain = [m for m in members if m.linear and not isinstance(m, _Composite)]
     names, columns, is_height = [], [], []
     rest = y
@@ -217,5 +236,6 @@ def _resolved(members, x, y, found) -> dict[str, Array]:
     better = {
         name: jnp.where(fine, value, found[name])
         for name, value in zip(names, coefficients, strict=True)
+        if name not in known
     }
     return found | better

@@ -71,9 +71,14 @@ class Model(eqx.Module):
         """
         return {}
 
-    def start(self, x: PyTree, y: Array) -> dict[str, Array]:
-        """A start from data: the best candidate, with its linear parameters."""
+    def start(self, x: PyTree, y: Array, known: Params) -> dict[str, Array]:
+        """A start from data: the best candidate, with its linear parameters.
+
+        Args:
+            known: values by name that are given, and need no guess.
+        """
         candidates, limits = self.candidates(x, y), self._linear_limits
+        candidates = _start.with_known(candidates, known)
         others, linear = _start.best_of(self.columns, x, y, candidates, limits)
         return others | dict(zip(self.linear, linear, strict=True))
 
@@ -147,9 +152,11 @@ class Model(eqx.Module):
         own = self.quantities(**self._own(parameters))
         return {self.prefix + name: value for name, value in own.items()}
 
-    def starts(self, x: PyTree, y: Array) -> dict[str, Array]:
-        """`start` with the prefix."""
-        return {self.prefix + n: v for n, v in self.start(x, y).items()}
+    def starts(self, x: PyTree, y: Array, known: Params) -> dict[str, Array]:
+        """`start` with the prefix, and the known values, which may be others' too."""
+        own = self._known(known)
+        found = self.start(x, y, own) | own
+        return {self.prefix + n: jnp.asarray(v) for n, v in found.items()}
 
     def columns(self, x: PyTree, **others: Array) -> list[Array]:
         """The values that one unit of each linear parameter adds."""
@@ -197,6 +204,11 @@ class Model(eqx.Module):
     @property
     def _linear_limits(self) -> list[Interval]:
         return [self.limits.get(name, (-math.inf, math.inf)) for name in self.linear]
+
+    def _known(self, known: Params) -> dict[str, Any]:
+        """Which of its own parameters are known, without the prefix."""
+        names = {self.prefix + name: name for name in self.own_names}
+        return {names[name]: value for name, value in known.items() if name in names}
 
     def _own(self, parameters: Params) -> dict[str, Any]:
         return {n: parameters[self.prefix + n] for n in self.own_names}
@@ -267,7 +279,7 @@ class FunctionModel(Model):
     def starts_from_data(self):
         return False
 
-    def start(self, x, y):
+    def start(self, x, y, known):
         return {p.name: jnp.asarray(_default(p)) for p in self._parameters}
 
     @property

@@ -7,7 +7,8 @@ Everything is array code of fixed shapes, for one curve or, under `vmap`, for a 
 """
 
 import functools
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -137,6 +138,14 @@ def last_valid(valid: Array) -> Array:
     return jnp.where(before < 0, jnp.argmax(valid), before)
 
 
+def with_known(candidates: dict[str, Array], known) -> dict[str, Array]:
+    """Candidates in which some parameters have the values that are known."""
+    return {
+        name: jnp.full(jnp.shape(values), known[name]) if name in known else values
+        for name, values in candidates.items()
+    }
+
+
 def best_of(columns_of, x, y, candidates: dict[str, Array], limits=()):
     """The candidate whose columns leave least of y, and its linear coefficients.
 
@@ -165,15 +174,20 @@ def best_of(columns_of, x, y, candidates: dict[str, Array], limits=()):
 
 
 def start_from(
-    model: "Model", x: PyTree, y: Float[Array, "..."], valid: Array | None
+    model: "Model",
+    x: PyTree,
+    y: Float[Array, "..."],
+    valid: Array | None,
+    known: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> dict[str, Array]:
     """`starts` for one data set in the shapes of the user's; traced.
 
     Args:
         valid: of the shape of y, false for points that are to be ignored.
+        known: values by name that are given, and need no guess.
     """
     if not model.starts_from_data:
-        return model.starts(x, y)
+        return model.starts(x, y, known)
     x, y = flat_coordinates(x, y), jnp.ravel(y)
     if valid is not None:
         index = last_valid(jnp.ravel(valid))
@@ -183,7 +197,7 @@ def start_from(
         x, y = x[order], y[order]
     return {
         name: jnp.where(jnp.isfinite(value), value, DEFAULT_START)
-        for name, value in model.starts(x, y).items()
+        for name, value in model.starts(x, y, known).items()
     }
 
 
