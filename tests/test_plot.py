@@ -72,6 +72,15 @@ def test_a_fit_shows_data_curve_band_parts_and_residuals(fit):
     assert len(alone.lines) == 2
 
 
+def test_a_logarithmic_axis_has_its_own_fine_points(fit):
+    main = drawn(fit.plot(xscale="log")).axes[0]
+    curve = line(main, "fit")[:, 0]
+    assert main.get_xscale() == "log"
+    np.testing.assert_allclose(np.diff(np.log(curve)), np.log(curve[1] / curve[0]))
+    with pytest.raises(ValueError, match="give 'linear', or 'log'"):
+        fit.plot(xscale="symlog")
+
+
 def test_an_image_shows_data_fit_and_residual():
     rows, columns = np.mgrid[0:9, 0:11] * 1.0
     spot = 50 * np.exp(-((columns - 5) ** 2 + (rows - 4) ** 2) / 3.4) + 10

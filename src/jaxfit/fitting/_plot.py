@@ -3,6 +3,7 @@
 Each function makes a figure and returns it; nothing is shown or saved.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DATA = {"color": "0.35", "markersize": 3.5, "linewidth": 0.8}
 CURVE, BAND = "C3", "C3"
+PARTS = "C0", "C1", "C2", "C4", "C5", "C6", "C8", "C9"
 FINE = 500  # points of a curve
 
 
@@ -42,6 +44,7 @@ def fit(
     level: float = 0.95,
     components: bool = True,
     residuals: bool = True,
+    xscale: str = "linear",
     xlabel: str = "x",
     ylabel: str = "y",
     title: str | None = None,
@@ -54,6 +57,7 @@ def fit(
         level: of the confidence band.
         components: draw the parts of a sum.
         residuals: a panel of residuals below.
+        xscale: "linear" or "log".
         xlabel, ylabel, title: texts.
 
     Returns:
@@ -75,10 +79,12 @@ def fit(
     main = axes[0, 0]
     bar = {} if sigma is None else {"yerr": sigma, "elinewidth": 0.7}
     main.errorbar(x, y, fmt="o", label="data", zorder=2, **bar, **DATA)
-    fine = np.linspace(x.min(), x.max(), FINE)
+    main.set_xscale(xscale)
+    fine = _fine(x, xscale)
     if components and len(self.model.parts) > 1:
-        for k, (label, values) in enumerate(self.components(fine).items()):
-            main.plot(fine, values, "--", color=f"C{k}", linewidth=1.2, label=label)
+        parts = zip(self.components(fine).items(), itertools.cycle(PARTS), strict=False)
+        for (label, values), color in parts:
+            main.plot(fine, values, "--", color=color, linewidth=1.2, label=label)
     band = self.confidence_band(fine, level)
     main.fill_between(
         *(fine, band.lower, band.upper),
@@ -158,7 +164,7 @@ def profile(self: "Fit", names: str | Sequence[str] | None = None) -> Any:
             axis.vlines(ends, -t, t, color="C0", linewidth=0.9, linestyle=style)
             axis.hlines([-t, t], *ends, color="C0", linewidth=0.9, linestyle=style)
         axis.set(xlabel=one.name, ylabel="ζ", ylim=(-3.4, 3.4))
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
         axis.locator_params(axis="x", nbins=4)
     return figure
 
@@ -222,7 +228,7 @@ def corner(
             axis.set_xlim(limits[across])
             axis.locator_params(nbins=3)
             axis.tick_params(labelsize="x-small")
-            axis.ticklabel_format(style="sci", scilimits=(-3, 4))
+            axis.ticklabel_format(style="sci", scilimits=(-3, 4), useOffset=False)
             if i == n - 1:
                 axis.set_xlabel(across, fontsize="small")
             else:
@@ -247,6 +253,17 @@ def _points(fit: "Fit") -> list[Any]:
     )
     order = np.argsort(x, kind="stable")
     return [None if v is None else v[order] for v in (x, y, sigma, left)]
+
+
+def _fine(x: np.ndarray, xscale: str) -> np.ndarray:
+    """Evenly spaced points, for a smooth curve."""
+    if xscale == "linear":
+        return np.linspace(x.min(), x.max(), FINE)
+    if xscale == "log" and x.max() > 0:
+        return np.geomspace(x[x > 0].min(), x.max(), FINE)
+    raise ValueError(
+        f"xscale is {xscale!r}; give 'linear', or 'log' for data with positive x."
+    )
 
 
 def _image(fit: "Fit", plt, title):
@@ -294,13 +311,13 @@ def _regions(fit: "Fit", axis, found) -> None:
         )
         axis.lines[-2].set_alpha(1 if k == 0 else 0.6)
     axis.plot(*center, "+", color=CURVE)
-    axis.ticklabel_format(style="sci", scilimits=(-3, 4))
+    axis.ticklabel_format(style="sci", scilimits=(-3, 4), useOffset=False)
 
 
 def _grid_of(plt, number: int, width: float, height: float, columns: int = 4):
     """Axes for a number of panels, as a flat list; those left over are off."""
-    columns = min(number, columns)
     rows = -(-number // columns)
+    columns = -(-number // rows)
     figure, axes = plt.subplots(
         *(rows, columns),
         figsize=(width * columns, height * rows),
@@ -344,8 +361,15 @@ def status(self: "BatchFit") -> Any:
     return figure
 
 
-def several(self: "BatchFit", indices: Sequence[Any] | None = None) -> Any:
-    """Data and curves of some fits: by default nine, evenly chosen."""
+def several(
+    self: "BatchFit", indices: Sequence[Any] | None = None, *, xscale: str = "linear"
+) -> Any:
+    """Data and curves of some fits: by default nine, evenly chosen.
+
+    Args:
+        indices: of the leading dimensions.
+        xscale: "linear" or "log".
+    """
     plt = pyplot()
     if not isinstance(self.x, np.ndarray) or self.x.ndim != 1:
         raise ValueError(
@@ -357,12 +381,13 @@ def several(self: "BatchFit", indices: Sequence[Any] | None = None) -> Any:
         indices = [np.unravel_index(k, self.shape) for k in flat]
     indices = [index if isinstance(index, tuple) else (index,) for index in indices]
     order = np.argsort(self.x)
-    fine = np.linspace(self.x.min(), self.x.max(), FINE)
+    fine = _fine(self.x, xscale)
     curves = self.predict(fine)
     figure, axes = _grid_of(plt, len(indices), 2.8, 2.1, columns=3)
     for axis, index in zip(axes, indices, strict=False):
         axis.plot(self.x[order], self.y[index][order], "o", **DATA)
         axis.plot(fine, curves[index], color=CURVE)
+        axis.set_xscale(xscale)
         label = ", ".join(str(int(i)) for i in index)
         axis.set_title(label, fontsize="small")
         axis.tick_params(labelsize="x-small")
