@@ -1,5 +1,7 @@
 """Everything that is run on this project: `nox -s tests`, `nox -s lint`, ..."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "types", "tests"]
@@ -52,6 +54,17 @@ def types(session: nox.Session) -> None:
     session.install(".")
     _groups(session, "dev")
     session.run("pyright")
+
+
+@nox.session
+def gallery(session: nox.Session) -> None:
+    """Draw the pictures of docs/gallery.md: those of all examples that save one."""
+    session.install(".[plot]")
+    examples = sorted(Path("examples").absolute().glob("*.py"))
+    session.chdir("docs/pictures")
+    for example in examples:
+        if "savefig" in example.read_text():
+            session.run("python", str(example))
 
 
 @nox.session
