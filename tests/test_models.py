@@ -299,3 +299,18 @@ def test_the_library_is_documented():
             documented = kind.__doc__.replace("`", " ")
             known = name in documented or name.rstrip("0123456789") in documented
             assert known, f"{kind.__name__}: {name}"
+
+
+def test_a_guess_takes_what_is_given_for_granted():
+    model = models.Gaussian(prefix="a_") + models.Gaussian(prefix="b_")
+    x = np.linspace(0, 10, 80)
+    y = 5 * np.exp(-((x - 3) ** 2)) + np.exp(-((x - 7) ** 2))
+    y = y + 0.05 * np.random.default_rng(0).normal(size=80)
+    guess = model.guess(x, y)
+    assert abs(guess["a_center"] - 3) < 0.3  # the largest comes first
+    assert abs(guess["b_center"] - 7) < 0.5
+    for given in ({"p0": {"a_center": 6.9}}, {"fixed": {"a_center": 7.0}}):
+        fit = jaxfit.fit(model, x, y, **given)
+        assert fit.params["b_center"].start == pytest.approx(3, abs=0.3)
+        assert fit.values["a_center"] == pytest.approx(7, abs=0.1)
+        assert fit.values["b_height"] == pytest.approx(5, abs=0.2)

@@ -18,7 +18,7 @@ from jaxfit._batch import solve_batch
 from jaxfit._compile import compiled
 from jaxfit._options import Options
 from jaxfit.fitting._problem import Data, Problem
-from jaxfit.fitting._program import Case, Manner, named, weights_of
+from jaxfit.fitting._program import Case, Manner, named, shared_weights
 
 MAX_ROUNDS = 30
 FARTHEST = 1e3  # times where a linear model would be: no end is looked for beyond
@@ -99,19 +99,13 @@ def _fitted(problem, case, manner, rays, t, start):
     at = rays.x + t[:, None] * rays.tangent
     start = jnp.where(rays.held, at, jnp.clip(start, lower, upper))
     bounds = jnp.where(rays.held, start, lower), jnp.where(rays.held, start, upper)
-    weights = weights_of(problem, case.valid)
-    if weights is not None:
-        weights = {
-            name: jnp.broadcast_to(leaf, (len(t), *leaf.shape))
-            for name, leaf in weights.items()
-        }
     x, cost, gradient, success = solve_batch(
         problem.function,
         start,
         case.data,
         in_axes=(0, Data(None, None, None), 0),
         bounds=bounds,
-        weights=weights,
+        weights=shared_weights(problem, case.valid, len(t)),
         loss=manner.loss,
         options=INNER,
         lanes=min(len(t), MOST_LANES),

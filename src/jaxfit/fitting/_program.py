@@ -94,6 +94,14 @@ def weights_of(problem: Problem, valid) -> dict[str, Array] | None:
     return weights
 
 
+def shared_weights(problem: Problem, valid, number: int) -> dict[str, Array] | None:
+    """`weights_of` for a number of fits that share them, with a leading axis."""
+    weights = weights_of(problem, valid)
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (number, *leaf.shape)), weights
+    )
+
+
 def ending(solution: Solution, absolute) -> dict[str, Array]:
     """What is kept of a solution."""
     return {
@@ -292,17 +300,10 @@ def devices_for(number: int) -> Mesh | None:
 
 def solve_cases(problem: Problem, x0, cases: Case, axes: Axes, manner: Manner, mesh):
     """The ends of the fits of many data sets, by lanes."""
-    weights = None
-    if cases.valid is not None:
-        of_one = functools.partial(weights_of, problem)
-        number = len(x0)
-        if axes.valid is None:
-            weights = jax.tree.map(
-                lambda leaf: jnp.broadcast_to(leaf, (number, *leaf.shape)),
-                of_one(cases.valid),
-            )
-        else:
-            weights = jax.vmap(of_one)(cases.valid)
+    if axes.valid is None:
+        weights = shared_weights(problem, cases.valid, len(x0))
+    else:
+        weights = jax.vmap(functools.partial(weights_of, problem))(cases.valid)
     return solve_batch(
         problem.function,
         x0,

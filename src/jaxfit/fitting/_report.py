@@ -26,11 +26,7 @@ def one_line(fit: "Fit") -> str:
 def short(fit: "Fit") -> str:
     """What `print` shows: how it ended, the parameters, what to look at."""
     lines = [*_wrapped(headline(fit)), _measures(fit), "", *_table(fit)]
-    found = warnings(fit)
-    if found:
-        lines.append("")
-        lines += [line for text in found for line in _wrapped(text, "! ", "  ")]
-    return "\n".join(lines)
+    return "\n".join(lines + _warned(fit))
 
 
 def long(self: "Fit") -> str:
@@ -76,11 +72,7 @@ def long(self: "Fit") -> str:
     if strong:
         lines += ["", "correlations of at least 0.1, the strongest first"]
         lines += [f"  {a} and {b}: {value:+.3f}" for (a, b), value in strong]
-    found = warnings(fit)
-    if found:
-        lines.append("")
-        lines += [line for text in found for line in _wrapped(text, "! ", "  ")]
-    return "\n".join(lines)
+    return "\n".join(lines + _warned(fit))
 
 
 def headline(fit: "Fit") -> str:
@@ -149,6 +141,12 @@ def _runs(fit: "Fit") -> float:
         return 0.0
     axis, left = fit.observed.counted(axis, fit.residuals)
     return pattern(left[np.argsort(axis, kind="stable")])
+
+
+def _warned(fit: "Fit") -> list[str]:
+    """The warnings as lines, behind an empty one."""
+    lines = [line for text in warnings(fit) for line in _wrapped(text, "! ", "  ")]
+    return ["", *lines] if lines else []
 
 
 # Tables

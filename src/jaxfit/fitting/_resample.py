@@ -10,7 +10,13 @@ from jaxfit import _host
 from jaxfit._batch import solve_batch
 from jaxfit._compile import Static, compiled
 from jaxfit.fitting._problem import Data
-from jaxfit.fitting._program import Case, devices_for, everything, named
+from jaxfit.fitting._program import (
+    Case,
+    devices_for,
+    everything,
+    named,
+    shared_weights,
+)
 
 if TYPE_CHECKING:
     from jaxfit.fitting._result import Fit
@@ -83,7 +89,7 @@ def _run(problem, arguments):
     sigma = 1.0 if data.sigma is None else jnp.broadcast_to(data.sigma, shape)
     best = problem.values(x, data.x, shape)
     key = jax.random.key(drawn["seed"])
-    y, y_axis, weights = data.y, None, None
+    y, y_axis = data.y, None
     if resample == "parametric":
         noise = jax.random.normal(key, (number, *shape), best.dtype)
         y, y_axis = best + sigma * drawn["scale"] * noise, 0
@@ -99,9 +105,8 @@ def _run(problem, arguments):
         counts = jnp.zeros((number, size), best.dtype)
         counts = counts.at[rows, index[chosen]].add(1.0)
         weights = {"data": counts.reshape(number, *shape)}
-    elif case.valid is not None:
-        valid = jnp.asarray(case.valid, best.dtype)
-        weights = {"data": jnp.broadcast_to(valid, (number, *shape))}
+    else:
+        weights = shared_weights(problem, case.valid, number)
     x, status = solve_batch(
         problem.function,
         jnp.broadcast_to(x, (number, *x.shape)),
