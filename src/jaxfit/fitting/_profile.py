@@ -93,10 +93,21 @@ def _limits(problem, rays):
     return tuple(map(jnp.asarray, problem.bounds))
 
 
+def _room(problem, rays):
+    """The bounds towards which held parameters move, and how far that is, (r, n)."""
+    lower, upper = _limits(problem, rays)
+    bound = jnp.where(rays.tangent > 0, upper, lower)
+    moves = rays.held & (rays.tangent != 0)
+    room = (bound - rays.x) / jnp.where(moves, rays.tangent, 1)
+    return bound, jnp.where(moves, room, jnp.inf)
+
+
 def _fitted(problem, case, manner, rays, t, start):
     """The fits with the held parameters at t: x, ζ, dζ/dt, success."""
     lower, upper = _limits(problem, rays)
+    bound, room = _room(problem, rays)
     at = rays.x + t[:, None] * rays.tangent
+    at = jnp.where(t[:, None] < room, at, bound)  # to the last bit
     start = jnp.where(rays.held, at, jnp.clip(start, lower, upper))
     bounds = jnp.where(rays.held, start, lower), jnp.where(rays.held, start, upper)
     x, cost, gradient, success = solve_batch(
@@ -123,18 +134,10 @@ def _trace(problem, arguments):
     return jnp.where(success, zeta * jnp.sign(t), jnp.nan), x
 
 
-def _farthest(problem, rays):
-    """How far the held parameters go within their bounds, (r,)."""
-    lower, upper = _limits(problem, rays)
-    bound = jnp.where(rays.tangent > 0, upper, lower)
-    moves = rays.held & (rays.tangent != 0)
-    room = (bound - rays.x) / jnp.where(moves, rays.tangent, 1)
-    return jnp.min(jnp.where(moves, room, jnp.inf), axis=1)
-
-
 def _walk(problem, arguments):
     case, manner, rays, targets = arguments
-    most = jnp.minimum(_farthest(problem, rays), FARTHEST * targets)
+    farthest = jnp.min(_room(problem, rays)[1], axis=1)
+    most = jnp.minimum(farthest, FARTHEST * targets)
     is_bound = most < FARTHEST * targets
 
     def unfinished(carry):
