@@ -287,7 +287,9 @@ def _interval(name, pair) -> tuple[float, float]:
             f"bounds[{name!r}] is {pair!r}; give a pair (lower, upper), None for none."
         ) from error
     if not lower <= upper:
-        raise ValueError(f"bounds[{name!r}] is {pair!r}: the lower is not the lower.")
+        raise ValueError(
+            f"bounds[{name!r}] is {pair!r}: the lower bound is above the upper one."
+        )
     return lower, upper
 
 

@@ -77,8 +77,7 @@ def long(self: "Fit") -> str:
 
 def headline(fit: "Fit") -> str:
     """The model and how the fit ended."""
-    times = "1 evaluation" if fit.nfev == 1 else f"{fit.nfev} evaluations"
-    return f"{fit.model.label}, {times}. {fit.message}"
+    return f"{fit.model.label}, {_counted(fit.nfev, 'evaluation')}. {fit.message}"
 
 
 def failure(fit: "Fit") -> str:
@@ -155,9 +154,14 @@ def _warned(fit: "Fit") -> list[str]:
 def _measures(fit: "Fit") -> str:
     g = fit.goodness
     return (
-        f"{g.ndata} points, {g.dof} degrees of freedom, chi² {g.chi_square:.5g} "
+        f"{_counted(g.ndata, 'point')}, {_counted(g.dof, 'degree')} of freedom, "
+        f"chi² {g.chi_square:.5g} "
         f"(reduced {g.reduced_chi_square:.4g}), R² {g.r_squared:.5g}"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _name_width(fit: "Fit") -> int:
