@@ -211,6 +211,14 @@ def test_a_dataarray_keeps_its_names(maps):
     assert set(found) >= {"status", "success", "chi_square", "height_stderr"}
     by_array = jaxfit.fit_batch(MODEL, labelled()["wavelength"], labelled())
     np.testing.assert_array_equal(by_array["center"], batch["center"])
+    with_errors = jaxfit.fit_batch(
+        *(MODEL, "wavelength", labelled()),
+        sigma=xarray.full_like(labelled(), 0.1).transpose(
+            "column", "wavelength", "row"
+        ),
+        p0={"c": xarray.DataArray(np.full((6, 4), 0.5), dims=("column", "row"))},
+    )
+    np.testing.assert_allclose(with_errors["center"], maps["center"], rtol=1e-6)
     plain = maps.to_xarray()
     assert plain["center"].dims == ("dim_0", "dim_1")
 
@@ -244,6 +252,9 @@ def test_what_cannot_be_fitted_is_told(change, message):
 
 
 def test_a_wrong_dimension_is_told():
+    sigma = xarray.DataArray(np.ones(40), dims="time")
+    with pytest.raises(ValueError, match="sigma has the dimensions time, which are"):
+        jaxfit.fit_batch(MODEL, "wavelength", labelled(), sigma=sigma)
     with pytest.raises(ValueError, match="wavelength, row, column"):
         jaxfit.fit_batch(MODEL, "time", labelled())
 
@@ -275,7 +286,7 @@ def decays():
     )
 
 
-def alike(ours, theirs, rtol=1e-4):
+def assert_alike(ours, theirs, rtol=1e-4):
     assert set(ours.data_vars) == set(theirs.data_vars)
     assert ours.attrs == theirs.attrs
     assert set(ours.coords) == set(theirs.coords)
@@ -285,9 +296,11 @@ def alike(ours, theirs, rtol=1e-4):
 
 
 def test_curvefit_gives_what_xarray_gives(decays):
-    alike(jaxfit.curvefit(decays, "time", decay_in_jax), decays.curvefit("time", decay))
+    assert_alike(
+        jaxfit.curvefit(decays, "time", decay_in_jax), decays.curvefit("time", decay)
+    )
     array, kwargs = decays["y"], {"absolute_sigma": True, "maxfev": 1000}
-    alike(
+    assert_alike(
         jaxfit.curvefit(array, array["time"], decay_in_jax, kwargs=kwargs),
         array.curvefit("time", decay, kwargs=kwargs),
     )
@@ -305,7 +318,7 @@ def test_curvefit_takes_starts_and_bounds_as_arrays(decays):
     given["p0"]["tau"][3] = 1.2
     ours = jaxfit.curvefit(array, "time", decay_in_jax, **given)
     theirs = array.curvefit("time", decay, **given)
-    alike(
+    assert_alike(
         ours.drop_vars("curvefit_covariance"), theirs.drop_vars("curvefit_covariance")
     )
 
@@ -324,7 +337,7 @@ def test_curvefit_over_two_coordinates():
     def written(xy, a, b):
         return a * np.exp(-xy[0] / 2) + b * xy[1]
 
-    alike(
+    assert_alike(
         jaxfit.curvefit(array, ["x", "y"], model),
         array.curvefit(["x", "y"], written),
     )
@@ -336,7 +349,7 @@ def test_curvefit_over_two_coordinates():
     def only_written(x, a, c):
         return a * np.exp(-x / 2) + c
 
-    alike(
+    assert_alike(
         jaxfit.curvefit(array, "x", only, **along),
         array.curvefit("x", only_written, **along),
     )

@@ -55,7 +55,8 @@ def fit_batch(
         Y: data, the shape of x behind any leading dimensions: (N, m), (rows, columns,
             m); or a DataArray.
         sigma: standard errors: one, of the shape of x, or of that of Y.
-        p0: starts by name, each a number or an array of the leading dimensions.
+        p0: starts by name, each a number or an array of the leading dimensions. Next to
+            a DataArray `Y`, DataArrays of sigma and p0 go by their dimensions.
         nan_policy: "omit" leaves NaN of Y out, and gives NaN where none is left;
             "raise" refuses it.
         progress: show a bar.
@@ -71,19 +72,28 @@ def fit_batch(
     check_loss(loss)
     if nan_policy not in NAN_POLICIES:
         raise ValueError(f"nan_policy is {nan_policy!r}; give 'omit' or 'raise'.")
-    Y, x, labels = _unlabelled(Y, x)
+    Y, x, dims, labels = _unlabelled(Y, x)
+    sigma = _in_order("sigma", sigma, dims)
+    if isinstance(p0, Mapping):
+        leading = labels and labels[0]
+        p0 = {n: _in_order(f"p0[{n!r}]", v, leading) for n, v in p0.items()}
     y = real("Y", Y)
     x = jax.tree.map(lambda leaf: real("x", leaf), x)
     trailing = _trailing(x, y.shape)
     lead = y.shape[: y.ndim - len(trailing)]
     number = math.prod(lead)
     y = y.reshape(number, *trailing)
-    problem, given = pose(
-        model, p0=p0, bounds=bounds, fixed=fixed, tie=tie, prior=prior
-    )
+    terms = {"bounds": bounds, "fixed": fixed, "tie": tie, "prior": prior}
+    problem, given = pose(model, p0=p0, **terms)
     check_inside(problem, given)
     starts = {name: _of_each(name, v, lead) for name, v in given.items()}
-    given_sigma = sigma = getattr(sigma, "values", sigma)
+    settings = terms | {
+        "sigma": sigma,
+        "loss": loss,
+        "options": options,
+        "absolute_sigma": absolute_sigma,
+        "covariance": covariance,
+    }
     sigma, counts = _sigma(sigma, lead, trailing)
     valid = _valid(x, y, counts, nan_policy)
     manner = Manner(
@@ -100,8 +110,7 @@ def fit_batch(
         problem=problem,
         x=x,
         y=y.reshape(*lead, *trailing),
-        sigma=given_sigma,
-        manner=manner,
+        settings=settings,
         numbers=_forget_empty(numbers, valid),
         shape=lead,
         labels=labels,
@@ -207,11 +216,12 @@ def _forget_empty(numbers: dict, valid: np.ndarray | None) -> dict:
 
 
 def _unlabelled(data: Any, x: Any):
-    """NumPy arrays of xarray's, and what to call the leading dimensions."""
+    """NumPy arrays of xarray's; all dimensions; what to call the leading ones."""
     if not hasattr(data, "dims"):
         if isinstance(x, str):
             raise TypeError(f"x is {x!r}, a name; Y then has to be a DataArray.")
-        return data, jax.tree.map(lambda leaf: getattr(leaf, "values", leaf), x), None
+        x = jax.tree.map(lambda leaf: getattr(leaf, "values", leaf), x)
+        return data, x, None, None
     if isinstance(x, str):
         if x not in data.dims:
             raise ValueError(
@@ -233,7 +243,21 @@ def _unlabelled(data: Any, x: Any):
         count = len(names) or 1
     dims = data.dims[: data.ndim - count]
     coords = {k: v for k, v in data.coords.items() if set(v.dims) <= set(dims)}
-    return data.values, x, (dims, coords, data.name)
+    return data.values, x, data.dims, (dims, coords, data.name)
+
+
+def _in_order(what: str, value: Any, dims: tuple | None) -> Any:
+    """The values of a DataArray along some dimensions, 1 long where it lacks one."""
+    if not _has_dims(value) or dims is None:
+        return getattr(value, "values", value)
+    unknown = [str(d) for d in value.dims if d not in dims]
+    if unknown:
+        raise ValueError(
+            f"{what} has the dimensions {', '.join(unknown)}, which are none of "
+            f"{', '.join(map(str, dims))}."
+        )
+    shape = tuple(value.sizes.get(d, 1) for d in dims)
+    return value.transpose(*(d for d in dims if d in value.dims)).values.reshape(shape)
 
 
 def _has_dims(node: Any) -> bool:

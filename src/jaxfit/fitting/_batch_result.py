@@ -12,10 +12,10 @@ from jaxtyping import PyTree
 from jaxfit._compile import compiled
 from jaxfit._host import double_precision
 from jaxfit._solution import Status
-from jaxfit.fitting import _plot
+from jaxfit.fitting import _plot_batch
 from jaxfit.fitting._fit import fit
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import Manner, named
+from jaxfit.fitting._program import named
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting._save import needed
 from jaxfit.models import Model
@@ -27,8 +27,8 @@ class BatchFit:
 
     Attributes:
         problem: the model, and what became of each parameter.
-        x, y, sigma: the data.
-        manner: the loss, the options, and what the errors mean.
+        x, y: the data.
+        settings: the keywords of `fit` that were given, and sigma.
         numbers: what was computed, with one leading axis.
         shape: the leading dimensions.
     """
@@ -36,8 +36,7 @@ class BatchFit:
     problem: Problem
     x: PyTree
     y: np.ndarray
-    sigma: Any
-    manner: Manner
+    settings: Mapping[str, Any]
     numbers: Mapping[str, np.ndarray]
     shape: tuple[int, ...]
     labels: Any = None
@@ -143,31 +142,15 @@ class BatchFit:
         Raises:
             FitError: that fit did not succeed.
         """
-        start = {name: float(self.values[name][index]) for name in self.problem.varied}
         problem = self.problem
-        lower, upper = problem.lower, problem.upper
-        bounds = lower is not None and {
-            n: (lower[k], upper[k]) for k, n in enumerate(problem.varied)
-        }
-        sigma = self.sigma
-        if sigma is not None:
-            sigma = np.broadcast_to(sigma, self.y.shape)[index]
+        untied = [name for name in self.names if name not in problem.ties]
         same = {
-            "sigma": sigma,
-            "p0": {**start, **problem.fixed},
-            "fixed": dict(problem.fixed),
-            "tie": dict(problem.ties),
-            "prior": {
-                name: (float(mean), float(deviation))
-                for name, (mean, deviation) in problem.prior.items()
-            },
-            "bounds": bounds or None,
-            "loss": self.manner.loss,
-            "options": self.manner.options,
+            **self.settings,
+            "p0": {name: self.values[name][index] for name in untied},
             "nan_policy": "omit",
-            "absolute_sigma": bool(self.manner.absolute),
-            "covariance": self.manner.covariance.value,
         }
+        if same["sigma"] is not None:
+            same["sigma"] = np.broadcast_to(same["sigma"], self.y.shape)[index]
         return fit(problem.model, self.x, self.y[index], **(same | settings))
 
     def __str__(self) -> str:
@@ -245,9 +228,9 @@ class BatchFit:
             index = pandas.MultiIndex.from_product([range(n) for n in self.shape])
         return pandas.DataFrame(columns, index=index)
 
-    plot = _plot.maps
-    plot_status = _plot.status
-    plot_fits = _plot.several
+    plot = _plot_batch.maps
+    plot_status = _plot_batch.status
+    plot_fits = _plot_batch.several
 
     def _map(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(self.shape)

@@ -100,7 +100,7 @@ def fit(
     if starts != 1:
         case, minima = _starts.best_of_many(problem, case, manner, starts, seed)
     numbers = run_fit(problem, case, manner)
-    found = Fit(problem, seen, manner, bool(absolute_sigma), numbers, minima)
+    found = Fit(problem, seen, manner, numbers, minima)
     if not found.success:
         raise FitError(_report.failure(found), found)
     return found

@@ -54,13 +54,7 @@ class Problem:
     @functools.cached_property
     def derived_names(self) -> tuple[str, ...]:
         """The names of derived quantities."""
-        names: list[str] = []
-
-        def note(parameters):
-            names.extend(self.model.derived(parameters))  # a pytree would sort them
-
-        jax.eval_shape(note, dict.fromkeys(self.names, 1.0))
-        return tuple(names)
+        return _derived_names(self.model)
 
     @property
     def bounds(self) -> tuple | None:
@@ -107,6 +101,31 @@ class Problem:
                 ]
             )
         return found
+
+
+def _once_for_a_model(function: Callable) -> Callable:
+    """The function, which then remembers what it gave for a model."""
+    remembering = functools.lru_cache(maxsize=64)(function)
+
+    @functools.wraps(function)
+    def of(model: Model) -> Any:
+        try:
+            return remembering(model)
+        except TypeError:  # a model that holds arrays has no hash
+            return function(model)
+
+    return of
+
+
+@_once_for_a_model
+def _derived_names(model: Model) -> tuple[str, ...]:
+    names: list[str] = []
+
+    def note(parameters):
+        names.extend(model.derived(parameters))  # a pytree would sort them
+
+    jax.eval_shape(note, dict.fromkeys(model.names, 1.0))
+    return tuple(names)
 
 
 class Data(NamedTuple):
@@ -209,16 +228,9 @@ def _problem(model, held, ties, limits, beliefs) -> Problem:
     )
 
 
+@_once_for_a_model
 def _plain(model: Model) -> Problem:
     """A model with nothing but its own bounds."""
-    try:
-        return _plain_problem(model)
-    except TypeError:  # a model that holds arrays has no hash
-        return _plain_problem.__wrapped__(model)
-
-
-@functools.lru_cache(maxsize=64)
-def _plain_problem(model: Model) -> Problem:
     return _problem(model, {}, {}, model.bounds, {})
 
 

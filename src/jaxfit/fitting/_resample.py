@@ -80,10 +80,8 @@ def run(fit: "Fit", number: int, resample: str, seed: int) -> Bootstrap:
 
 
 def _run(problem, arguments):
-    case, manner, x, drawn, (number, resample, mesh) = (
-        *arguments[:-1],
-        arguments[-1].value,
-    )
+    case, manner, x, drawn, static = arguments
+    number, resample, mesh = static.value
     data, index = case.data, drawn["index"]
     shape, size = data.y.shape, data.y.size
     sigma = 1.0 if data.sigma is None else jnp.broadcast_to(data.sigma, shape)

@@ -44,7 +44,6 @@ class Fit:
         problem: the model, and what became of each parameter.
         observed: the data, and which points count.
         manner: loss, options, and what the errors mean.
-        absolute_sigma: whether sigma is known.
         numbers: what was computed, as NumPy arrays.
         minima: of several starts, the minima as (cost, how many ended there).
     """
@@ -52,9 +51,13 @@ class Fit:
     problem: Problem
     observed: Observed
     manner: Manner
-    absolute_sigma: bool
     numbers: Mapping[str, Any]
     minima: list[tuple[float, int]] | None = None
+
+    @property
+    def absolute_sigma(self) -> bool:
+        """Whether sigma is known."""
+        return bool(self.manner.absolute)
 
     # How it ended
 

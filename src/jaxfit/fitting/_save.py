@@ -177,7 +177,7 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
     return Fit(
         *(problem, Observed(data, arrays.get("valid")), manner),
-        *(head["absolute_sigma"], numbers, minima),
+        *(numbers, minima),
     )
 
 

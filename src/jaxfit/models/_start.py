@@ -7,7 +7,6 @@ Everything is array code of fixed shapes, for one curve or, under `vmap`, for a 
 """
 
 import functools
-import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +177,7 @@ def start_from(
     x: PyTree,
     y: Float[Array, "..."],
     valid: Array | None,
-    known: Mapping[str, Any] = types.MappingProxyType({}),
+    known: Mapping[str, Any],
 ) -> dict[str, Array]:
     """`starts` for one data set in the shapes of the user's; traced.
 
@@ -221,7 +220,7 @@ def guess(model: "Model", arguments: tuple[PyTree, Array]) -> dict[str, Array]:
     axes = x if isinstance(x, (tuple, list)) else (x,)
     trailing = jnp.broadcast_shapes(*(np.shape(axis) for axis in axes))
     valid = jnp.isfinite(y)
-    one = functools.partial(start_from, model)
+    one = functools.partial(start_from, model, known={})
     batch = y.shape[: max(y.ndim - len(trailing), 0)]
     for _ in batch:
         one = jax.vmap(one, in_axes=(None, 0, 0))
