@@ -195,6 +195,41 @@ def test_points_that_are_left_out_do_not_count():
         assert np.isnan(fit.residuals[3])
 
 
+def test_sigma_is_not_looked_at_where_nothing_counts():
+    y, sigma = data(), np.full(X.size, SIGMA)
+    y[[3, 50, 51]], sigma[[3, 50, 51]] = np.nan, [np.nan, 0.0, -1.0]
+    fit = jaxfit.fit(MODEL, X, y, sigma=sigma, nan_policy="omit")
+    expected = jaxfit.fit(MODEL, X, y, sigma=np.full(X.size, SIGMA), nan_policy="omit")
+    assert fit.report() == expected.report()
+    sigma[7] = np.nan
+    with pytest.raises(ValueError, match="sigma has 1 values that are not positive"):
+        jaxfit.fit(MODEL, X, y, sigma=sigma, nan_policy="omit")
+
+
+@pytest.mark.parametrize(
+    "x",
+    [X.tolist(), tuple(X), [X.tolist()] * 2, (X.tolist(), list(X))],
+    ids=["list", "tuple", "lists", "tuple of lists"],
+)
+def test_lists_are_arrays(x):
+    """Also where the curve is asked for elsewhere."""
+
+    def line(x, a, b):
+        return a + b * (x[1] if isinstance(x, tuple) or x.ndim == 2 else x)
+
+    fit = jaxfit.fit(line, x, (1 + 2 * X).tolist())
+    np.testing.assert_allclose(list(fit.values.values()), [1, 2], rtol=1e-9)
+    part = jax.tree.map(lambda leaf: leaf[..., :3], fit.observed.data.x)
+    as_lists = jax.tree.map(lambda leaf: leaf.tolist(), part)
+    np.testing.assert_allclose(fit.predict(as_lists), 1 + 2 * X[:3])
+
+
+def test_models_take_lists_by_themselves():
+    found = models.Linear().guess(X.tolist(), (2 * X + 1).tolist())
+    np.testing.assert_allclose(list(found.values()), [2, 1])
+    np.testing.assert_allclose(models.Linear()([1.0, 2.0], found), [3, 5])
+
+
 def test_bands_are_those_of_linear_regression():
     y = 2 * X + 1 + np.random.default_rng(0).normal(size=X.size)
     fit = jaxfit.fit(models.Linear(), X, y)
@@ -407,7 +442,12 @@ def test_wrong_settings_are_explained(settings, kind, words):
     [
         (X, np.where(X < 1, np.nan, X), ValueError, "nan_policy='omit'"),
         (X, np.where(X < 1, np.inf, X), ValueError, "infinite"),
-        (X, X + 1j, TypeError, "jaxfit.solve"),
+        (X, X + 1j, ValueError, "jaxfit.solve"),
+        (X, [str(x) for x in X[:-1]] + ["?"], ValueError, "an array of real numbers"),
+        (X, [{}] * X.size, TypeError, "an array of real numbers"),
+        ("time", X, ValueError, "x is 'time'; expected an array of real numbers"),
+        (X.astype("M8[s]"), X, TypeError, "(t - t[0]) / np.timedelta64(1, 's')"),
+        (X.astype("m8[s]"), X, TypeError, "such as t / np.timedelta64(1, 's')"),
         (X[:-1], X, ValueError, "shape"),
         (X, X[:, None] * X, ValueError, "shape"),
     ],

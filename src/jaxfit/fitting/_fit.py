@@ -56,8 +56,9 @@ def fit(
         model: one of `jaxfit.models`, a sum or product of them, a plain function
             `f(x, a, b, ...)` in `jax.numpy`, or a text such as "gaussian + linear".
         x: coordinates of the shape of `y`; for several coordinates a tuple of arrays
-            that broadcast to it. For a plain function whatever it takes.
-        y: data, of any shape.
+            that broadcast to it. For a plain function whatever it takes. Dates are
+            refused: give numbers in a unit of your choice.
+        y: data, of any shape. Points that are masked in x, y or sigma are left out.
         sigma: standard errors of `y`, one or one for each point; infinite ones leave
             their point out. Only their ratios count unless `absolute_sigma`.
         p0: starts by name, or one for each parameter in order. What is not given is
