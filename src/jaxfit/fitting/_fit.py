@@ -24,8 +24,11 @@ class FitError(RuntimeError):
     """A fit that did not end at a solution; `fit` has where it stood."""
 
     def __init__(self, message: str, fit: Fit):
-        super().__init__(message)
+        super().__init__(message, fit)  # both, so that a copy can be made from them
         self.fit = fit
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def fit(
