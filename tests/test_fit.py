@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -353,7 +354,10 @@ def test_a_saved_fit_comes_back_whole(peak, tmp_path):
         data(),
         sigma=SIGMA,
         loss=losses.Cauchy(2.0),
-        options=jaxfit.Options(max_steps=500),
+        options=jaxfit.Options(
+            *(1e-12, 1e-10, 1e-9, 500, np.array([1.0, 2.0, 0.5, 1.0]), "rev"),
+            derivative="gauss-newton",
+        ),
         fixed={"slope": 0.1},
         prior={"center": (4.0, 0.1)},
         bounds={"height": (0, 10)},
@@ -363,10 +367,39 @@ def test_a_saved_fit_comes_back_whole(peak, tmp_path):
         back = jaxfit.Fit.load(path)
         assert back.report() == fit.report()
         np.testing.assert_array_equal(back.covariance, fit.covariance)
+        assert eqx.tree_equal(back.manner, fit.manner, typematch=True)
         band, again = fit.confidence_band(X[:5]), back.confidence_band(X[:5])
         np.testing.assert_allclose(again.stderr, band.stderr, rtol=1e-12)
     with np.load(path, allow_pickle=False) as file:
         assert all(file[name].dtype != object for name in file.files)
+        older = dict(file)
+    head = json.loads(str(older["head"]))
+    for name in ("x_scale", "jac", "derivative"):  # as files had it at first
+        del head["options"][name]
+    np.savez(path, **older | {"head": np.array(json.dumps(head))})
+    assert jaxfit.Fit.load(path).manner.options == jaxfit.Options(
+        1e-12, 1e-10, 1e-9, 500
+    )
+
+
+class Own(losses.Loss):
+    def rho(self, z):
+        return z
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("options", jaxfit.Options(jac=lambda x, data: x), "jac of your own"),
+        ("loss", Own(1.0), "loss Own is one of your own"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused(part, value, words, peak, tmp_path):
+    manner = peak.manner._replace(**{part: value})
+    fit = dataclasses.replace(peak, manner=manner)
+    with pytest.raises(ValueError, match=words):
+        fit.save(tmp_path / "fit.npz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fit_of_ones_own_function_asks_for_it(tmp_path):
