@@ -97,6 +97,33 @@ def test_fixed_tied_and_bounded_parameters(peak):
     np.testing.assert_allclose(fit.covariance, other.covariance, rtol=1e-5)
 
 
+class Raised(models.Model):
+    """A line that starts above zero."""
+
+    limits = {"height": (0.0, 9.0)}
+
+    def function(self, x, slope, height):
+        return slope * x + height
+
+
+def test_a_tied_parameter_that_leaves_its_bounds_is_no_success():
+    """It is told by `fit`, marked in a batch, and known to a bootstrap."""
+    y = 2 * X - 3 + 0.1 * np.cos(7 * X)
+    tie = {"tie": {"height": lambda p: p["slope"] - 5}, "p0": {"slope": 7.0}}
+    with pytest.raises(jaxfit.FitError, match="takes what is tied out of its") as error:
+        jaxfit.fit(Raised(), X, y, **tie)
+    fit = error.value.fit
+    assert fit.status == jaxfit.Status.INVALID_BOUNDS
+    np.testing.assert_allclose(fit.values["height"], -3, atol=0.01)
+    assert f"height = {fit.values['height']:.6g} (0 .. 9)" in str(error.value)
+    assert "tied, outside its bounds" in str(fit)
+    assert (fit.params["height"].lower, fit.params["height"].upper) == (0, 9)
+    batch = jaxfit.fit_batch(Raised(), X, np.stack([y, 7 * X + 2]), **tie)
+    assert batch.success.tolist() == [False, True]
+    assert "INVALID_BOUNDS" in str(batch)
+    assert (fit.bootstrap(4).status == jaxfit.Status.INVALID_BOUNDS).all()
+
+
 def test_names_that_are_fixed_take_their_start():
     fit = jaxfit.fit(MODEL, X, data(), fixed=["slope"], p0={"slope": 0.2})
     assert fit.values["slope"] == 0.2

@@ -72,7 +72,8 @@ def fit(
         options: tolerances, see `jaxfit.Options`.
         nan_policy: "raise", or "omit" to leave out points with NaN.
         tie: by name a function of the other parameters, such as
-            {"b_width": lambda p: p["a_width"]}, or the name of one.
+            {"b_width": lambda p: p["a_width"]}, or the name of one. The model's bounds
+            hold for what is tied too: a fit that ends outside has failed.
         prior: (mean, standard deviation) by name: one further residual each,
             (parameter - mean) / deviation, in units of sigma.
         absolute_sigma: sigma is known; otherwise it is scaled so that the reduced

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit._arguments import real_array
 from jaxfit.models import Model
@@ -73,6 +73,15 @@ class Problem:
         known |= {name: jnp.asarray(v, x.dtype) for name, v in self.fixed.items()}
         known = _tied(self.ties, known)
         return {name: known[name] for name in self.names}
+
+    def ties_hold(self, x: Float[Array, " n"]) -> Bool[Array, ""]:
+        """Whether what is tied lies within the model's bounds, as all else does."""
+        parameters, limits = self.parameters(x), self.model.bounds
+        held = jnp.array(True)
+        for name in self.ties:
+            lower, upper = limits[name]
+            held &= (parameters[name] >= lower) & (parameters[name] <= upper)
+        return held
 
     def derived(self, x: Float[Array, " n"]) -> dict[str, Array]:
         """Derived quantities by name."""
