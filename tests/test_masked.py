@@ -42,6 +42,7 @@ PLACES = [
     ("two of them", X, masked(FAR, X == X[4]), masked(SIGMA, X == X[17])),
     ("NaN lies below", X, masked(NAN), SIGMA),
     ("nothing is known below", X, masked(NAN), masked(np.where(MASK, 0, SIGMA))),
+    ("infinity beside sigma", X, np.where(MASK, np.inf, Y), masked(SIGMA)),
     ("integers", X, masked(FAR.astype(int)), SIGMA),
 ]
 PLACES = [pytest.param(*row[1:], id=row[0]) for row in PLACES]

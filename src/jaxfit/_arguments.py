@@ -22,18 +22,18 @@ EPS = np.finfo(float).eps
 
 def real_array(value: Any, name: str) -> np.ndarray:
     """An array-like of real numbers in double precision, with nothing masked."""
+    if type(value) is np.ndarray and value.dtype == np.float64:
+        return value
     refuse_masks((value,), (name,))
     refuse_tracers(value, name)
-    array = value
-    if not (isinstance(value, np.ndarray) and value.dtype == np.float64):
-        try:
-            array = np.asarray(value)
-            if array.dtype.kind in "OUS":  # numbers as objects; strings fail
-                array = np.asarray(value, float)
-        except (ValueError, TypeError) as error:
-            raise type(error)(
-                f"{name} is {shorten(value)}; expected an array of real numbers."
-            ) from error
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "OUS":  # numbers as objects; strings fail
+            array = np.asarray(value, float)
+    except (ValueError, TypeError) as error:
+        raise type(error)(
+            f"{name} is {shorten(value)}; expected an array of real numbers."
+        ) from error
     if array.dtype.kind == "c":
         raise ValueError(
             f"{name} must be real; its dtype is {array.dtype}. Fit the real and the "
@@ -59,6 +59,8 @@ def real_points(value: Any, name: str) -> np.ndarray:
 
 def coordinates(x: Any, convert: Callable = real_points) -> PyTree:
     """`x` of a model, each array and each list or tuple of numbers by a function."""
+    if isinstance(x, np.ndarray):
+        return convert(x, "x")
     return jax.tree.map(lambda leaf: convert(leaf, "x"), x, is_leaf=is_numbers)
 
 

@@ -7,7 +7,7 @@ since there is no number to compute with. A mask under which nothing lies makes 
 difference. (Objects of xarray and pandas have NaN in place of masks.)
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -15,13 +15,15 @@ import numpy as np
 ARGUMENTS = "x0", "data", "bounds", "weights"
 
 
-def is_masked(value: Any) -> bool:
+def is_masked(value: Any) -> TypeGuard[np.ma.MaskedArray]:
     """Whether it is an array with a masked element."""
     return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)
 
 
 def refuse_masks(arguments: tuple, names: tuple[str, ...] = ARGUMENTS) -> None:
     """Refuse masked elements: nothing can be left out of these arguments."""
+    if not any(map(is_masked, jax.tree.leaves(arguments))):
+        return
     for name, argument in zip(names, arguments, strict=True):
         for path, leaf in jax.tree.leaves_with_path(argument):
             if is_masked(leaf):
@@ -39,8 +41,10 @@ def with_nan(value: Any) -> Any:
     if not is_masked(value):
         return value
     if value.dtype.kind in "mM":
-        return value.filled(np.array("NaT", value.dtype))
-    return (value.astype(float) if value.dtype.kind in "biu" else value).filled(np.nan)
+        nothing: Any = np.array("NaT", value.dtype)
+        return value.filled(nothing)
+    as_floats: Any = value.astype(float) if value.dtype.kind in "biu" else value
+    return as_floats.filled(np.nan)
 
 
 def moments(values: np.ndarray) -> np.ndarray:

@@ -36,6 +36,13 @@ def prepare(xdata, ydata, sigma, check_finite, nan_policy) -> Data:
     x = _independent(xdata)
     if y.size == 0:
         raise ValueError("`ydata` must not be empty!")
+    if sigma is not None:
+        sigma = real_points(sigma, "`sigma`")
+        if sigma.size == 1 and y.size != 1:
+            sigma = sigma.reshape(())
+        elif sigma.shape == y.shape:
+            sigma = sigma.ravel()
+    x, y, sigma = _cut(x, y, sigma, None if check_finite else nan_policy)
     if check_finite:
         for name, leaves in (("xdata", jax.tree.leaves(x)), ("ydata", [y])):
             if not all(_is_finite(leaf) for leaf in leaves):
@@ -43,26 +50,17 @@ def prepare(xdata, ydata, sigma, check_finite, nan_policy) -> Data:
                     f"`{name}` must not contain infs or NaNs. Remove them, or use "
                     "nan_policy='omit' to leave out points with NaN."
                 )
-        nan_policy = None
-    if sigma is not None:
-        sigma = real_points(sigma, "`sigma`")
-        if sigma.size == 1 and y.size != 1:
-            sigma = sigma.reshape(())
-        elif sigma.shape == y.shape:
-            sigma = sigma.ravel()
-    x, y, sigma = _cut(x, y, sigma, nan_policy)
     return Data(x, y, None if sigma is None else _checked_sigma(sigma, y.size))
 
 
 def _is_finite(leaf) -> bool:
-    """Whether all is finite that is not masked."""
-    if not isinstance(leaf, np.ndarray):
-        return True
-    return bool((np.isfinite(np.ma.getdata(leaf)) | np.ma.getmask(leaf)).all())
+    return not isinstance(leaf, np.ndarray) or bool(np.isfinite(leaf).all())
 
 
 def _independent(xdata: Any) -> PyTree:
     """`xdata` with its numbers in double precision; integers in a pytree stay."""
+    if type(xdata) is np.ndarray and xdata.dtype == np.float64:
+        return xdata
     refuse_tracers(xdata, "`xdata`")
     xdata = _one_array(xdata)
 
@@ -130,13 +128,15 @@ def _cut(x, y, sigma, nan_policy):
     """Leave out points that are masked and, if asked, those with NaN."""
     m = y.size
     leaves, structure = jax.tree.flatten(x)
+    if nan_policy is None and not any(map(is_masked, (y, sigma, *leaves))):
+        return x, y, sigma
     flat = [
         _flat_points(leaf, y.shape) if isinstance(leaf, np.ndarray) else leaf
         for leaf in leaves
     ]
     arrays = [y.ravel(), *(leaf for leaf in flat if isinstance(leaf, np.ndarray))]
-    missing = points_where(np.ma.getmask, arrays, (m,), "`xdata`")
-    if sigma is not None and np.ma.is_masked(sigma):
+    missing = points_where(np.ma.getmask, filter(is_masked, arrays), (m,), "`xdata`")
+    if is_masked(sigma):
         own = sigma.diagonal() if sigma.shape == (m, m) else sigma
         missing |= points_where(np.ma.getmask, [own], (m,), "`sigma`")
     if nan_policy is not None:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._arguments import coordinates, real_points
+from jaxfit._arrays import is_masked
 from jaxfit._observations import points_where
 from jaxfit.fitting._problem import Data, Problem
 
@@ -55,28 +56,31 @@ def observed(
         raise ValueError(f"nan_policy is {nan_policy!r}; give 'raise' or 'omit'.")
     y, x = real_points(y, "y"), coordinates(x)
     leaves, shape = jax.tree.leaves(x), y.shape if points is None else points
-    masked = points_where(np.ma.getmask, leaves, shape) | np.ma.getmask(y)
-    lost = points_where(_is_not_finite, leaves, shape) | np.isnan(np.ma.getdata(y))
     if sigma is not None:
         sigma = _over_points(sigma, y.shape)
-        masked = masked | np.ma.getmask(sigma)
-    lost = lost & ~masked
-    if np.isinf(np.ma.getdata(y)).any():
-        raise ValueError(f"y has {int(np.isinf(y).sum())} infinite values.")
-    if nan_policy == "raise" and lost.any():
+    masked: Any = False
+    if any(map(is_masked, (y, sigma, *leaves))):
+        masked = points_where(np.ma.getmask, filter(is_masked, leaves), shape)
+        for array in filter(is_masked, (y, sigma)):
+            masked = masked | array.mask
+        x, y, sigma = jax.tree.map(np.ma.getdata, (x, y, sigma))
+        leaves = jax.tree.leaves(x)
+    lost = np.isnan(y) | points_where(_is_not_finite, leaves, shape)
+    valid = ~(lost | masked)
+    if nan_policy == "raise" and (number := int(np.sum(~(valid | masked)))):
         raise ValueError(
-            f"{int(lost.sum())} of {lost.size} points have NaN in x or y. Say "
+            f"{number} of {lost.size} points have NaN in x or y. Say "
             "nan_policy='omit' to leave them out."
         )
-    valid = ~(lost | masked)
     if sigma is not None:
-        sigma, valid = _standard_errors(np.ma.getdata(sigma), valid)
-    data = Data(jax.tree.map(np.ma.getdata, x), np.ma.getdata(y), sigma)
-    return Observed(data, None if valid.all() else valid)
+        sigma, valid = _standard_errors(sigma, valid)
+    if (infinite := np.isinf(y) & valid).any():
+        raise ValueError(f"y has {int(infinite.sum())} infinite values.")
+    return Observed(Data(x, y, sigma), None if valid.all() else valid)
 
 
 def _is_not_finite(leaf: np.ndarray) -> np.ndarray:
-    return ~np.isfinite(np.ma.getdata(leaf))
+    return ~np.isfinite(leaf)
 
 
 def _over_points(sigma: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -281,6 +281,7 @@ def _options_from(form: Any) -> Options | None:
     """Options; a file may lack some, which then have their defaults."""
     if form is None:
         return None
-    return Options(
-        **{n: np.asarray(v) if isinstance(v, list) else v for n, v in form.items()}
-    )
+    own: dict[str, Any] = dict(form)
+    if isinstance(own.get("x_scale"), list):
+        own["x_scale"] = np.asarray(own["x_scale"])
+    return Options(**own)
