@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from jaxfit._arrays import ordinary
 from jaxfit._checkpoint import Checkpoint, digest_of_numbers, digest_of_program
 from jaxfit._compile import Static, compiled
 from jaxfit._feed import Block, Feed, Layout, check_source, known_size
@@ -110,6 +111,7 @@ def solve_stream(
             f"checkpoint_every is {checkpoint_every!r}; give a whole number of blocks."
         )
     options, jac = without_callable(options)
+    x0, bounds = ordinary((x0, bounds), ("x0", "bounds"))
     fit = _Fit((fn, jac), (x0, bounds, loss, options), nan_policy == "omit")
     saved = _Saved(fit, checkpoint, checkpoint_every, known_size(blocks))
     feed = Feed(blocks, check_numbers=nan_policy == "raise")

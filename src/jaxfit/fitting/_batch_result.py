@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfit._arguments import coordinates, real_array
 from jaxfit._compile import compiled
 from jaxfit._host import double_precision
 from jaxfit._solution import Status
@@ -126,8 +127,7 @@ class BatchFit:
 
     def predict(self, x: PyTree = None) -> np.ndarray:
         """The fitted curves at other points, or at the data."""
-        points = self.x if x is None else x
-        points = jax.tree.map(lambda leaf: np.asarray(leaf, float), points)
+        points = self.x if x is None else coordinates(x, real_array)
         values = {k: v.reshape(-1) for k, v in self.values.items()}
         curves = batch_values(self.problem, points, values)
         return curves.reshape(*self.shape, *curves.shape[1:])

@@ -24,8 +24,11 @@ class FitError(RuntimeError):
     """A fit that did not end at a solution; `fit` has where it stood."""
 
     def __init__(self, message: str, fit: Fit):
-        super().__init__(message)
+        super().__init__(message, fit)  # both, so that a copy can be made from them
         self.fit = fit
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def fit(
@@ -56,8 +59,9 @@ def fit(
         model: one of `jaxfit.models`, a sum or product of them, a plain function
             `f(x, a, b, ...)` in `jax.numpy`, or a text such as "gaussian + linear".
         x: coordinates of the shape of `y`; for several coordinates a tuple of arrays
-            that broadcast to it. For a plain function whatever it takes.
-        y: data, of any shape.
+            that broadcast to it. For a plain function whatever it takes. Dates are
+            refused: give numbers in a unit of your choice.
+        y: data, of any shape. Points that are masked in x, y or sigma are left out.
         sigma: standard errors of `y`, one or one for each point; infinite ones leave
             their point out. Only their ratios count unless `absolute_sigma`.
         p0: starts by name, or one for each parameter in order. What is not given is
@@ -68,7 +72,8 @@ def fit(
         options: tolerances, see `jaxfit.Options`.
         nan_policy: "raise", or "omit" to leave out points with NaN.
         tie: by name a function of the other parameters, such as
-            {"b_width": lambda p: p["a_width"]}, or the name of one.
+            {"b_width": lambda p: p["a_width"]}, or the name of one. The model's bounds
+            hold for what is tied too: a fit that ends outside has failed.
         prior: (mean, standard deviation) by name: one further residual each,
             (parameter - mean) / deviation, in units of sigma.
         absolute_sigma: sigma is known; otherwise it is scaled so that the reduced

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxfit import _host
 from jaxfit._batch import solve_batch
 from jaxfit._compile import Static, compiled
 from jaxfit._options import Options
-from jaxfit._solution import Solution
+from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.losses import Linear, Loss
@@ -123,7 +123,14 @@ def finished(
     x, covariance = end["x"], end["covariance"]
     if manner.covariance.value == "sandwich":
         covariance = sandwich(problem, case, x, manner.loss, covariance)
-    return {**end, "covariance": covariance, **described(problem, x, covariance)}
+    numbers = {**end, "covariance": covariance, **described(problem, x, covariance)}
+    return numbers | {"status": status_within(problem, x, end["status"])}
+
+
+def status_within(problem: Problem, x, status: Int[Array, ""]) -> Int[Array, ""]:
+    """How a fit ended: no success where a tied parameter has left its bounds."""
+    left = (status > 0) & ~problem.ties_hold(x)
+    return jnp.where(left, Status.INVALID_BOUNDS, status)
 
 
 def sandwich(problem: Problem, case: Case, x, loss: Loss | None, plain) -> Array:

@@ -80,6 +80,15 @@ def headline(fit: "Fit") -> str:
     return f"{fit.model.label}, {_counted(fit.nfev, 'evaluation')}. {fit.message}"
 
 
+def beyond(outside: list["Parameter"]) -> str:
+    """What is wrong with tied parameters outside their bounds."""
+    told = [f"{p.name} = {p.value:.6g} ({p.lower:g} .. {p.upper:g})" for p in outside]
+    return (
+        f"The best fit takes what is tied out of its bounds: {_listed(told)}. Tie it "
+        "otherwise, or bound what it depends on."
+    )
+
+
 def failure(fit: "Fit") -> str:
     """The message of a fit that found nothing."""
     values = ", ".join(f"{n} = {v:.6g}" for n, v in fit.values.items())
@@ -211,7 +220,7 @@ def _relative(p: "Parameter") -> str:
 def _note(p: "Parameter") -> str:
     notes = []
     if p.kind == "tied":
-        notes.append("tied")
+        notes.append("tied, outside its bounds" if p.is_outside else "tied")
     if p.at_bound:
         notes.append("at lower bound" if p.at_bound < 0 else "at upper bound")
     return ", ".join(notes)

@@ -31,6 +31,11 @@ class Parameter(NamedTuple):
     start: float
 
     @property
+    def is_outside(self) -> bool:
+        """Whether it is tied, and that takes it out of its bounds."""
+        return self.kind == "tied" and not self.lower <= self.value <= self.upper
+
+    @property
     def undetermined(self) -> bool:
         """Whether the data say nothing about it."""
         return not math.isfinite(self.stderr)
@@ -74,7 +79,8 @@ class Fit:
     @property
     def message(self) -> str:
         """How it ended, as a sentence."""
-        return self.status.message
+        outside = [p for p in self.params.values() if p.is_outside]
+        return _report.beyond(outside) if outside else self.status.message
 
     @property
     def nfev(self) -> int:
@@ -102,6 +108,8 @@ class Fit:
         for name, value, error in zip(names, values, errors, strict=False):
             lower, upper, start, active = -math.inf, math.inf, value, 0
             kind = "fixed" if name in own.fixed else "tied"
+            if kind == "tied":
+                lower, upper = own.model.bounds[name]
             if name in varied:
                 k, kind = varied[name], "varied"
                 start = float(self.numbers["start"][k])
