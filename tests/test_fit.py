@@ -172,11 +172,25 @@ def test_undetermined_parameters_are_told_not_invented():
 
     fit = jaxfit.fit(twice, X, 3 * X + np.sin(X))
     assert all(np.isinf(v) for v in fit.errors.values())
+    assert fit.determined == {"a": False, "b": False}
     assert all(p.undetermined for p in fit.params.values())
     assert "do not determine a and b" in " ".join(fit.warnings())
     assert "unknown" in str(fit)
     assert np.isnan(fit.correlation[0, 1])
     assert fit.intervals("profile")["a"] == (-np.inf, np.inf)
+
+
+def test_determined_does_not_count_points():
+    """Two points and two parameters leave no error, and yet say what they are."""
+    two = [1.0, 2.0]
+    fit = jaxfit.fit(models.Linear(), two, two)
+    assert fit.determined == {"slope": True, "intercept": True}
+    assert "No degree of freedom" in " ".join(fit.warnings())
+    assert "do not determine" not in " ".join(fit.warnings())
+    tied = jaxfit.fit(lambda x, a, b: (a + 0 * b) * x, two, two, tie={"b": "a"})
+    assert tied.determined == {"a": True, "b": True}
+    held = jaxfit.fit(lambda x, a, b: a + 0 * b * x, two, two, fixed={"b": 1.0})
+    assert held.determined == {"a": True, "b": True}
 
 
 # The fit as a whole
@@ -351,6 +365,59 @@ def test_warnings_name_patterns_and_correlations():
         models.Linear(), X + 100, 3 * X + np.random.default_rng(0).normal(size=X.size)
     )
     assert "Strongly correlated: slope and intercept" in " ".join(far.warnings())
+
+
+NOISE = 0.1 * np.random.default_rng(0).normal(size=X.size)
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "settings", "words"),
+    [
+        (lambda x, a: a * x, 5 + NOISE, {}, ["R² is -", "below 0: a constant"]),
+        (
+            lambda x, a: 0 * x + a,
+            5 + NOISE,
+            {"bounds": {"a": (None, 4)}},
+            ["one sign: the curve lies below every point"],
+        ),
+        (
+            lambda x, a: 0 * x + a,
+            5 + NOISE,
+            {"bounds": {"a": (6, None)}},
+            ["one sign: the curve lies above every point"],
+        ),
+    ],
+)
+def test_doubts_are_said(model, y, settings, words):
+    fit = jaxfit.fit(model, X, y, **settings)
+    for part in words:
+        assert part in " ".join(fit.warnings())
+
+
+def test_a_best_fit_at_infinity_is_told():
+    """A line as an exponential: its rate creeps to zero, and its height to infinity."""
+
+    def bent(x, a, b, k):
+        return a + b * jnp.exp(-k * x)
+
+    start = {"a": -3e4, "b": 3e4, "k": -1e-4}
+    with pytest.raises(jaxfit.FitError) as error:
+        jaxfit.fit(bent, X, 3 * X + 10 * NOISE, p0=start)
+    fit = error.value.fit
+    told = " ".join(fit.warnings())
+    assert "The last 500 evaluations lowered chi-square by" in str(error.value)
+    assert "a from -" in told
+    assert "The data do not determine a, b and k: the error is more" in told
+    short = jaxfit.Options(max_steps=3)
+    with pytest.raises(jaxfit.FitError) as error:  # which has not been long enough
+        jaxfit.fit(bent, X, 3 * X + 10 * NOISE, p0=[0.0, 0.0, 1.0], options=short)
+    assert "evaluations lowered" not in str(error.value)
+
+
+@pytest.mark.parametrize("y", [np.cos(X - 5), 3 * (X - 5), 0 * X + 2, (X - 5) ** 2])
+def test_a_parameter_that_is_zero_is_no_doubt(y):
+    fit = jaxfit.fit(lambda x, a, b: a * (x - 5) + b, X, y)
+    assert not [w for w in fit.warnings() if "determine" in w or "sign:" in w]
 
 
 def test_the_runs_test_is_scipys_normal():

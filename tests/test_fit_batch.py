@@ -125,6 +125,30 @@ def test_sigma_is_not_looked_at_where_nothing_counts():
         jaxfit.fit_batch(MODEL, X, Y, sigma=sigma)
 
 
+def test_what_is_not_determined_is_nan():
+    """An empty voxel has no rate, and one point neither rate nor height."""
+
+    def decay(t, s0, rate):
+        return s0 * jnp.exp(-rate * t)
+
+    whole = decay(X, 2.0, 0.7)
+    one = np.where(np.arange(40) == 3, whole, np.nan)
+    batch = jaxfit.fit_batch(decay, X, np.stack([whole, 0 * X, one, whole]))
+    assert batch.success.all()
+    assert batch.determined["rate"].tolist() == [True, False, False, True]
+    np.testing.assert_allclose(batch["rate"], [0.7, np.nan, np.nan, 0.7])
+    np.testing.assert_array_equal(batch.values["rate"], batch["rate"])
+    assert np.isinf(batch.errors["rate"][1:3]).all()
+    assert np.isfinite(batch.numbers["x"]).all()
+    told = str(batch)
+    assert "! The data do not determine rate in 2 of 4 fits." in told
+    (median,) = (line.split()[1] for line in told.splitlines() if line[:4] == "rate")
+    assert median == "0.7"
+    np.testing.assert_allclose(batch.predict()[1], 0, atol=1e-9)
+    assert batch.fit(2).determined == {"s0": False, "rate": False}
+    assert np.isnan(batch.to_xarray()["rate"][1])
+
+
 def test_ties_priors_fixed_values_and_losses_are_those_of_fit():
     settings = {
         "fixed": {"c": 0.5},

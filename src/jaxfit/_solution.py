@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit._bounds import Bounds
-from jaxfit._covariance import covariance
+from jaxfit._covariance import Uncertainty, uncertainty
 from jaxfit._linearize import COUNT_BASE, Linearization, cost_rounding
 from jaxfit._small import Flag, Scalar, Vector, inner, largest
 
@@ -241,7 +241,20 @@ class Solution(eqx.Module):
             direction that the data do not determine makes the variance of every
             parameter that takes part in it infinite, and what stands beside it NaN.
         """
-        of_one = functools.partial(covariance, absolute=absolute)
+        return self.uncertainty(absolute).covariance
+
+    def determined(self) -> PyTree[Bool[Array, "..."]]:
+        """Which parameters the data determine, in the structure of `x`.
+
+        By the rank of JᵀJ, its columns scaled to one, and not by the number of points:
+        a determined parameter may still be without an error, where no degree of freedom
+        is left. A fixed parameter is determined.
+        """
+        return self._like_x(self.uncertainty().determined)
+
+    def uncertainty(self, absolute: bool | Bool[Array, ""] = False) -> Uncertainty:
+        """`covariance` and `determined` at once, both in `ravel` order."""
+        of_one = functools.partial(uncertainty, absolute=absolute)
         return self._each(of_one, self.linearization, self.free)
 
     def stderr(self, absolute: bool = False) -> PyTree[Float[Array, "..."]]:

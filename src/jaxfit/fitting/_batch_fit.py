@@ -63,7 +63,8 @@ def fit_batch(
 
     Returns:
         A `BatchFit`, of NumPy arrays with the leading dimensions of `Y`. Fits that fail
-        raise nothing; their `status` tells.
+        raise nothing; their `status` tells. Maps have NaN where the data do not
+        determine a parameter: see `BatchFit.determined`.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be fitted.
@@ -187,6 +188,7 @@ def _forget_empty(numbers: dict, valid: np.ndarray | None) -> dict:
     empty = ~valid.any(axis=tuple(range(1, valid.ndim)))
     if empty.any():
         numbers["status"][empty] = Status.NONFINITE_START
+        numbers["determined"][empty] = False
         for value in numbers.values():
             if value.dtype.kind == "f":
                 value[empty] = np.nan

@@ -1,5 +1,6 @@
 """`fit`: a model with named parameters and one data set, from start to result."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from jaxtyping import PyTree
 
 from jaxfit._compile import Static
 from jaxfit._options import Options
+from jaxfit._solution import Status
 from jaxfit._solve import check_loss
 from jaxfit.fitting import _report, _starts
 from jaxfit.fitting._data import observed
@@ -17,6 +19,7 @@ from jaxfit.fitting._result import Fit
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 
+CREEP = 0.01  # in units of chi-square: a tenth of a standard error, no gain any more
 COVARIANCES = {kind: Static(kind) for kind in ("gram", "sandwich")}
 
 
@@ -106,9 +109,39 @@ def fit(
         case, minima = _starts.best_of_many(problem, case, manner, starts, seed)
     numbers = run_fit(problem, case, manner)
     found = Fit(problem, seen, manner, numbers, minima)
+    if found.status == Status.MAX_STEPS:
+        found = dataclasses.replace(found, remarks=_creeping(found, case))
     if not found.success:
         raise FitError(_report.failure(found), found)
     return found
+
+
+def _creeping(found: Fit, case: Case) -> tuple[str, ...]:
+    """What moved, if the last half of all evaluations gained nothing.
+
+    Where the best fit lies at infinity (a step between two points, a rate of zero) the
+    cost comes to rest and the parameters do not: no gradient tells, but the way does.
+    """
+    options = dataclasses.replace(
+        found.manner.options or Options(), max_steps=max(found.nfev // 2, 1)
+    )
+    half = run_fit(found.problem, case, found.manner._replace(options=options))
+    gained = max(2 * (half["cost"] - found.numbers["cost"]), 0.0)  # but for rounding
+    scale = 1.0 if found.absolute_sigma else found.reduced_chi_square
+    if not gained < CREEP * scale:
+        return ()
+    before, after = half["x"], found.numbers["x"]
+    moved = np.abs(after - before) / np.maximum(np.abs(after), np.abs(before))
+    far = [k for k, part in enumerate(moved) if part >= 0.1 * np.nanmax(moved) > 0]
+    ways = [f"{found.varied[k]} from {before[k]:.4g} to {after[k]:.4g}" for k in far]
+    if not ways:
+        return ()
+    return (
+        f"The last {found.nfev - int(half['nfev'])} evaluations lowered chi-square by "
+        f"{gained:.1g} and took {', '.join(ways)}: the data do not determine where "
+        "that ends, as with a plateau, a step or a rate beyond them. Fix or bound it, "
+        "or simplify the model.",
+    )
 
 
 def covariance_kind(covariance: str | None, loss: Loss | None) -> Static:

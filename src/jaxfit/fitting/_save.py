@@ -119,6 +119,7 @@ def save(self: "Fit", path: Any) -> None:
         "loss": _loss_form(fit.manner.loss),
         "options": _options_form(fit.manner.options),
         "minima": fit.minima,
+        "remarks": fit.remarks,
         "fixed": {n: float(v) for n, v in fit.problem.fixed.items()},
         "prior": {n: list(map(float, v)) for n, v in fit.problem.prior.items()},
     }
@@ -170,6 +171,7 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
         for name, value in arrays.items()
         if name.startswith("numbers_")
     }
+    numbers.setdefault("determined", np.isfinite(numbers["errors"]))
     loss = head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1])
     manner = Manner(
         *(loss, _options_from(head["options"])),
@@ -179,7 +181,7 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
     return Fit(
         *(problem, Observed(data, arrays.get("valid")), manner),
-        *(numbers, minima),
+        *(numbers, minima, tuple(head.get("remarks", ()))),
     )
 
 
