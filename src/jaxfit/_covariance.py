@@ -38,6 +38,21 @@ def is_lossy(rcond: Float[Array, "*lanes"]) -> Flag:
     return ~(rcond >= RCOND[jnp.finfo(rcond.dtype).bits])
 
 
+def unit_rcond(gram: Matrix) -> Float[Array, "*lanes"]:
+    """How near to singular a Gram matrix is whose columns are scaled to one.
+
+    The least eigenvalue, in lanes the least pivot. Columns of zeros do not count.
+    """
+    squared = diagonal(gram)
+    if is_lanes(squared):
+        if len(squared) <= LANES_MAX:
+            return swept(gram, squared > 0)[1]
+        return in_turn(unit_rcond, gram)
+    size = jnp.sqrt(jnp.where(squared > 0, squared, 1))
+    unit = unit_diagonal(gram / outer(size, size))
+    return jnp.linalg.eigvalsh(unit, symmetrize_input=False)[0]
+
+
 class Uncertainty(NamedTuple):
     """What one fit leaves open."""
 
