@@ -6,8 +6,11 @@ The program is a call and no fit: what is compiled, and when, is the same.
 import argparse
 import collections
 import dataclasses
+import enum
 import functools
+import sys
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -236,6 +239,176 @@ def test_methods_properties_and_classes():
     Base.scale = 2.0
 
 
+class Hidden:
+    __slots__ = ("__k",)
+    factor = 1.0
+
+    def __init__(self, k):
+        self.__k = k
+
+    def put(self, k):
+        self.__k = k
+
+    def __call__(self, x):
+        return self.__k * x
+
+
+class Pair(tuple):
+    def __new__(cls, a, b):
+        return super().__new__(cls, (a, b))
+
+
+class Checked:
+    def __init__(self, k):
+        self.__dict__["k"] = k
+
+    @property
+    def k(self):
+        return self.__dict__["k"]
+
+
+class Meta(type):
+    scale = 2.0
+
+
+class WithMeta(metaclass=Meta):
+    pass
+
+
+class Planet(enum.Enum):
+    EARTH = 1
+
+
+class Decorated:
+    scale = 2.0
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+
+    def __call__(self, x):
+        return self.scale * self.__wrapped__(x)
+
+
+class Closing:
+    def __init__(self):
+        self.k, self.is_open = 2.0, [True]
+
+    def __del__(self):
+        self.is_open[0] = False
+
+    def __call__(self, x):
+        assert self.is_open[0]
+        return self.k * x
+
+
+class Chain:
+    def __init__(self, k, rest):
+        self.k, self.rest = k, rest
+
+
+own_module = types.ModuleType("a_module_of_the_user")
+
+
+def of_module(module, x):
+    return module.k * x
+
+
+def passing_a_module(x):
+    return of_module(own_module, x)
+
+
+def importing(x):
+    import a_module_of_the_user  # pyright: ignore[reportMissingImports]
+
+    return a_module_of_the_user.k * x
+
+
+def test_unusual_objects(monkeypatch):
+    """Each is a function of x that gives k * x, and how to set k."""
+    monkeypatch.setitem(sys.modules, "a_module_of_the_user", own_module)
+    hidden, checked, closing = Hidden(2.0), Checked(2.0), Closing()
+    pair = Pair(1.0, 2.0)
+    pair.k = 2.0  # pyright: ignore[reportAttributeAccessIssue]
+    planet, entry = Planet.EARTH, Config()
+    referred, table = Config(), {}
+    table[Hidden] = entry
+    keyed = Decorated(lambda x: x)
+    by_object = {keyed: 2.0}
+    ends, deep = range(0, 3, 2), None
+    for _ in range(1000):
+        deep = Chain(1.0, deep)
+    holder = types.SimpleNamespace(of=weakref.ref(referred), ends=ends)
+    swapped = np.arange(5, dtype=">f8")
+    cases = [
+        (hidden, hidden.put),
+        (lambda x: pair[0] * pair.k * x, lambda k: setattr(pair, "k", k)),
+        (lambda x: checked.k * x, lambda k: checked.__dict__.update(k=k)),
+        (lambda x: WithMeta.scale * x, lambda k: setattr(Meta, "scale", k)),
+        (lambda x: planet.k * x, lambda k: setattr(planet, "k", k)),
+        (Decorated(lambda x: x), lambda k: setattr(Decorated, "scale", k)),
+        (closing, lambda k: setattr(closing, "k", k)),
+        (lambda x: holder.of().k * x, lambda k: setattr(referred, "k", k)),
+        (
+            lambda x: by_object.get(keyed, 0.0) * x,
+            lambda k: by_object.update({keyed: k}),
+        ),
+        (lambda x: deep.k * x, lambda k: setattr(deep, "k", k)),
+        (passing_a_module, lambda k: setattr(own_module, "k", k)),
+        (importing, lambda k: setattr(own_module, "k", k)),
+        (lambda x: swapped.astype(float)[0] * x, lambda k: swapped.fill(k)),
+    ]
+    for fn, change in cases:
+        for number in (2.0, 7.0):
+            change(number)
+            np.testing.assert_array_equal(value(fn), number * X)
+
+
+def test_values_that_look_alike():
+    """Ranges, sets in their order, arrays of the same bits."""
+    holder = Config()
+    one = np.zeros(1, [("a", float)])
+    pairs = [
+        (range(0, 3, 2), range(0, 4, 2), lambda v: v.stop),
+        ({0, 8}, {8, 0}, lambda v: next(iter(v))),
+        ([np.array(2)], [np.array([2])], lambda v: v[0].ndim),
+        (one, one.view([("b", float)]), lambda v: ord(v.dtype.names[0])),
+        (np.float32(2), np.array(2, np.float32), lambda v: isinstance(v, np.generic)),
+    ]
+    for first, second, number in pairs:
+        for held in (first, second):
+            holder.inside = collections.deque([held])
+            fn = lambda x, get=number: float(get(holder.inside[0])) * x  # noqa: E731
+            np.testing.assert_array_equal(value(fn), float(number(held)) * X)
+
+
+def test_a_number_is_not_told_from_an_input():
+    """Where a function would do something else in silence."""
+
+    @functools.singledispatch
+    def dispatched(k, x):
+        return -k * x
+
+    dispatched.register(float, lambda k, x: k * x)
+
+    def matched(k, x):
+        match k:
+            case float():
+                return k * x
+        return -k * x
+
+    for by_type in (
+        dispatched,
+        matched,
+        lambda k, x: {"2.0": k}.get(f"{k}", -k) * x,
+        lambda k, x: {"2.0": k}.get(str(k), -k) * x,
+        lambda k, x: k * x if np.isscalar(k) else -k * x,
+        lambda k, x: k * x if isinstance(k, float) else k * jnp.abs(x),
+    ):
+        k = 2.0
+        got = np.asarray(compiled(called, lambda x, k=k, f=by_type: f(k, x), -X))
+        np.testing.assert_array_equal(got, -2.0 * X)
+
+
 def test_random_numbers_are_drawn_anew():
     rng = np.random.default_rng(0)
     drawn = {float(value(lambda x: x + rng.normal())[0]) for _ in range(3)}
@@ -383,6 +556,31 @@ def test_a_tracer_is_not_left_behind():
         np.testing.assert_array_equal(value(make(number)), number * X)
     assert all(isinstance(k, float) for k in log)
     assert not memo
+
+
+def test_a_tracer_is_left_in_no_container():
+    last, by_name = collections.deque(maxlen=2), collections.defaultdict(list)
+    space, k = types.SimpleNamespace(log=[]), 2.0
+
+    class Model:
+        cache = None
+
+    @functools.lru_cache
+    def table():
+        return jnp.ones(5)
+
+    def fn(x):
+        last.append(k * x)
+        by_name["a"].append(k * x)
+        space.log = [*space.log, k * x]
+        if Model.cache is None:
+            Model.cache = jnp.ones(5)
+        return k * x * Model.cache * table()
+
+    for _ in range(2):
+        np.testing.assert_array_equal(value(fn), k * X)
+        held = [*last, *by_name["a"], *space.log, Model.cache, table()]
+        assert not any(isinstance(item, jax.core.Tracer) for item in held)
 
 
 def test_errors_are_those_of_the_function():

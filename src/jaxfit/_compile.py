@@ -93,15 +93,22 @@ class _Call:
     def read(self) -> None:
         """What of it is part of the program."""
         self.reading = Reading()
-        pairs = zip(self.leaves, self.is_input, strict=True)
-        self.parts = [_INPUT if d else self.reading(x) for x, d in pairs]
+        pairs = list(zip(self.leaves, self.is_input, strict=True))
+        try:
+            self.parts = [_INPUT if d else self.reading(x) for x, d in pairs]
+            tree = _structure(self.reading, self.structure, self.tree)
+        except RecursionError:  # a long chain of objects
+            self.reading, tree = Reading(), None
+            self.reading.is_known = False
+            self.parts = [_INPUT if d else Part("unknown") for _, d in pairs]
         keys = tuple(part.key for part in self.parts)
-        tree = _structure(self.reading, self.structure, self.tree)
         self.shape = self.function, jax.config.jax_enable_x64, tree, keys
 
     def key(self, static: frozenset[int]) -> Hashable:
         """The program of all calls like this, with some values as they are."""
         values = self.reading.values
+        if not self.reading.is_movable:
+            static = frozenset(range(len(values)))
         return self.shape, tuple((i, _exactly(values[i])) for i in sorted(static))
 
 
@@ -205,15 +212,21 @@ class _Program:
         """The function, with as many values as inputs as the user's functions bear.
 
         Where they fail with what they bore at first, or keep a tracer, all values are
-        numbers.
+        numbers. A function that does not bear copies of its objects is called itself.
         """
         before, everything = call.reading.snapshot(), frozenset(range(len(values)))
         known = self.static | _static.get(call.shape, frozenset())
-        for static in dict.fromkeys((known, everything)):
+        copied = dict.fromkeys((known, everything)) if call.reading.is_movable else ()
+        ways = [*((static, True) for static in copied), (everything, False)]
+        for static, is_copied in ways:
             held = Held(call.reading.values, values, static, call.reading.is_plain)
             given = iter(inputs)
             leaves = [
-                next(given) if part is _INPUT else opened(leaf, part, held)
+                next(given)
+                if part is _INPUT
+                else opened(leaf, part, held)
+                if is_copied
+                else leaf
                 for leaf, part in zip(call.leaves, call.parts, strict=True)
             ]
             arguments = jax.tree.unflatten(call.structure, leaves)
@@ -221,7 +234,7 @@ class _Program:
                 out = call.function(*arguments, *donated)
             except Exception:
                 before.take_back_tracers()
-                if static == everything:
+                if not is_copied:
                     raise
                 continue
             if not before.take_back_tracers() or static == everything:

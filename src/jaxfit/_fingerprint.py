@@ -15,15 +15,17 @@ counts or logs while it is traced is a side effect and stays out: see `_places.p
 """
 
 import builtins
+import dis
 import enum
 import functools
 import hashlib
+import importlib.util
 import io
 import sys
 import threading
 import types
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +42,7 @@ from jaxfit._splits import (
     ModuleNames,
     Split,
     attributes,
+    imports_in,
     is_bound,
     is_pure,
     names_in,
@@ -62,12 +65,18 @@ OUTSIDE = {"__import__", "eval", "exec", "input", "open"}
 READERS = {
     "numpy": {"fromfile", "genfromtxt", "load", "loadtxt", "memmap"},
     "os": {"getenv"},
+    "importlib": {"import_module"},
+    "sys": {"_getframe", "modules"},
     "pandas": {"read_csv", "read_excel", "read_hdf", "read_parquet", "read_table"},
 }
 # By these a function can tell a number from a tracer without an error.
 TYPES = {"isinstance", "issubclass", "type", "hasattr", "getattr", "__class__"}
-NUMBERS = "fciub"  # kinds of arrays that JAX takes
-OPAQUE = type(threading.Lock()), type(threading.RLock()), weakref.ref
+TYPES |= {"callable", "format", "isscalar", "repr", "str"}
+STEPS = {"CONVERT_VALUE", "FORMAT_SIMPLE", "FORMAT_VALUE", "FORMAT_WITH_SPEC"}
+STEPS |= {"IS_OP", "MATCH_CLASS"}
+IDENTITY = {"id", "hash"}  # and by these a copy from what it was made of
+FLOATS, WHOLE = "efdFD", "?bBhHiIlLqQ"  # types of arrays that JAX takes
+OPAQUE = type(threading.Lock()), type(threading.RLock())
 DESCRIPTORS = types.MemberDescriptorType, types.GetSetDescriptorType
 
 
@@ -106,10 +115,11 @@ class Reading:
         self.lasting = lasting
         self.is_known = True
         self.is_plain = bool(jax.config.jax_enable_x64)  # see `_hoist.Held`
+        self.is_movable = True  # nothing in it is known by its identity
         self.values: list[Any] = []
         self.alive: list[Any] = []  # so that no identity is used twice
         self._places: list[tuple[Place, Hashable]] = []
-        self._is_reducing = False  # what it keeps of itself is no place to write to
+        self._is_reducing = False  # what is read is what an object keeps of itself
         self._states: set[str] = set()  # modules that were looked into
         self._fixed = lasting  # numbers count by value
         self._arrays: dict[int, int] = {}  # places in `values`
@@ -118,7 +128,7 @@ class Reading:
     def __call__(self, value: Any) -> Part:
         kind = type(value)
         if kind in CONSTANTS:
-            return Part((kind, value))
+            return Part((kind, repr(value) if kind is range else value))
         if kind is float or kind is complex:
             if self._fixed:
                 return Part((kind, repr(value)))
@@ -168,10 +178,11 @@ class Reading:
             return self._by_reduction(value)
         if value.dtype.hasobject:
             return self._by_value(("objects", value.shape), value.tolist())
-        kinds = "fc" if isinstance(value, np.generic) else NUMBERS
-        if self._fixed or value.dtype.kind not in kinds:
+        taken = FLOATS if isinstance(value, np.generic) else FLOATS + WHOLE
+        is_taken = value.dtype.isnative and value.dtype.char in taken
+        if self._fixed or not is_taken:
             return Part((type(value), *content(value)))
-        return self._value(value, value.shape, value.dtype.str)
+        return self._value(value, type(value), value.shape, value.dtype.str)
 
     def _jax_array(self, value: jax.Array) -> Part:
         if self.lasting:
@@ -184,20 +195,33 @@ class Reading:
 
     # Things
 
+    def _entry(self, item: Any) -> Hashable:
+        """The key of something by which another is looked up."""
+        if type(item).__hash__ is object.__hash__:
+            self.is_movable = False
+        return self._by_value(None, item).key
+
     def _thing(self, value: Any) -> Part:
         if type(value) is types.FunctionType:
             return self._joined(value, self._split_function(value))
         if isinstance(value, enum.Enum):
-            return self._by_value(value.name, type(value))
+            return self._by_value(value.name, (type(value), attributes(value)))
+        if isinstance(value, weakref.ref):
+            return self._by_value("weakref", weakref.ref.__call__(value))
         if isinstance(value, (*OPAQUE, *DESCRIPTORS)):
             return Part(self._identity(value))
         if type(value) is set or isinstance(value, frozenset):
-            items = (self._by_value(None, item).key for item in value)
-            return Part((type(value), frozenset(items)))
+            items = (self._entry(item) for item in value)
+            # in their order, which is another one in another process
+            ordered = frozenset(items) if self.lasting else tuple(items)
+            return Part((type(value), ordered))
         if isinstance(value, types.MappingProxyType):
             return self._by_value("mapping", dict(value))
         if isinstance(value, io.IOBase):
-            return Part(self._unknown() if value.readable() else self._identity(value))
+            is_open = not value.closed
+            if is_open and value.readable():
+                return Part(self._unknown())
+            return Part((self._identity(value), is_open))
         if isinstance(value, type):
             key = self._identity(value)
             if package_of(value.__module__) is not None:
@@ -214,37 +238,47 @@ class Reading:
 
     def _split(self, value: Any) -> Split | None:
         kind = type(value)
+        if (table := _table(value)) is not None:
+            return Split((kind, table))
         if isinstance(value, ModuleNames):
             return self._split_module(value)
         if isinstance(value, types.ModuleType):
             return self._split_module(ModuleNames(value, tuple(vars(value))))
+        package = package_of(kind.__module__)
         if isinstance(value, tuple):
-            return split_tuple(value)
+            return self._with_class(value, split_tuple(value))
         if kind is list:
             return split_list(value)
         if kind in (dict, OrderedDict):
-            keys = tuple(self._by_value(None, key).key for key in tuple(value))
+            keys = tuple(self._entry(key) for key in tuple(value))
             return split_entries((kind, keys), value, value, lambda *_: kind(value))
         if isinstance(value, types.MethodType):
             return split_method(value)
         if isinstance(value, functools.partial):
-            return split_partial(value)
+            return self._with_class(value, split_partial(value))
         if kind.__name__ == "PjitFunction":
             return self._split_jitted(value)
-        if "__wrapped__" in (attributes(value) or ()):  # with a rule of its own, say
+        if package is not None and "__wrapped__" in (attributes(value) or ()):
+            if hasattr(value, "cache_clear"):
+                self._places.append((Place("cache", value), None))  # of tracers only
             return Split(self._identity(value), [Child(vars(value))])
-        package = package_of(kind.__module__)
         if package in ("jax", "jaxlib"):
             return Split(self._identity(value))
         if not _is_plain_object(value):
             return None
         if isinstance(value, eqx.Module) or package is None:
-            split = split_object(value)
-            return split._replace(
-                head=(split.head, self._by_value(None, kind).key),
-                copy=split.copy if _can_be_copied(kind) else None,
-            )
+            split = self._with_class(value, split_object(value))
+            return split._replace(copy=split.copy if _can_be_copied(kind) else None)
         return None
+
+    def _with_class(self, value: Any, split: Split) -> Split:
+        """An object with what its class is."""
+        kind = type(value)
+        if package_of(kind.__module__) is not None and not isinstance(
+            value, eqx.Module
+        ):
+            return split
+        return split._replace(head=(split.head, self._by_value(None, kind).key))
 
     def _split_jitted(self, value: Any) -> Split:
         """What a jitted function jits: its own traces would not see what changed."""
@@ -257,16 +291,32 @@ class Reading:
         code, space = function.__code__, function.__globals__
         module = space.get("__name__")
         if package_of(module) is not None:  # its globals do not count, or as a whole
-            self.is_plain &= is_pure(module)
+            self.is_plain &= is_pure(module) and not (
+                package_of(module) in sys.stdlib_module_names and _can_tell(code)
+            )
             key = self._identity(function) if self.lasting else code
             return split_function(function, (), (key, self._state_of(module)))
         self.is_plain &= not _can_tell(code)
         names = names_in(code)
+        self.is_movable &= not IDENTITY.intersection(names)
         if any(n in names and n not in space for n in OUTSIDE if hasattr(builtins, n)):
             self._unknown()
-        return split_function(
-            function, names, _readable(code) if self.lasting else code
-        )
+        key = _readable(code) if self.lasting else code, self._imported(code, space)
+        return split_function(function, names, key)
+
+    def _imported(self, code: types.CodeType, space: dict) -> Hashable:
+        """What code imports when it is called."""
+        keys = []
+        for name in imports_in(code):
+            if name.startswith("."):
+                name = importlib.util.resolve_name(name, space.get("__package__") or "")
+            for module in {name.partition(".")[0], name}:
+                if module in sys.modules:
+                    view = ModuleNames(sys.modules[module], names_in(code))
+                    keys.append(self._by_value(module, view).key)
+                elif not is_pure(module):
+                    self._unknown()
+        return tuple(keys)
 
     def _state_of(self, name: Any) -> Hashable:
         """The plain data in a module of an installed package, and in what it imports
@@ -289,25 +339,24 @@ class Reading:
         return name, tuple(one for one in own if one[1] is not None), tuple(others)
 
     def _split_module(self, view: ModuleNames) -> Split:
-        name = view.module.__name__
-        if READERS.get(name, set()).intersection(view.names):
+        outside = READERS.get(view.module.__name__, set()).intersection(view.names)
+        if outside:
             self._unknown()
+            others = tuple(name for name in view.names if name not in outside)
+            return split_module(ModuleNames(view.module, others))
         return split_module(view)
 
     def _joined(self, value: Any, split: Split, identity: Hashable = None) -> Part:
         """The parts of the children as one."""
         fixed_before = self._fixed
         can_be_made = split.make is not None or split.copy is not None
-        few = len(split.children) <= FEW or any(
-            type(child.value) not in (float, complex) for child in split.children
-        )
-        self._fixed = fixed_before or not (can_be_made and few)
+        self._fixed = fixed_before or not can_be_made or _has_many_numbers(value, split)
         parts = [self._child(child) for child in split.children]
         self._fixed = fixed_before
         key = (split.head, identity, tuple(part.key for part in parts))
         container = value if isinstance(value, (list, dict)) else attributes(value)
-        if container is not None and not self._is_reducing:
-            self._places.append((Place("container", container), key))
+        if container is not None:
+            self._note(Place("container", container), key)
         changed = {i: part.put for i, part in enumerate(parts) if part.put is not None}
         if not changed and (self._fixed or not split.always):
             return Part(key)
@@ -326,9 +375,13 @@ class Reading:
             return self(value)
         counter = noted(place, value)
         part = self(value) if counter is None else Part(counter)
-        if not self._is_reducing:
-            self._places.append((place, part.key))
+        self._note(place, part.key)
         return part
+
+    def _note(self, place: Place, key: Hashable) -> None:
+        """A place that may be written to; what an object keeps of itself is none of
+        the user's counters."""
+        self._places.append((place, None if self._is_reducing else key))
 
     def _by_value(self, head: Hashable, value: Any) -> Part:
         """Something that cannot be rebuilt."""
@@ -339,10 +392,12 @@ class Reading:
 
     def _by_reduction(self, value: Any) -> Part:
         """What `pickle` would keep of an object."""
+        is_container = isinstance(value, (list, dict, deque))
+        containers = value if is_container else None, attributes(value)
         try:
             reduced = value.__reduce_ex__(4)
             if isinstance(reduced, str):
-                return Part((type(value), reduced))
+                return Part((type(value), reduced, self._identity(value)))
             make, arguments, *rest = reduced
             state, items, entries = (*rest, None, None, None)[:3]
             held = make, arguments, state, *map(_listed, (items, entries))
@@ -351,6 +406,9 @@ class Reading:
         before, self._is_reducing = self._is_reducing, True
         part = self._by_value("reduced", held)
         self._is_reducing = before
+        for container in containers:
+            if container is not None:
+                self._places.append((Place("container", container), None))
         return part
 
     def _identity(self, value: Any) -> Hashable:
@@ -369,10 +427,13 @@ class Reading:
 def lasting_digest(value: Any) -> str | None:
     """What a function is, in every process; None if nobody can know."""
     reading = Reading(lasting=True)
-    key = reading(value).key
+    try:
+        text = _text(reading(value).key)
+    except RecursionError:
+        return None
     if not reading.is_known:
         return None
-    return hashlib.sha256(_text(key).encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _text(key: Hashable) -> str:
@@ -398,9 +459,10 @@ def _readable(code: types.CodeType) -> Hashable:
 
 def content(array: Any) -> tuple[Hashable, ...]:
     """Shape, type and bits of an array."""
-    array = np.ascontiguousarray(array)
-    digest = hashlib.blake2b(array.view(np.uint8).data, digest_size=16)
-    return array.shape, array.dtype.str, digest.digest()
+    array = np.asarray(array)
+    plain = np.ascontiguousarray(array)  # of one dimension at least
+    digest = hashlib.blake2b(plain.view(np.uint8).data, digest_size=16)
+    return array.shape, str(array.dtype), digest.digest()
 
 
 def _listed(items: Any) -> Any:
@@ -426,6 +488,35 @@ def _plain(value: Any, depth: int = 3) -> Hashable:
     return kind, tuple(pair for pair in found if None not in pair)
 
 
+def _table(value: Any) -> Hashable:
+    """A long list of floats, or many by name, as a whole; None for anything else."""
+    if type(value) not in (list, tuple, dict) or len(value) <= FEW:
+        return None
+    is_dict = type(value) is dict
+    numbers, names = list(value.values() if is_dict else value), tuple(value)
+    if set(map(type, numbers)) != {float}:
+        return None
+    if is_dict and set(map(type, names)) not in ({str}, {int}):
+        return None
+    return content(np.array(numbers)), is_dict and (type(names[0]), names)
+
+
+def _has_many_numbers(value: Any, split: Split) -> bool:
+    """Whether something is a table of numbers, and not a few of them with names."""
+    waiting = [child.value for child in split.children]
+    if not isinstance(value, (list, tuple, dict)):
+        return len(waiting) > FEW and all(type(v) in (float, complex) for v in waiting)
+    count, met = 0, set()
+    while waiting and count <= FEW:
+        item = waiting.pop()
+        if type(item) in (float, complex):
+            count += 1
+        elif type(item) in (list, tuple, dict) and id(item) not in met:
+            met.add(id(item))
+            waiting += item.values() if isinstance(item, dict) else item
+    return count > FEW
+
+
 def _is_plain_object(value: Any) -> bool:
     """Whether all that an object is stands in its attributes."""
     return all(
@@ -435,6 +526,8 @@ def _is_plain_object(value: Any) -> bool:
 
 
 def _can_be_copied(kind: type) -> bool:
+    if hasattr(kind, "__del__"):  # a copy would close what it shares
+        return False
     return kind.__new__ is object.__new__ or issubclass(kind, eqx.Module)
 
 
@@ -442,6 +535,8 @@ def _can_be_copied(kind: type) -> bool:
 def _can_tell(code: types.CodeType) -> bool:
     """Whether code may look at types, or catch an error."""
     if TYPES.intersection(code.co_names) or code.co_exceptiontable:
+        return True
+    if any(step.opname in STEPS for step in dis.get_instructions(code)):
         return True
     inside = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return any(map(_can_tell, inside))

@@ -190,8 +190,10 @@ def _agree(plain: Any, other: Any, numbers: list) -> bool:
             *numbers, *drawn
         )
 
-    results = jax.jit(both).lower(drawn, numbers).compile()(drawn, numbers)
-    return all(map(_is_close, *results))
+    program = jax.jit(both).lower(drawn, numbers).compile()
+    negative = [a if a.dtype.kind in "ub" else (-a).astype(a.dtype) for a in drawn]
+    results = program(drawn, numbers), program(negative, numbers)
+    return all(all(map(_is_close, *result)) for result in results)
 
 
 def _range(jaxpr: Any) -> range:

@@ -4,6 +4,7 @@ A tracer that was left somewhere is taken back. What was counted or logged is no
 is no part of what the function is, as long as nobody else changes it.
 """
 
+from collections import deque
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ _GONE = object()
 class Place(NamedTuple):
     """A place whose content can be replaced, or a container that can be filled."""
 
-    kind: str  # "cell", "item", "attribute", "container"
+    kind: str  # "cell", "item", "attribute", "container", "cache"
     owner: Any
     name: Hashable = None
 
@@ -34,7 +35,13 @@ class Place(NamedTuple):
                 return owner.cell_contents
             if self.kind == "attribute":
                 return getattr(owner, str(self.name))
-            return owner[self.name] if self.kind == "item" else owner.copy()
+            if self.kind == "cache":
+                return owner.cache_info().misses
+            if self.kind == "item":
+                return owner[self.name]
+            if isinstance(owner, deque):
+                return list(owner)
+            return (list if isinstance(owner, list) else dict).copy(owner)
         except (AttributeError, KeyError, ValueError):  # gone
             return _GONE
 
@@ -44,18 +51,21 @@ class Place(NamedTuple):
         if self.kind == "cell":
             owner.cell_contents = content
         elif self.kind == "attribute":
-            object.__setattr__(owner, str(self.name), content)
+            setter = type if isinstance(owner, type) else object
+            setter.__setattr__(owner, str(self.name), content)
         elif self.kind == "item":
             owner[self.name] = content
         else:
-            owner.clear()
-            (owner.extend if isinstance(owner, list) else owner.update)(content)
+            kind = next(k for k in (list, deque, dict) if isinstance(owner, k))
+            kind.clear(owner)
+            (kind.update if kind is dict else kind.extend)(owner, content)
 
 
 class Snapshot(NamedTuple):
     """The contents of places before a trace."""
 
-    contents: list[tuple[Place, Hashable, Any]]  # with the key of the content
+    contents: list[tuple[Place, Hashable, Any]]
+    """With the key of the content; None where only tracers count."""
 
     def changed(self) -> list[tuple[Place, Hashable, Any, Any]]:
         """Places with their keys, and what they held and hold."""
@@ -64,9 +74,11 @@ class Snapshot(NamedTuple):
 
     def take_back_tracers(self) -> bool:
         """Restore places that were given tracers; whether there were any."""
-        leaks = [
-            (place, old) for place, _, old, new in self.changed() if _holds_tracer(new)
-        ]
+        changed = self.changed()
+        for place, *_ in changed:
+            if place.kind == "cache":  # nobody can see what is in it
+                place.owner.cache_clear()
+        leaks = [(place, old) for place, _, old, new in changed if _holds_tracer(new)]
         for place, old in leaks:
             place.restore(old)
         return bool(leaks)
@@ -78,6 +90,8 @@ class Snapshot(NamedTuple):
         long as nobody else changes them. Anything else that was written counts.
         """
         for place, key, old, new in self.changed():
+            if key is None:
+                continue
             if isinstance(old, dict) and isinstance(new, dict):
                 _note_new_counters(place.owner, old, new)
             if _has_grown(old, new):
@@ -129,11 +143,11 @@ def _is_same(old: Any, new: Any) -> bool:
     return type(old) in SCALARS and old == new
 
 
-def _holds_tracer(content: Any) -> bool:
+def _holds_tracer(content: Any, depth: int = 4) -> bool:
     """Whether a content is a tracer, or a container with one."""
-    items = content.values() if isinstance(content, dict) else content
-    if isinstance(content, (dict, list, tuple)):
-        return any(isinstance(item, Tracer) for item in items)
+    if depth and isinstance(content, (dict, list, tuple)):
+        items = content.values() if isinstance(content, dict) else content
+        return any(_holds_tracer(item, depth - 1) for item in items)
     return isinstance(content, Tracer)
 
 

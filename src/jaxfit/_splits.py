@@ -1,6 +1,8 @@
 """What functions and other things are made of, and how to make them of other parts."""
 
+import dis
 import functools
+import itertools
 import sys
 import sysconfig
 import types
@@ -19,7 +21,7 @@ PURE |= {"_pytest", "matplotlib", "pandas", "xarray"}
 PURE |= sys.stdlib_module_names - {"__main__"}
 
 # These find what is not named in the code.
-LOOKUPS = {"getattr", "globals", "vars"}
+LOOKUPS = {"__dict__", "getattr", "globals", "vars"}
 
 CONSTANTS = {type(None), bool, int, str, bytes, range, type(...), type(NotImplemented)}
 
@@ -73,8 +75,12 @@ class ModuleNames(NamedTuple):
 
 def split_tuple(value: tuple) -> Split:
     kind = type(value)
-    make = getattr(kind, "_make", kind)  # of a named tuple
-    return Split(kind, [Child(item) for item in value], make)
+    items, own = [Child(item) for item in value], attributes(value)
+    if own:
+        return Split(kind, [*items, Child(own)])
+    is_python = kind.__new__ is tuple.__new__ or is_function(kind.__new__)
+    make = functools.partial(tuple.__new__, kind) if is_python else kind
+    return Split(kind, items, make)
 
 
 def split_list(value: list) -> Split:
@@ -108,10 +114,12 @@ def split_partial(partial: functools.partial) -> Split:
     kind = type(partial)
 
     def make(parts):
-        function, arguments, keywords = parts
-        return kind(function, *arguments, **keywords)
+        function, arguments, keywords, own = parts
+        twin = functools.partial.__new__(kind, function, *arguments, **keywords)
+        vars(twin).update(own)
+        return twin
 
-    held = partial.func, partial.args, partial.keywords
+    held = partial.func, partial.args, partial.keywords, vars(partial)
     return Split(kind, [Child(part) for part in held], make)
 
 
@@ -128,6 +136,13 @@ def split_function(
     closure = function.__closure__ or ()
     filled = [k for k, cell in enumerate(closure) if not _is_empty(cell)]
     named = _named(space, names)
+    passed = {
+        n: named.pop(n)
+        for n in passed_on_in(code).intersection(named)
+        if isinstance(named[n], types.ModuleType)
+        and package_of(named[n].__name__) is None
+    }
+    named = _seen_by(names, named) | passed
     cells = [Child(closure[k].cell_contents, Place("cell", closure[k])) for k in filled]
     globals_ = [Child(value, Place("item", space, n)) for n, value in named.items()]
     held = function.__defaults__, function.__kwdefaults__, own or None
@@ -177,7 +192,7 @@ def _named(space: dict, names: Sequence[str]) -> dict[str, Any]:
     found = {name: space[name] for name in names if name in space}
     if "globals" in names and "globals" not in space:
         found |= {n: v for n, v in space.items() if n not in found and _is_data(v)}
-    return _seen_by(names, found)
+    return found
 
 
 def _seen_by(names: Sequence[str], space: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,20 +231,23 @@ def split_module(view: ModuleNames) -> Split:
 
 def split_object(value: Any) -> Split:
     """The attributes of an object of a class in Python."""
-    kind, space = type(value), getattr(value, "__dict__", {})
-    slots = {n: getattr(value, n) for n in _slots(kind) if hasattr(value, n)}
+    kind, space, slots = type(value), attributes(value) or {}, _slots(value)
     own = without_counters(space)
     names = [*slots, *own]
 
     def copy(*_):
         twin = object.__new__(kind)
-        for name, item in {**slots, **space}.items():
-            object.__setattr__(twin, name, item)
+        replace(twin, dict(enumerate(slots.values())))
+        if space:
+            vars(twin).update(space)
         return twin
 
     def replace(twin, changed):
         for index, item in changed.items():
-            object.__setattr__(twin, names[index], item)
+            if index < len(slots):
+                object.__setattr__(twin, names[index], item)
+            else:  # past properties and descriptors
+                vars(twin)[names[index]] = item
 
     children = [
         *(Child(item, Place("attribute", value, n)) for n, item in slots.items()),
@@ -240,16 +258,18 @@ def split_object(value: Any) -> Split:
 
 def split_class(value: type) -> Split:
     own = {k: v for k, v in vars(value).items() if not _is_machinery(k, v)}
-    children = [Child(base) for base in value.__bases__]
-    for item in own.values():
+    children = [Child(base) for base in (type(value), *value.__bases__)]
+    for name, item in own.items():
         if isinstance(item, property):
             children += map(Child, (item.fget, item.fset, item.fdel))
         elif isinstance(item, (staticmethod, classmethod)):
             children.append(Child(item.__func__))
         elif isinstance(item, functools.cached_property):
             children.append(Child(item.func))
-        else:
+        elif hasattr(type(item), "__get__"):
             children.append(Child(item))
+        else:
+            children.append(Child(item, Place("attribute", value, name)))
     return Split((len(value.__bases__), tuple(own)), children)
 
 
@@ -267,7 +287,10 @@ def attributes(value: Any) -> dict | None:
     """The dictionary in which an object of a user's class keeps its attributes."""
     if isinstance(value, (type, types.FunctionType, types.ModuleType)):
         return None
-    space = getattr(value, "__dict__", None)
+    try:
+        space = object.__getattribute__(value, "__dict__")
+    except Exception:  # of a class in C, or a stand-in for something else
+        return None
     return space if type(space) is dict else None
 
 
@@ -287,6 +310,10 @@ def _can_change(value: Any) -> bool:
     return _is_data(value)
 
 
+def is_function(value: Any) -> bool:
+    return isinstance(value, types.FunctionType)
+
+
 def is_bound(value: Any) -> bool:
     """Whether it is a method of an object, a random generator for example."""
     owner = getattr(value, "__self__", None)
@@ -297,16 +324,22 @@ def _is_machinery(name: str, value: Any) -> bool:
     """Whether an entry of a class is Python's own bookkeeping."""
     if name.startswith("_abc_"):
         return True
-    return name.startswith("__") and not isinstance(value, types.FunctionType)
+    is_used = callable(value) or hasattr(type(value), "__get__")
+    is_slot = isinstance(value, types.GetSetDescriptorType)
+    return name.startswith("__") and (is_slot or not is_used)
 
 
-def _slots(kind: type) -> list[str]:
-    """The slots of a class and of those that it is derived from."""
-    found: list[str] = []
-    for cls in kind.__mro__:
-        own = vars(cls).get("__slots__", ())
-        found += [own] if isinstance(own, str) else own
-    return [name for name in found if name not in ("__dict__", "__weakref__")]
+def _slots(value: Any) -> dict[str, Any]:
+    """What is in the slots of an object, by their names inside Python."""
+    found: dict[str, Any] = {}
+    for cls in type(value).__mro__:
+        for name, slot in vars(cls).items() if "__slots__" in vars(cls) else ():
+            if isinstance(slot, types.MemberDescriptorType) and name not in found:
+                try:
+                    found[name] = slot.__get__(value)
+                except AttributeError:  # empty
+                    continue
+    return found
 
 
 @functools.lru_cache(maxsize=1024)
@@ -323,6 +356,33 @@ def names_in(code: types.CodeType) -> tuple[str, ...]:
         texts = (c for c in code.co_consts if isinstance(c, str) and c.isidentifier())
         names.update(dict.fromkeys(texts))
     return tuple(names)
+
+
+@functools.lru_cache(maxsize=1024)
+def imports_in(code: types.CodeType) -> tuple[str, ...]:
+    """The modules that code imports, with dots before those of its own package."""
+    steps = list(dis.get_instructions(code))
+    names = {
+        "." * steps[place - 2].argval + step.argval
+        for place, step in enumerate(steps)
+        if step.opname == "IMPORT_NAME"
+    }
+    inside = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return tuple(sorted(names.union(*map(imports_in, inside))))
+
+
+@functools.lru_cache(maxsize=1024)
+def passed_on_in(code: types.CodeType) -> frozenset[str]:
+    """The globals of which code takes more than attributes that it names."""
+    steps = list(dis.get_instructions(code))
+    names = {
+        step.argval
+        for step, after in itertools.pairwise(steps)
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+        and after.opname not in ("LOAD_ATTR", "LOAD_METHOD")
+    }
+    inside = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(names.union(*map(passed_on_in, inside)))
 
 
 def is_pure(module: Any) -> bool:
