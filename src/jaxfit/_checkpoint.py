@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-VERSION = 1
+VERSION = 2
 _VERSION, _FIT = "jaxfit_checkpoint", "fit"
 
 
@@ -32,7 +32,7 @@ class Checkpoint:
 
     Raises:
         ValueError: from `read` and `check`, for a file that is damaged, is no
-            checkpoint, comes from a newer version, or belongs to another fit. The file
+            checkpoint, comes from another version, or belongs to another fit. The file
             stays as it is.
     """
 
@@ -82,9 +82,10 @@ class Checkpoint:
             raise self._error(f"is damaged, or none of jaxfit ({error})") from error
         if version is None:
             raise self._error("is an archive of something else")
-        if int(version) > VERSION:
+        if int(version) != VERSION:
+            age = "a newer" if int(version) > VERSION else "an older"
             raise self._error(
-                f"was written by a newer jaxfit, in version {version} of the format; "
+                f"was written by {age} jaxfit, in version {version} of the format; "
                 f"this one reads version {VERSION}"
             )
         return fit, arrays

@@ -131,8 +131,9 @@ def _creeping(found: Fit, case: Case) -> tuple[str, ...]:
     if not gained < CREEP * scale:
         return ()
     before, after = half["x"], found.numbers["x"]
-    moved = np.abs(after - before) / np.maximum(np.abs(after), np.abs(before))
-    far = [k for k, part in enumerate(moved) if part >= 0.1 * np.nanmax(moved) > 0]
+    size = np.maximum(np.abs(after), np.abs(before))
+    moved = np.abs(after - before) / np.where(size > 0, size, 1)
+    far = [k for k, part in enumerate(moved) if part >= 0.1 * np.max(moved) > 0]
     ways = [f"{found.varied[k]} from {before[k]:.4g} to {after[k]:.4g}" for k in far]
     if not ways:
         return ()
