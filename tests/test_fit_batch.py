@@ -133,7 +133,9 @@ def test_what_is_not_determined_is_nan():
 
     whole = decay(X, 2.0, 0.7)
     one = np.where(np.arange(40) == 3, whole, np.nan)
-    batch = jaxfit.fit_batch(decay, X, np.stack([whole, 0 * X, one, whole]))
+    height = {"s0": np.array([1.0, 0.0, 1.0, 1.0])}  # at 1e-31 a rate has an error
+    Y = np.stack([whole, 0 * X, one, whole])
+    batch = jaxfit.fit_batch(decay, X, Y, p0=height)
     assert batch.success.all()
     assert batch.determined["rate"].tolist() == [True, False, False, True]
     np.testing.assert_allclose(batch["rate"], [0.7, np.nan, np.nan, 0.7])
