@@ -48,7 +48,7 @@ from jaxfit._splits import (
     names_in,
     package_of,
     split_class,
-    split_entries,
+    split_dict,
     split_function,
     split_list,
     split_method,
@@ -250,8 +250,7 @@ class Reading:
         if kind is list:
             return split_list(value)
         if kind in (dict, OrderedDict):
-            keys = tuple(self._entry(key) for key in tuple(value))
-            return split_entries((kind, keys), value, value, lambda *_: kind(value))
+            return split_dict(value, tuple(self._entry(key) for key in tuple(value)))
         if isinstance(value, types.MethodType):
             return split_method(value)
         if isinstance(value, functools.partial):

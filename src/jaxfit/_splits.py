@@ -6,7 +6,7 @@ import itertools
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,16 +92,19 @@ def split_list(value: list) -> Split:
     return Split(list, items, None, lambda *_: list(value), replace)
 
 
-def split_entries(head: Hashable, space: dict, names: Iterable, copy=None) -> Split:
-    """Entries of the dictionary of something that has a copy with its own."""
-    names = tuple(names)
+def split_dict(value: dict, keys: Hashable) -> Split:
+    """The entries of a dictionary.
+
+    Args:
+        keys: what its keys are.
+    """
+    kind, names = type(value), tuple(value)
 
     def replace(copy, changed):
-        copy = copy if isinstance(copy, dict) else vars(copy)
         copy.update({names[index]: item for index, item in changed.items()})
 
-    children = [Child(space[name], Place("item", space, name)) for name in names]
-    return Split(head, children, None, copy, replace)
+    children = [Child(value[name], Place("item", value, name)) for name in names]
+    return Split((kind, keys), children, None, lambda *_: kind(value), replace)
 
 
 def split_method(method: types.MethodType) -> Split:
@@ -311,6 +314,7 @@ def _can_change(value: Any) -> bool:
 
 
 def is_function(value: Any) -> bool:
+    """Whether it is a function in Python."""
     return isinstance(value, types.FunctionType)
 
 
