@@ -57,8 +57,22 @@ class _Composite(Model):
     def starts_from_data(self):
         return any(member.starts_from_data for member in self.members)
 
-    def derived(self, parameters):
-        found = [member.derived(parameters) for member in self.members]
+    @property
+    def places(self):  # type: ignore[override]
+        return tuple(m.prefix + name for m in self.members for name in m.places)
+
+    @property
+    def scales(self):  # type: ignore[override]
+        return tuple(m.prefix + name for m in self.members for name in m.scales)
+
+    def derived(self, parameters, origin=None):
+        found = [member.derived(parameters, origin) for member in self.members]
+        return {k: v for one in found for k, v in one.items()}
+
+    def moved(self, parameters, origin):
+        found = [member.moved(parameters, origin) for member in self.members]
+        if any(one is None for one in found):
+            return None
         return {k: v for one in found for k, v in one.items()}
 
     def start(self, x, y, known):

@@ -1,0 +1,228 @@
+"""Fits far from x = 0: parameters, what is derived from them, and all their errors."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+
+import jaxfit
+from jaxfit import losses
+from jaxfit.models import (
+    BiExponential,
+    Constant,
+    DampedSine,
+    Exponential,
+    Gaussian,
+    Gompertz,
+    Linear,
+    Polynomial,
+    Quadratic,
+    Sine,
+    Step,
+    StretchedExponential,
+)
+
+NEAR = np.linspace(-43200.0, 43200.0, 100)  # a day in seconds
+MIDDLE = 1.7e9
+FAR = MIDDLE + NEAR  # unix time
+NOISE = 0.01 * np.random.default_rng(5).standard_normal(NEAR.shape)
+
+PLACES = ("center", "root", "vertex")
+CURVES = {  # model, the parameters it had, those that another origin changes
+    "line": (Linear(), [1e-5, 0.3], ["intercept"]),
+    "parabola": (Quadratic(), [1e-9, -2e-5, 0.109], ["b", "c"]),
+    "quartic": (
+        Polynomial(degree=4),
+        [1.0, -3e-5, 6e-10, -6e-15, 6e-20],
+        ["c0", "c1", "c2", "c3"],
+    ),
+    "decay": (Exponential(), [1.0, 3e-5], ["amplitude"]),
+    "decays": (
+        BiExponential(),
+        [1.0, 1e-4, 1.0, 1.7e-5],
+        ["amplitude1", "amplitude2", "fraction1"],
+    ),
+    "wave": (Sine(), [1.0, 1 / 7000, 0.4], ["phase"]),
+    "damped": (DampedSine(), [1.0, 1 / 7000, 0.4, 3e-5], ["amplitude", "phase"]),
+    "peak": (Gaussian() + Linear(), [1.0, 1000.0, 5000.0, 1e-5, 0.1], ["intercept"]),
+}
+MOVED = [
+    *(model for model, _, _ in CURVES.values()),
+    *(Constant(), Gompertz(), Step() + Linear(prefix="b_")),
+    (Gaussian() + Linear()) * Exponential(),
+]
+
+
+def data(name):
+    model, truth, _ = CURVES[name]
+    return np.asarray(model(NEAR, dict(zip(model.names, truth, strict=True)))) + NOISE
+
+
+def everything(fit):
+    return {**fit.params, **fit.derived}
+
+
+@pytest.mark.parametrize("model", MOVED, ids=lambda model: model.label)
+def test_a_moved_curve_is_the_same(model):
+    x = np.linspace(1.0, 3.0, 9)
+    p = {name: 0.3 + 0.21 * k for k, name in enumerate(model.names)}
+    moved = p | model.moved(p, 2.5)
+    np.testing.assert_allclose(model(x - 2.5, moved), model(x, p), rtol=1e-12)
+    back = moved | model.moved(moved, -2.5)
+    there = {k: back[k] - p[k] for k in p}
+    assert all(abs(math.remainder(d, 2 * math.pi)) < 1e-13 for d in there.values())
+
+
+def test_a_curve_that_hangs_on_zero_is_not_moved():
+    for model in (StretchedExponential(), Linear() + (lambda x, a: a * x)):
+        assert model.moved(dict.fromkeys(model.names, 1.0), 2.5) is None
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_far_from_zero_as_near_it(name):
+    model, _, changed = CURVES[name]
+    y = data(name)
+    near, far = jaxfit.fit(model, NEAR, y), jaxfit.fit(model, FAR, y)
+    batch = jaxfit.fit_batch(model, FAR, y[None])
+    assert far.problem.origin == MIDDLE
+    np.testing.assert_allclose(far.best_fit, near.best_fit, atol=1e-9)
+    np.testing.assert_allclose(batch.predict()[0], near.best_fit, atol=1e-9)
+    all_far, all_near = everything(far), everything(near)
+    batch_errors = batch.errors | batch.derived_errors
+    for own in [n for n in all_near if n not in changed]:
+        shift = MIDDLE if own in PLACES else 0.0
+        there, here = all_far[own], all_near[own]
+        got = [there.value - shift, batch[own][0] - shift]
+        size = abs(here.value) + here.stderr
+        np.testing.assert_allclose(got, here.value, rtol=0, atol=1e-6 * size)
+        errors = [there.stderr, batch_errors[own][0]]
+        np.testing.assert_allclose(errors, here.stderr, rtol=1e-6)
+    values = batch.values | batch.derived
+    for own in changed:
+        there = all_far[own]
+        if there.determined:
+            np.testing.assert_allclose(values[own][0], there.value, rtol=1e-6)
+            np.testing.assert_allclose(batch_errors[own][0], there.stderr, rtol=1e-6)
+
+
+def test_a_parabola_at_zero_by_long_numbers():
+    """b and c as they follow from the centred fit of NumPy, and their errors."""
+    y = data("parabola")
+    columns = np.stack([NEAR**2, NEAR, np.ones_like(NEAR)], axis=1)
+    scale = np.array([1e9, 1e4, 1.0])
+    found = np.linalg.lstsq(columns / scale, y)[0]
+    left = y - columns / scale @ found
+    gram = np.linalg.inv((columns / scale).T @ (columns / scale))
+    covariance = gram * (left @ left) / (len(y) - 3) / np.outer(scale, scale)
+    a, b, c = (found / scale).astype(np.longdouble)
+    m = np.longdouble(MIDDLE)
+    slope = np.array([[1, 0, 0], [-2 * m, 1, 0], [m * m, -m, 1]], np.longdouble)
+    there = slope @ covariance.astype(np.longdouble) @ slope.T
+    fit = jaxfit.fit(Quadratic(), FAR, y)
+    expected = np.array([a, b - 2 * a * m, c - b * m + a * m * m], float)
+    np.testing.assert_allclose(list(fit.values.values()), expected, rtol=1e-9)
+    np.testing.assert_allclose(fit.covariance, there.astype(float), rtol=1e-8)
+    errors = np.sqrt(np.diagonal(there)).astype(float)
+    np.testing.assert_allclose(list(fit.errors.values()), errors, rtol=1e-8)
+    band = fit.confidence_band(FAR[:3])
+    row = columns[:3]
+    stderr = np.sqrt(np.sum(row @ covariance * row, axis=1))
+    np.testing.assert_allclose(band.stderr, stderr, rtol=1e-8)
+    np.testing.assert_allclose(band.value, fit.best_fit[:3], rtol=1e-12)
+
+
+def test_a_phase_at_zero():
+    y = data("wave")
+    near, far = jaxfit.fit(Sine(), NEAR, y), jaxfit.fit(Sine(), FAR, y)
+    turns = np.longdouble(near["frequency"].value) * np.longdouble(MIDDLE)
+    expected = near["phase"].value - 2 * math.pi * float(turns - np.round(turns))
+    assert abs(math.remainder(far["phase"].value - expected, 2 * math.pi)) < 1e-6
+    weights = np.array([0, -2 * math.pi * MIDDLE, 1])
+    error = math.sqrt(weights @ near.covariance @ weights)
+    assert far["phase"].stderr == pytest.approx(error, rel=1e-7)
+
+
+def test_an_amplitude_at_zero_beyond_all_numbers(tmp_path):
+    fit = jaxfit.fit(Exponential(), FAR, data("decay"))
+    assert fit["amplitude"].value == math.inf == fit["amplitude"].stderr
+    assert not fit.determined["amplitude"] and fit.determined["rate"]
+    assert "beyond floating point" in str(fit)
+    assert fit.intervals()["amplitude"] == (-math.inf, math.inf)
+    fit.save(tmp_path / "fit.npz")
+    for same in (jaxfit.Fit.load(tmp_path / "fit.npz"), copy.deepcopy(fit)):
+        assert same.values == fit.values
+        np.testing.assert_array_equal(same.predict(FAR[:4]), fit.predict(FAR[:4]))
+    batch = jaxfit.fit_batch(Exponential(), FAR, data("decay")[None])
+    assert np.isnan(batch["amplitude"][0]) and batch.success[0]
+    assert batch.fit(0)["rate"].value == pytest.approx(fit["rate"].value, rel=1e-8)
+    profile = fit.intervals("profile")
+    near = jaxfit.fit(Exponential(), NEAR, data("decay")).intervals("profile")
+    np.testing.assert_allclose(profile["rate"], near["rate"], rtol=1e-6)
+
+
+PEAK = {"height": 1.0, "center": MIDDLE, "width": 5e3, "slope": 0.0, "intercept": 0.2}
+ASKED = {  # of a peak on a line; what that is near zero, or None: not moved
+    "bounds of a place": (
+        {"bounds": {"center": (MIDDLE - 500, MIDDLE + 900)}},
+        {"bounds": {"center": (-500, 900)}},
+    ),
+    "a place held": ({"fixed": {"center": MIDDLE + 900}}, {"fixed": {"center": 900.0}}),
+    "a loss": ({"loss": losses.Huber(0.01)}, {"loss": losses.Huber(0.01)}),
+    "all starts": ({"p0": PEAK}, {"p0": PEAK | {"center": 0.0}}),
+    "start of a place": ({"p0": {"center": MIDDLE}}, {"p0": {"center": 0.0}}),
+    "many starts": ({"starts": 3}, {"starts": 3}),
+    "a bounded constant": ({"bounds": {"intercept": (-1e6, 1e6)}}, None),
+    "a held constant": ({"fixed": {"intercept": -16988.0}}, None),
+    "a start of it alone": ({"p0": {"intercept": -17000.0}}, None),
+    "a tie": ({"tie": {"height": lambda p: p["width"] / 5e3}}, None),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_asked_of_parameters_holds(name):
+    settings, moved = ASKED[name]
+    model, y = CURVES["peak"][0], data("peak")
+    far = jaxfit.fit(model, FAR, y, **settings)
+    assert (far.problem.origin is None) == (moved is None)
+    for own, (lower, upper) in settings.get("bounds", {}).items():
+        assert (far[own].lower, far[own].upper) == (lower, upper)
+        assert lower <= far[own].value <= upper
+    for own, value in settings.get("fixed", {}).items():
+        assert far[own].value == value and far[own].stderr == 0
+    for own, value in settings.get("p0", {}).items():
+        assert far[own].start == pytest.approx(value, abs=1e-5 * far["height"].value)
+    if moved is None:
+        return
+    near = jaxfit.fit(model, NEAR, y, **moved)
+    assert far.chi_square == pytest.approx(near.chi_square, rel=1e-9)
+    for own in ("height", "center", "width", "slope", "area"):
+        shift = MIDDLE if own == "center" else 0.0
+        size = abs(near[own].value) + near[own].stderr
+        assert far[own].value - shift == pytest.approx(near[own].value, abs=1e-6 * size)
+        assert far[own].stderr == pytest.approx(near[own].stderr, rel=1e-6)
+        if own in near.params:
+            assert far[own].at_bound == near[own].at_bound
+
+
+def test_a_prior_is_one_of_the_parameter_at_zero():
+    y, prior = data("line"), {"intercept": (-17000.0, 10.0)}
+    fit = jaxfit.fit(Linear(), FAR, y, sigma=0.01, prior=prior)
+    assert fit.problem.origin == MIDDLE
+    # the same rows, of x from the middle: the prior is one of intercept - slope MIDDLE
+    rows = np.stack([NEAR, np.ones_like(NEAR)], axis=1) / 0.01
+    rows = np.concatenate([rows, [[-MIDDLE / 10, 0.1]]])
+    seen = np.concatenate([y / 0.01, [-1700.0]])
+    slope, intercept = np.linalg.lstsq(rows, seen)[0]
+    assert fit["slope"].value == pytest.approx(slope, rel=1e-8)
+    assert fit["intercept"].value == pytest.approx(intercept - slope * MIDDLE, rel=1e-8)
+
+
+def test_guesses_far_from_zero():
+    for name in ("parabola", "peak", "wave"):
+        model, y = CURVES[name][0], data(name)
+        near, far = model.guess(NEAR, y), model.guess(FAR, y)
+        there = {**far, **model.moved(far, MIDDLE)}
+        np.testing.assert_allclose(
+            [there[n] for n in model.names], [near[n] for n in model.names], rtol=1e-4
+        )
