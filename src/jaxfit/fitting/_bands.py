@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
@@ -10,6 +9,7 @@ from jaxtyping import PyTree
 from jaxfit._arguments import coordinates, real_array
 from jaxfit._compile import compiled
 from jaxfit._host import double_precision
+from jaxfit._residuals import jacobian
 from jaxfit.fitting._program import for_solver, named, propagated
 from jaxfit.fitting._statistics import quantile
 
@@ -91,7 +91,7 @@ def _band(problem, arguments):
     def curve(x):
         return problem.values(x, points, shape).ravel()
 
-    value, slope = curve(x), jax.jacfwd(curve)(x)
+    value, slope = curve(x), jacobian(curve, x)
     stderr = propagated(slope, covariance)
     return value.reshape(shape), stderr.reshape(shape)
 

@@ -14,7 +14,7 @@ from jaxfit._solve import check_loss
 from jaxfit.fitting import _report, _starts
 from jaxfit.fitting._data import observed
 from jaxfit.fitting._problem import from_middle, pose, starts_about
-from jaxfit.fitting._program import Case, Manner, run_fit
+from jaxfit.fitting._program import Case, Manner, not_finite, run_fit
 from jaxfit.fitting._result import Fit
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
@@ -112,6 +112,9 @@ def fit(
     found = Fit(problem, seen, manner, numbers, minima)
     if found.status == Status.MAX_STEPS:
         found = dataclasses.replace(found, remarks=_creeping(found, case))
+    if found.status == Status.NONFINITE_START:
+        wrong = not_finite(problem, case, found.numbers)
+        found = dataclasses.replace(found, remarks=(f"There {wrong}.",))
     if not found.success:
         raise FitError(_report.failure(found), found)
     return found

@@ -16,8 +16,10 @@ from jaxfit import _host
 from jaxfit._batch import solve_batch
 from jaxfit._compile import Static, compiled
 from jaxfit._options import Options, limited
+from jaxfit._residuals import jacobian
 from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
+from jaxfit._words import what_is_not_finite
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.losses import Linear, Loss
 from jaxfit.models._start import start_from
@@ -160,12 +162,12 @@ def sandwich(problem: Problem, case: Case, x, loss: Loss | None, plain) -> Array
         return jnp.concatenate([jnp.ravel(part) for part in parts.values()])
 
     loss = Linear() if loss is None else loss
-    r, jacobian = residuals(x), jax.jacfwd(residuals)(x)
+    r, slopes = residuals(x), jacobian(residuals, x)
     z = (r / loss.scale) ** 2
     _, slope, curvature = loss.evaluate(z)
     dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    size = jnp.sqrt(jnp.sum(jacobian**2, axis=0))
-    scaled = jacobian / jnp.where(size > 0, size, 1)
+    size = jnp.sqrt(jnp.sum(slopes**2, axis=0))
+    scaled = slopes / jnp.where(size > 0, size, 1)
     hessian = dot(scaled.T, (slope + 2 * z * curvature)[:, None] * scaled)
     gradients = (slope * r)[:, None] * scaled
     bread = jnp.linalg.inv(hessian)
@@ -268,6 +270,25 @@ def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, np.ndarra
         vector = compiled(_fit, problem, (case, manner))
         shapes = shapes_of(problem, int(np.size(case.data.y)))
     return _host.unpack(vector, shapes)
+
+
+def not_finite(problem: Problem, case: Case, numbers: dict) -> str:
+    """What is not finite where a fit started, in words."""
+    with _host.double_precision(named(problem.model)):
+        x = for_solver(numbers, "x")
+        residual, slopes = map(np.array, compiled(_rows, problem, (case, x)))
+    if case.valid is not None:
+        residual[~case.valid] = slopes[~case.valid] = 0
+    return what_is_not_finite(residual, slopes)
+
+
+def _rows(problem, arguments):
+    case, x = arguments
+
+    def rows(x):
+        return problem.residuals(x, case.data)["data"]
+
+    return rows(x), jacobian(rows, x)
 
 
 def run_start(problem: Problem, case: Case) -> np.ndarray:

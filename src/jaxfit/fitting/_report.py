@@ -121,8 +121,8 @@ def warnings(self: "Fit") -> list[str]:
         unknown = [p for p in unknown if p not in beyond]
         if beyond:
             found.append(
-                f"x = 0 is so far from the data that {_listed([p.name for p in beyond])}"
-                " there is beyond floating point. All else holds; count x from nearer."
+                f"At x = 0, far from the data, {_listed([p.name for p in beyond])} is "
+                "beyond floating point; all else holds. Count x from nearer."
             )
     lost = [p.name for p in unknown]
     if lost:

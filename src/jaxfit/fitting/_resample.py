@@ -73,7 +73,8 @@ def run(fit: "Fit", number: int, resample: str, seed: int) -> Bootstrap:
     arguments = (
         Case(seen.data, seen.valid, {}),
         fit.manner._replace(absolute=np.bool_(True)),
-        *(for_solver(fit.numbers, "x"), drawn, Static((number, resample, devices_for(number)))),
+        *(for_solver(fit.numbers, "x"), drawn),
+        Static((number, resample, devices_for(number))),
     )
     with _host.double_precision(named(fit.model)):
         values, status = map(np.asarray, compiled(_run, fit.problem, arguments))

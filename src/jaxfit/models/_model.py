@@ -33,8 +33,8 @@ class Model(eqx.Module):
 
     Models compose: `Gaussian() + Gaussian(prefix="b_") + Linear()`, `Sine() * Step()`;
     a plain function may be added too. To write one, define `function`, and what else
-    applies: `limits`, `linear` and `candidates` (or `start`), `quantities`, and `places`
-    or `about` where the curve can be moved along x.
+    applies: `limits`, `linear` and `candidates` (or `start`), `quantities`, and
+    `places` or `about` where the curve can be moved along x.
 
     Args:
         prefix: stands before the name of every parameter.
