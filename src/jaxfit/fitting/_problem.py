@@ -106,7 +106,8 @@ class Problem:
         known = self.about_origin(x)
         if self.origin is None:
             return known
-        return known | (self.model.moved(known, -self.origin) or {})
+        fixed = {name: jnp.asarray(v, x.dtype) for name, v in self.fixed.items()}
+        return known | (self.model.moved(known, -self.origin) or {}) | fixed
 
     def of_varied(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         """The parameters that vary, from the solver's vector."""

@@ -272,7 +272,7 @@ def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, np.ndarra
     return _host.unpack(vector, shapes)
 
 
-def not_finite(problem: Problem, case: Case, numbers: dict) -> str:
+def not_finite(problem: Problem, case: Case, numbers: Any) -> str:
     """What is not finite where a fit started, in words."""
     with _host.double_precision(named(problem.model)):
         x = for_solver(numbers, "x")

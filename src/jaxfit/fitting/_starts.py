@@ -38,7 +38,8 @@ def best_of_many(
     if not (isinstance(number, int) and number >= 1):
         raise ValueError(f"starts is {number!r}; give a whole number of at least 1.")
     first = run_start(problem, case)
-    starts = spread(first, *(problem.bounds or (None, None)), number, seed)
+    lower, upper = problem.bounds or (None, None)
+    starts = spread(first, lower, upper, number, seed)
     cases = Case(
         case.data, case.valid, dict(zip(problem.varied, starts.T, strict=True))
     )

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,10 +71,13 @@ class _Composite(Model):
         return {k: v for one in found for k, v in one.items()}
 
     def moved(self, parameters, origin):
-        found = [member.moved(parameters, origin) for member in self.members]
-        if any(one is None for one in found):
-            return None
-        return {k: v for one in found for k, v in one.items()}
+        found: dict[str, Any] = {}
+        for member in self.members:
+            changed = member.moved(parameters, origin)
+            if changed is None:
+                return None
+            found |= changed
+        return found
 
     def start(self, x, y, known):
         return self.starts(x, y, known)

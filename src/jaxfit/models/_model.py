@@ -218,10 +218,11 @@ class Model(eqx.Module):
         y, x = jax.tree.map(np.ma.getdata, (real_points(y, "y"), coordinates(x)))
         origin, ones = _start.far_middle(x), dict.fromkeys(self.names, 1.0)
         with double_precision(self):
-            can_move = origin is not None and self.moved(ones, origin) is not None
-            found = compiled(_start.guess, self, (x - origin if can_move else x, y))
-            if can_move:
-                found = found | self.moved(found, -origin)
+            if origin is None or self.moved(ones, origin) is None:
+                found = compiled(_start.guess, self, (x, y))
+            else:
+                found = compiled(_start.guess, self, (x - origin, y))
+                found = found | (self.moved(found, -origin) or {})
         return {name: np.asarray(found[name])[()] for name in self.names}
 
     def __add__(self, other: Any) -> "Model":
