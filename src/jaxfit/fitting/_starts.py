@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import Axes, Case, Manner, run_batch, run_start
+from jaxfit.fitting._program import Axes, Case, Manner, for_solver, run_batch, run_start
 
 SAME_COST = 1e-6  # relative: ends of one minimum
 
@@ -38,14 +38,15 @@ def best_of_many(
     if not (isinstance(number, int) and number >= 1):
         raise ValueError(f"starts is {number!r}; give a whole number of at least 1.")
     first = run_start(problem, case)
-    starts = spread(first, problem.lower, problem.upper, number, seed)
+    lower, upper = problem.bounds or (None, None)
+    starts = spread(first, lower, upper, number, seed)
     cases = Case(
         case.data, case.valid, dict(zip(problem.varied, starts.T, strict=True))
     )
     found = run_batch(problem, cases, Axes(None, None, shared=True), manner)
     cost = np.where(found["status"] > 0, found["cost"], np.inf)
     best = int(np.argmin(cost))
-    chosen = found["x"][best] if np.isfinite(cost[best]) else first
+    chosen = for_solver(found, "x")[best] if np.isfinite(cost[best]) else first
     starts_of_best = dict(zip(problem.varied, chosen, strict=True))
     return Case(case.data, case.valid, starts_of_best), _distinct(cost)
 

@@ -24,6 +24,7 @@ class Gaussian(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE}
     is_peak = True
 
@@ -47,6 +48,7 @@ class Lorentzian(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE}
     is_peak = True
 
@@ -73,6 +75,7 @@ class Voigt(Model):
     """
 
     linear = ("area",)
+    places = ("center",)
     limits = {"sigma": POSITIVE, "gamma": POSITIVE}
     is_peak = True
 
@@ -105,6 +108,7 @@ class PseudoVoigt(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE, "fraction": (0.0, 1.0)}
     is_peak = True
 
@@ -132,6 +136,7 @@ class Moffat(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE, "exponent": POSITIVE}
     is_peak = True
 
@@ -162,6 +167,7 @@ class Pearson7(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE, "exponent": (0.5, np.inf)}
     is_peak = True
 
@@ -191,6 +197,7 @@ class SkewedGaussian(Model):
     """
 
     linear = ("area",)
+    places = ("center",)
     limits = {"width": POSITIVE}
     is_peak = True
 
@@ -228,6 +235,7 @@ class ExponentialGaussian(Model):
     """
 
     linear = ("area",)
+    places = ("center",)
     limits = {"width": POSITIVE, "rate": POSITIVE}
     is_peak = True
 
@@ -263,6 +271,7 @@ class Doniach(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE, "asymmetry": (0.0, 1.0)}
     is_peak = True
 
@@ -288,6 +297,7 @@ class BreitWigner(Model):
     """
 
     linear = ("amplitude",)
+    places = ("center",)
     limits = {"width": POSITIVE}
 
     def function(self, x, amplitude, center, width, q):

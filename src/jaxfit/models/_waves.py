@@ -14,6 +14,12 @@ from jaxfit.models._start import extent, frequency, grid, peak
 PHASES = np.arange(-5, 7) * (math.pi / 6)
 
 
+def turned(phase, frequency, origin):
+    """The phase at an origin: less the whole turns that lie between."""
+    turns = frequency * origin
+    return phase + 2 * math.pi * (turns - jnp.round(turns))
+
+
 class Sine(Model):
     """amplitude sin(2π frequency x + phase).
 
@@ -31,6 +37,9 @@ class Sine(Model):
     def candidates(self, x, y):
         return _oscillation(x, y)
 
+    def about(self, origin, amplitude, frequency, phase):
+        return {"phase": turned(phase, frequency, origin)}
+
     def quantities(self, amplitude, frequency, phase):
         return {"period": 1 / frequency}
 
@@ -45,6 +54,7 @@ class DampedSine(Model):
 
     linear = ("amplitude",)
     limits = {"amplitude": POSITIVE, "frequency": POSITIVE}
+    scales = ("amplitude",)
 
     def function(self, x, amplitude, frequency, phase, rate):
         wave = jnp.sin(2 * math.pi * frequency * x + phase)
@@ -52,6 +62,12 @@ class DampedSine(Model):
 
     def candidates(self, x, y):
         return _oscillation(x, y, rate=np.geomspace(0.3, 30, 7) / extent(x)[1])
+
+    def about(self, origin, amplitude, frequency, phase, rate):
+        return {
+            "amplitude": amplitude * jnp.exp(-rate * origin),
+            "phase": turned(phase, frequency, origin),
+        }
 
     def quantities(self, amplitude, frequency, phase, rate):
         return {"period": 1 / frequency, "quality": math.pi * frequency / rate}
@@ -112,6 +128,7 @@ class Logistic(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
 
     def function(self, x, height, center, rate):
         return height * 0.5 * (1 + jnp.tanh(0.5 * rate * (x - center)))
@@ -131,6 +148,7 @@ class Gompertz(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"rate": POSITIVE}
 
     def function(self, x, height, center, rate):
@@ -160,6 +178,7 @@ class Step(Model):
     form: str = eqx.field(default="erf", static=True)
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE}
 
     _FORMS: ClassVar = {
