@@ -136,7 +136,7 @@ def test_a_solution_is_a_pytree():
 def test_every_status_has_a_sentence():
     for status in Status:
         assert status.message.endswith(".")
-    assert {s.value for s in Status} == {0, 1, 2, 3, 4, -1, -2, -3, -4}
+    assert {s.value for s in Status} == {0, 1, 2, 3, 4, 5, -1, -2, -3, -4}
 
 
 def test_linearizations_merge():

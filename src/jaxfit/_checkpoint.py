@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-VERSION = 2
+VERSION = 3
 _VERSION, _FIT = "jaxfit_checkpoint", "fit"
 
 

@@ -26,7 +26,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit._bounds import Bounds
 from jaxfit._covariance import is_lossy, swept
-from jaxfit._kink import held
 from jaxfit._linearize import Frame, Linearization
 from jaxfit._rows import Rows
 from jaxfit._small import (
@@ -67,15 +66,9 @@ class Outcome(NamedTuple):
     def of(cls, state: State) -> "Outcome":
         """That of the last state."""
         point = state.point
-        linearization = where_needed_one_by_one(
-            state.status == Status.KINK,
-            held,
-            lambda point, search: point.linearization,
-            *(point, state.search),
-        )
         return cls(
             point.x,
-            linearization,
+            point.linearization,
             state.status,
             point.optimality,
             state.steps,
@@ -253,7 +246,9 @@ def tangent(
     )
     moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
     none: Any = None
-    return Outcome(dx, gate(moved, proper), none, jnp.zeros_like(found.optimality), none, none)
+    return Outcome(
+        dx, gate(moved, proper), none, jnp.zeros_like(found.optimality), none, none
+    )
 
 
 def _none(integers) -> Any:

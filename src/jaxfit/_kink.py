@@ -28,23 +28,23 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxfit._bounds import Bounds
-from jaxfit._linearize import Linearization, with_gradient
+from jaxfit._bounds import Bounds, coleman_li
+from jaxfit._linearize import Columns, Linearization
 from jaxfit._small import (
     Flag,
-    Matrix,
     Scalar,
     Vector,
-    add_diagonal,
     choose,
+    diagonal,
+    identity,
     inner,
     matmul,
     matvec,
     norm,
     outer,
     transpose,
-    unit_diagonal,
-    where_needed,
+    varying_with,
+    where_needed_one_by_one,
 )
 from jaxfit._solution import RUNNING, Status, certificate_limit
 
@@ -56,6 +56,8 @@ MOST = 8  # the hull has room for the gradients of so many kinks at one point
 # so near that a smooth gradient is the same, so far that the cost shows its slope.
 RADIUS = 0.05
 NEARER = 1 / 32  # of it, the second time
+
+RESOLVED = 16  # and not nearer than so many units of rounding of x
 
 PROGRESS = 0.99  # of the least norm, if a sample was worth while
 DESCENT = 0.1  # of what the least-norm element promises, if the cost falls
@@ -69,7 +71,6 @@ class Search(eqx.Module):
 
     mode: Int[Array, "*lanes"]
     turn: Int[Array, "*lanes"]  # samples in this mode
-    moved: Flag  # along the kink
     near: Flag  # whether samples are taken near by
     extent: Scalar  # the least size of a hull about a kink
     length: Scalar  # of the slope
@@ -86,7 +87,6 @@ class Search(eqx.Module):
         return cls(
             mode=none + OFF,
             turn=none,
-            moved=none != 0,
             near=none != 0,
             extent=zeros[0],
             length=zeros[0],
@@ -105,14 +105,22 @@ class Search(eqx.Module):
         """Whether the trial is the point itself, with the slope for its gradient."""
         return self.mode == ADOPT
 
-    def adopted(self, linearization: Linearization) -> Linearization:
-        """The linearization at the trial point, with the slope where it adopts that."""
-        return where_needed(
-            self.adopts,
-            with_gradient,
-            lambda linearization, slope: linearization,
-            *(linearization, self.slope),
+    def adopted(self, linearization: Linearization, norms: Vector) -> Linearization:
+        """The linearization at the trial point, that along the kink where it adopts.
+
+        Args:
+            norms: the largest squares of those of the columns.
+        """
+        return where_needed_one_by_one(
+            self.adopts, _along_kink, lambda lin, *_: lin, linearization, self, norms
         )
+
+    def columns(self, columns: Columns, sample: Linearization) -> Columns:
+        """Columns at the trial point, of their whole lengths where it adopts a slope."""
+        whole = diagonal(sample.normal)[:-1]
+        lengths = jnp.where(self.adopts, whole, columns.squared_norms)
+        moves = columns.moves | (self.adopts & (whole > 0))
+        return columns._replace(squared_norms=lengths, moves=moves)
 
     def is_wanted(self, status, finishing) -> Flag:
         """Whether `searched` is to decide what follows a trip with this end."""
@@ -174,7 +182,7 @@ def searched(bounds: Bounds | None, before, after, sample: Linearization) -> Tur
     goes_on = grows & ~hull.certified & (turn < 2 * m)
     extent = jnp.where(grows, hull.extent, here.extent(search.corners))
     kinked = extent >= search.extent
-    adopts = sampling & ~goes_on & (kinked | (search.moved & descends))
+    adopts = sampling & ~goes_on & (kinked | descends)
 
     # CHECK: nothing may descend
     checks = passes & ~nears | (checking & seen.level & (turn < 2 * m))
@@ -185,13 +193,14 @@ def searched(bounds: Bounds | None, before, after, sample: Linearization) -> Tur
     keeps = ~(begins | grows)
     begun = jnp.where(begins, here.smooth, search.extent)
     near = jnp.where(begins, nears, search.near)
-    x = here.at(jnp.where(checks, hull.look(here, turn), hull.step), near)
+    x = here.at(jnp.where(checks, hull.look(here, turn), hull.slope), near)
     samples = begins | goes_on | checks
     x = jnp.where(samples, x, jnp.where(lower, before.trial.x, after.point.x))
     visits = samples | adopts | lower
     shorter = _shortened(before.trial, after.point.x)
     trial = choose(visits, _visit(after.trial, x), after.trial)
     trial = choose(along & ~moved & running, shorter, trial)
+    trial = dataclasses.replace(trial, framed=trial.framed & (mode == OVER))
     mode = _first_of(
         (begins | goes_on, SAMPLE),
         (checks, CHECK),
@@ -210,7 +219,6 @@ def searched(bounds: Bounds | None, before, after, sample: Linearization) -> Tur
     search = Search(
         mode=mode,
         turn=turn,
-        moved=search.moved | arrives,
         near=near,
         extent=jnp.where(nears, ALIKE * extent, begun),
         length=jnp.where(keeps, search.length, hull.length),
@@ -257,8 +265,7 @@ class _Here(NamedTuple):
 
     point: Any
     bounds: Bounds | None
-    size: Vector  # 1 / |J_i|; zero for what does not move, or a bound holds
-    inverse: Matrix  # of the Hessian, over the others
+    size: Vector  # 1 / |J_i|, less near the bound ahead: as in `hat_model`
     limit: Scalar  # of the certificate
     radius: Scalar  # of samples
     smooth: Scalar  # the most that a smooth gradient changes in it
@@ -266,25 +273,13 @@ class _Here(NamedTuple):
     @classmethod
     def of(cls, bounds, point):
         limit = certificate_limit(point.linearization, point.rounding)
-        squared = point.squared_norms
-        moves = squared > 0
+        squared = point.largest_norms
+        size = jnp.sqrt(jnp.where(squared > 0, 1 / squared, 0))
         if bounds is not None:
-            down = point.gradient > 0
-            ahead = jnp.where(down, point.x - bounds.lower, bounds.upper - point.x)
-            moves = moves & (ahead * jnp.sqrt(squared) > limit)
-        size = jnp.where(moves, 1 / jnp.sqrt(jnp.where(moves, squared, 1)), 0)
-        unit = unit_diagonal(point.linearization.hessian * outer(size, size))
-        ridge = jnp.full_like(size, 8 * len(size) * jnp.finfo(size.dtype).eps)
-        lower = lax.linalg.cholesky(add_diagonal(unit, ridge), symmetrize_input=False)
-        half = lax.linalg.triangular_solve(
-            lower, jnp.diag(size), left_side=True, lower=True
-        )
-        inverse = matmul(transpose(half), half)
+            ahead, _ = coleman_li(point.x, point.gradient, bounds)
+            size = jnp.sqrt(size * jnp.minimum(ahead, size))
         radius = RADIUS * limit
-        return cls(
-            *(point, bounds, size, inverse, limit, radius),
-            smooth=KINKED * len(size) * radius,
-        )
+        return cls(point, bounds, size, limit, radius, KINKED * len(size) * radius)
 
     def extent(self, corners) -> Scalar:
         """How far the corners of a hull lie from the first."""
@@ -292,47 +287,47 @@ class _Here(NamedTuple):
         return jnp.sqrt(jnp.max(jnp.sum(across**2, axis=1)))
 
     def at(self, down, near) -> Vector:
-        """Down from the point, as far as the sampling radius."""
-        length = norm(down / jnp.where(self.size > 0, self.size, jnp.inf))
-        radius = self.radius * jnp.where(near, NEARER, 1)
-        x = self.point.x - radius / jnp.where(length > 0, length, 1) * down
+        """Down a gradient from the point, as far as the sampling radius."""
+        down = self.size * down
+        length = norm(down)
+        radius = jnp.where(near, NEARER * self.radius, self.radius)
+        radius = jnp.maximum(radius, RESOLVED * self.point.rounding)
+        step = radius / jnp.where(length > 0, length, 1) * self.size * down
+        x = self.point.x - step
         return x if self.bounds is None else self.bounds.project(x)
 
 
 class Hull(NamedTuple):
-    """The convex hull of gradients, in the metric of the inverse Hessian.
+    """The convex hull of gradients, columns scaled to one."""
 
-    The Newton step of the least-norm element in this metric stays on the kink.
-    """
-
+    corners: Float[Array, "m n"]
     weights: Float[Array, " m"]  # of the corners in the least-norm element
     slope: Vector  # that element
-    steps: Float[Array, "m n"]  # Newton steps of the corners, upwards
-    step: Vector  # that of the least-norm element
     length: Scalar  # of it
     certified: Flag
     extent: Scalar
 
     @classmethod
     def of(cls, here, corners):
-        steps = matmul(corners, here.inverse)
-        weights = least_norm(matmul(steps, transpose(corners)))
-        both = matmul(weights[None], jnp.concatenate([corners, steps], axis=1))[0]
-        slope, step = jnp.split(both, 2)
+        scaled = here.size * corners
+        weights = least_norm(matmul(scaled, transpose(scaled)))
+        slope = matvec(transpose(corners), weights)
+        terms = here.size * slope
         return cls(
-            *(weights, slope, steps, step),
-            length=jnp.sqrt(jnp.maximum(inner(slope, step), 0)),
-            certified=jnp.max(here.size * jnp.abs(slope)) <= here.limit,
+            *(corners, weights, slope),
+            length=norm(terms),
+            certified=jnp.max(jnp.abs(terms)) <= here.limit,
             extent=here.extent(corners),
         )
 
     def look(self, here, turn) -> Vector:
         """Where to look for a descent: down a corner, or anywhere."""
-        m, n = self.steps.shape
+        m, n = self.corners.shape
         anywhere = np.random.default_rng(0).normal(size=(2 * m, n))
-        anywhere = here.size * jnp.asarray(anywhere, here.size.dtype)[turn]
+        anywhere = jnp.asarray(anywhere, here.size.dtype)[turn]
+        anywhere = anywhere / jnp.where(here.size > 0, here.size, 1)
         used = (turn < m) & (self.weights[turn % m] > 0)
-        return jnp.where(used, self.steps[turn % m], anywhere)
+        return jnp.where(used, self.corners[turn % m], anywhere)
 
 
 class _Seen(NamedTuple):
@@ -351,9 +346,9 @@ class _Seen(NamedTuple):
         bend = matvec(sample.hessian, shift)
         gradient = sample.gradient - bend
         slopes = matvec(before.search.corners, shift)
-        slope, bend = inner(gradient, shift), 0.5 * inner(bend, shift)
+        slope, bend = inner(gradient, shift), inner(bend, shift)
         change = sample.cost - here.point.linearization.cost
-        least = jnp.minimum(jnp.min(slopes), slope)
+        least = jnp.minimum(jnp.min(slopes), slope) - bend
         most = jnp.maximum(jnp.max(slopes), slope) + bend
         lin, eps = here.point.linearization, jnp.finfo(shift.dtype).eps
         rounding = 4 * eps * jnp.sqrt(lin.count) * lin.cost
@@ -399,29 +394,35 @@ def least_norm(gram: Float[Array, "m m"]) -> Float[Array, " m"]:
         return jnp.maximum(moved, 0), gap, trips + 1
 
     weights = jnp.where(jnp.arange(m) == 0, 1, 0).astype(gram.dtype)
-    return lax.while_loop(unfinished, move, (weights, jnp.inf + gram[0, 0], 0))[0]
+    start = weights, jnp.asarray(jnp.inf, gram.dtype), jnp.asarray(0)
+    return lax.while_loop(unfinished, move, varying_with(start, gram))[0]
 
 
-def held(point, search: Search) -> Linearization:
-    """The linearization at a kink, with the Jacobian along the kink alone.
+def _along_kink(linearization, search, norms) -> Linearization:
+    """The linearization with the slope for a gradient and the Jacobian along the kink.
 
-    Only in directions in which all corners agree does the cost have a curvature; the
-    others are held by the kink, and a frame that leaves them out says so.
+    Only in directions in which all corners agree has the cost a curvature, and only
+    there may a step go; a frame that leaves out the others, which the kink holds, says
+    so to all that reads it.
     """
-    scale = jnp.sqrt(jnp.where(point.squared_norms > 0, point.squared_norms, 1))
+    scale = jnp.sqrt(jnp.where(norms > 0, norms, 1))
     across = (search.corners - search.corners[0]) / scale
     rounding = jnp.finfo(scale.dtype).eps ** 0.5
-    curved = search.extent / KINKED
 
     def without(k, onto):
         left = matvec(onto, across[k])
-        left = jnp.where(jnp.abs(left) > curved, left, 0)
+        left = jnp.where(jnp.abs(left) > search.extent / KINKED, left, 0)
         length = norm(left)
         unit = left / jnp.where(length > 0, length, 1)
         onto = onto - outer(unit, unit)
         return jnp.where(jnp.abs(onto) > rounding, onto, 0)
 
-    eye = jnp.eye(len(scale), dtype=scale.dtype)
+    eye = varying_with(identity(scale), across)
     onto = lax.fori_loop(1, len(across), without, eye)
     frame = onto * scale / scale[:, None]
-    return dataclasses.replace(point.linearization, frame=frame)
+    normal = linearization.normal
+    gram = matmul(transpose(frame), matmul(normal[:-1, :-1], frame))
+    gram = gram + outer(scale, scale) * (eye - onto)  # which the frame leaves out
+    normal = normal.at[:-1, :-1].set(gram)
+    normal = normal.at[:-1, -1].set(search.slope).at[-1, :-1].set(search.slope)
+    return dataclasses.replace(linearization, normal=normal, frame=frame)

@@ -161,7 +161,10 @@ class Solution(eqx.Module):
 
     with D_i = |J_i| the norms of the Jacobian's columns, g the gradient, P the
     projection on the bounds, and τ = 1e-6 in float64, 1e-3 in float32, or the cost is
-    below ε^1.5 of the start's (a problem without residuals).
+    below ε^1.5 of the start's (a problem without residuals). On a kink (`Status.KINK`)
+    g is the least-norm element of the hull of the gradients sampled about x: see
+    `_kink.py`. The gradient of such a solution is that element, and its Jacobian that
+    along the kink.
 
     Attributes:
         x: the parameters, in the structure of `x0`.
@@ -260,7 +263,8 @@ class Solution(eqx.Module):
         Returns:
             (n, n), with leading axes for a batch. A fixed parameter has zero rows. A
             direction that the data do not determine makes the variance of every
-            parameter that takes part in it infinite, and what stands beside it NaN.
+            parameter that takes part in it infinite, and what stands beside it NaN; so
+            does a kink for what it holds.
         """
         return self.uncertainty(absolute).covariance
 

@@ -268,11 +268,11 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
     """All of a trip that follows from the linearization at the trial point."""
     trial, old, search = state.trial, state.point, state.search
     first, sample = state.nfev == 0, linearization
-    linearization = search.adopted(linearization)
+    linearization = search.adopted(linearization, old.largest_norms)
     cost = linearization.cost
     finite = jnp.isfinite(total(total(linearization.normal)) + cost)
     start_cost = jnp.where(first, cost, state.start_cost)
-    columns = columns_of(linearization)
+    columns = search.columns(columns_of(linearization), sample)
     new = _evaluated(
         problem, old.largest_norms, trial.x, linearization, columns, start_cost
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxfit._solution import Status
 from jaxfit.fitting._statistics import pattern, quantile
 
 if TYPE_CHECKING:
@@ -130,7 +131,13 @@ def warnings(self: "Fit") -> list[str]:
             f"The data do not determine {_listed(lost)}; fix "
             f"{'it' if len(lost) == 1 else 'some of them'}, tie, or simplify the model."
         )
-    if any(p.determined and math.isinf(p.stderr) for p in fit.params.values()):
+    endless = [p for p in fit.params.values() if p.determined and math.isinf(p.stderr)]
+    if endless and fit.status == Status.KINK:
+        found.append(
+            f"A kink of the model holds {_listed([p.name for p in endless])}: there is "
+            "no standard error; look at the profile intervals."
+        )
+    elif endless:
         found.append("No degree of freedom is left, so that there are no errors.")
     vague = _vague(fit)
     if vague:
