@@ -110,6 +110,7 @@ FITS = [
     ("n > m", {"xdata": [1.0], "ydata": [1.0, 2.0], "p0": [1, 1, 1],
       "f": lambda x, a, b, c: a + b * x + c * jnp.ones(2)}, TypeError,
      "must not exceed", True),
+    ("a point, n > m", {"xdata": [1.0], "ydata": [2.0]}, TypeError, "exceed", True),
     ("n > m, lm", {"xdata": [1.0], "ydata": [1.0, 2.0], "p0": [1, 1, 1],
       "f": lambda x, a, b, c: a + b * x + c * jnp.ones(2), "method": "lm"}, TypeError,
      "must not exceed", True),
@@ -135,7 +136,7 @@ FITS = [
     ("bounds strings", {"bounds": ("low", "high")}, ValueError, "real numbers", True),
     ("y complex", {"ydata": Y + 0j}, ValueError, "`ydata` must be real", None),
     ("p0 complex", {"p0": [1j, 1]}, ValueError, "`p0` must be real", None),
-    ("y masked", {"ydata": np.ma.masked_less(Y, 2)}, ValueError, "masked", None),
+    ("p0 masked", {"p0": np.ma.masked_less([1.0, 3.0], 2)}, ValueError, "masked", None),
 ]  # fmt: skip
 
 

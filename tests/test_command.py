@@ -99,6 +99,7 @@ def test_rows_with_empty_cells_are_left_out_when_asked(tmp_path, capsys):
     path = tmp_path / "gaps.csv"
     lines = table()[0].splitlines()
     lines[10:10] = ["0.9,,1.0,lost", "0.95,1e9,,lost", ",3,1.0,lost"]
+    lines[30:30] = [f"2.0,{word},1.0,lost" for word in ("NA", "n/a", "NULL", "nan")]
     path.write_text("\n".join(lines))
     assert main(["fit", str(path), *ARGUMENTS, "--sigma", "err", "--omit-nan"]) == 0
     assert "80 points" in capsys.readouterr().out
@@ -153,8 +154,8 @@ def test_what_is_wrong_is_told_in_one_line(file, change, words, capsys):
         (b"time,counts\n1,2\n3\n", "row 3 has 1 cells, the line of names 2"),
         (b"\x89PNG\xff\xfe", "it is no text"),
         (
-            b"time,counts\n1,2\n2,\n3,4\n",
-            "empty or NaN in 1 of 3 rows; --omit-nan leaves",
+            b"time,counts\n1,2\n2,\n3,NA\n",
+            "empty or NaN in 2 of 3 rows; --omit-nan leaves",
         ),
     ],
 )

@@ -197,6 +197,59 @@ def test_omitted_points(missing, sigma, predictors):
     np.testing.assert_allclose(pcov, covariance, rtol=1e-3)
 
 
+def test_sigma_is_not_looked_at_where_y_is_nan():
+    y, sigma = Y.copy(), SIGMA.copy()
+    y[[3, 9, 11]], sigma[[3, 9, 11]] = np.nan, [np.nan, 0.0, -1.0]
+    popt, _ = jaxfit.curve_fit(decay, T, y, sigma=sigma, nan_policy="omit")
+    kept = np.isfinite(y)
+    assert_found(popt, jaxfit.curve_fit(decay, T[kept], Y[kept], sigma=SIGMA[kept])[0])
+
+
+@pytest.mark.parametrize("noise", [1e-16, 1e-7], ids=["float64", "float32"])
+def test_a_covariance_matrix_with_rounding(noise):
+    """Rounding asymmetry, as large as the smallest elements."""
+    distance = np.abs(np.subtract.outer(np.arange(30), np.arange(30)))
+    matrix = np.outer(SIGMA, SIGMA) * np.exp(-2.0 * distance)
+    size = noise * np.outer(SIGMA, SIGMA)
+    rounded = matrix + size * np.random.default_rng(0).normal(size=(30, 30))
+    found, _ = jaxfit.curve_fit(decay, T, Y, sigma=rounded)
+    exact = {"sigma": rounded, "ftol": 1e-14, "xtol": 1e-14}
+    assert_found(found, scipy.optimize.curve_fit(in_numpy, T, Y, **exact)[0])
+    with pytest.raises(ValueError, match="not symmetric"):
+        jaxfit.curve_fit(decay, T, Y, sigma=np.linalg.cholesky(matrix))
+
+
+@pytest.mark.parametrize("dtype", ["M8[s]", "M8[ns]", "m8[ms]"])
+def test_dates_count_in_their_own_unit(dtype):
+    """As SciPy has them; NaT is NaN."""
+    t = np.arange(30).astype("m8[s]")
+    t = (t + np.datetime64("1970-01-01", "s") if dtype[0] == "M" else t).astype(dtype)
+
+    def line(t, a, b):
+        return a + b * t * 1e-3
+
+    found, _ = jaxfit.curve_fit(line, t, Y)
+    expected, _ = scipy.optimize.curve_fit(line, t, Y)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    t[4] = np.array("NaT", dtype)
+    with pytest.raises(ValueError, match="infs or NaNs"):
+        jaxfit.curve_fit(line, t, Y)
+
+
+def test_one_observation_may_stand_for_all_values_of_the_model():
+    found, _ = jaxfit.curve_fit(lambda x, a, b: a + b * x, T, 2.0)
+    np.testing.assert_allclose(found, [2, 0], atol=1e-9)
+
+
+def test_arrays_in_another_byte_order():
+    found, _ = jaxfit.curve_fit(
+        lambda x, a, b, c: decay(x["i"].astype(float) * x["step"], a, b, c),
+        {"i": np.arange(30, dtype=">i4"), "step": np.array(T[1], ">f8")},
+        Y.astype(">f8"),
+    )
+    assert_found(found)
+
+
 def test_unchecked_nan_is_an_error_of_the_start():
     y = Y.copy()
     y[3] = np.nan

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +97,33 @@ def test_fixed_tied_and_bounded_parameters(peak):
     np.testing.assert_allclose(fit.covariance, other.covariance, rtol=1e-5)
 
 
+class Raised(models.Model):
+    """A line that starts above zero."""
+
+    limits = {"height": (0.0, 9.0)}
+
+    def function(self, x, slope, height):
+        return slope * x + height
+
+
+def test_a_tied_parameter_that_leaves_its_bounds_is_no_success():
+    """It is told by `fit`, marked in a batch, and known to a bootstrap."""
+    y = 2 * X - 3 + 0.1 * np.cos(7 * X)
+    tie = {"tie": {"height": lambda p: p["slope"] - 5}, "p0": {"slope": 7.0}}
+    with pytest.raises(jaxfit.FitError, match="takes what is tied out of its") as error:
+        jaxfit.fit(Raised(), X, y, **tie)
+    fit = error.value.fit
+    assert fit.status == jaxfit.Status.INVALID_BOUNDS
+    np.testing.assert_allclose(fit.values["height"], -3, atol=0.01)
+    assert f"height = {fit.values['height']:.6g} (0 .. 9)" in str(error.value)
+    assert "tied, outside its bounds" in str(fit)
+    assert (fit.params["height"].lower, fit.params["height"].upper) == (0, 9)
+    batch = jaxfit.fit_batch(Raised(), X, np.stack([y, 7 * X + 2]), **tie)
+    assert batch.success.tolist() == [False, True]
+    assert "INVALID_BOUNDS" in str(batch)
+    assert (fit.bootstrap(4).status == jaxfit.Status.INVALID_BOUNDS).all()
+
+
 def test_names_that_are_fixed_take_their_start():
     fit = jaxfit.fit(MODEL, X, data(), fixed=["slope"], p0={"slope": 0.2})
     assert fit.values["slope"] == 0.2
@@ -144,11 +172,25 @@ def test_undetermined_parameters_are_told_not_invented():
 
     fit = jaxfit.fit(twice, X, 3 * X + np.sin(X))
     assert all(np.isinf(v) for v in fit.errors.values())
+    assert fit.determined == {"a": False, "b": False}
     assert all(p.undetermined for p in fit.params.values())
     assert "do not determine a and b" in " ".join(fit.warnings())
     assert "unknown" in str(fit)
     assert np.isnan(fit.correlation[0, 1])
     assert fit.intervals("profile")["a"] == (-np.inf, np.inf)
+
+
+def test_determined_does_not_count_points():
+    """Two points and two parameters leave no error, and yet say what they are."""
+    two = [1.0, 2.0]
+    fit = jaxfit.fit(models.Linear(), two, two)
+    assert fit.determined == {"slope": True, "intercept": True}
+    assert "No degree of freedom" in " ".join(fit.warnings())
+    assert "do not determine" not in " ".join(fit.warnings())
+    tied = jaxfit.fit(lambda x, a, b: (a + 0 * b) * x, two, two, tie={"b": "a"})
+    assert tied.determined == {"a": True, "b": True}
+    held = jaxfit.fit(lambda x, a, b: a + 0 * b * x, two, two, fixed={"b": 1.0})
+    assert held.determined == {"a": True, "b": True}
 
 
 # The fit as a whole
@@ -193,6 +235,41 @@ def test_points_that_are_left_out_do_not_count():
                 getattr(fit, name), getattr(expected, name), rtol=1e-6
             )
         assert np.isnan(fit.residuals[3])
+
+
+def test_sigma_is_not_looked_at_where_nothing_counts():
+    y, sigma = data(), np.full(X.size, SIGMA)
+    y[[3, 50, 51]], sigma[[3, 50, 51]] = np.nan, [np.nan, 0.0, -1.0]
+    fit = jaxfit.fit(MODEL, X, y, sigma=sigma, nan_policy="omit")
+    expected = jaxfit.fit(MODEL, X, y, sigma=np.full(X.size, SIGMA), nan_policy="omit")
+    assert fit.report() == expected.report()
+    sigma[7] = np.nan
+    with pytest.raises(ValueError, match="sigma has 1 values that are not positive"):
+        jaxfit.fit(MODEL, X, y, sigma=sigma, nan_policy="omit")
+
+
+@pytest.mark.parametrize(
+    "x",
+    [X.tolist(), tuple(X), [X.tolist()] * 2, (X.tolist(), list(X))],
+    ids=["list", "tuple", "lists", "tuple of lists"],
+)
+def test_lists_are_arrays(x):
+    """Also where the curve is asked for elsewhere."""
+
+    def line(x, a, b):
+        return a + b * (x[1] if isinstance(x, tuple) or x.ndim == 2 else x)
+
+    fit = jaxfit.fit(line, x, (1 + 2 * X).tolist())
+    np.testing.assert_allclose(list(fit.values.values()), [1, 2], rtol=1e-9)
+    part = jax.tree.map(lambda leaf: leaf[..., :3], fit.observed.data.x)
+    as_lists = jax.tree.map(lambda leaf: leaf.tolist(), part)
+    np.testing.assert_allclose(fit.predict(as_lists), 1 + 2 * X[:3])
+
+
+def test_models_take_lists_by_themselves():
+    found = models.Linear().guess(X.tolist(), (2 * X + 1).tolist())
+    np.testing.assert_allclose(list(found.values()), [2, 1])
+    np.testing.assert_allclose(models.Linear()([1.0, 2.0], found), [3, 5])
 
 
 def test_bands_are_those_of_linear_regression():
@@ -290,6 +367,59 @@ def test_warnings_name_patterns_and_correlations():
     assert "Strongly correlated: slope and intercept" in " ".join(far.warnings())
 
 
+NOISE = 0.1 * np.random.default_rng(0).normal(size=X.size)
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "settings", "words"),
+    [
+        (lambda x, a: a * x, 5 + NOISE, {}, ["R² is -", "below 0: a constant"]),
+        (
+            lambda x, a: 0 * x + a,
+            5 + NOISE,
+            {"bounds": {"a": (None, 4)}},
+            ["one sign: the curve lies below every point"],
+        ),
+        (
+            lambda x, a: 0 * x + a,
+            5 + NOISE,
+            {"bounds": {"a": (6, None)}},
+            ["one sign: the curve lies above every point"],
+        ),
+    ],
+)
+def test_doubts_are_said(model, y, settings, words):
+    fit = jaxfit.fit(model, X, y, **settings)
+    for part in words:
+        assert part in " ".join(fit.warnings())
+
+
+def test_a_best_fit_at_infinity_is_told():
+    """A line as an exponential: its rate creeps to zero, and its height to infinity."""
+
+    def bent(x, a, b, k):
+        return a + b * jnp.exp(-k * x)
+
+    start = {"a": -3e4, "b": 3e4, "k": -1e-4}
+    with pytest.raises(jaxfit.FitError) as error:
+        jaxfit.fit(bent, X, 3 * X + 10 * NOISE, p0=start)
+    fit = error.value.fit
+    told = " ".join(fit.warnings())
+    assert "The last 500 evaluations lowered chi-square by" in str(error.value)
+    assert "a from -" in told
+    assert "The data do not determine a, b and k: the error is more" in told
+    short = jaxfit.Options(max_steps=3)
+    with pytest.raises(jaxfit.FitError) as error:  # which has not been long enough
+        jaxfit.fit(bent, X, 3 * X + 10 * NOISE, p0=[0.0, 0.0, 1.0], options=short)
+    assert "evaluations lowered" not in str(error.value)
+
+
+@pytest.mark.parametrize("y", [np.cos(X - 5), 3 * (X - 5), 0 * X + 2, (X - 5) ** 2])
+def test_a_parameter_that_is_zero_is_no_doubt(y):
+    fit = jaxfit.fit(lambda x, a, b: a * (x - 5) + b, X, y)
+    assert not [w for w in fit.warnings() if "determine" in w or "sign:" in w]
+
+
 def test_the_runs_test_is_scipys_normal():
     generator = np.random.default_rng(0)
     values = [_statistics.pattern(generator.normal(size=100)) for _ in range(2000)]
@@ -318,7 +448,10 @@ def test_a_saved_fit_comes_back_whole(peak, tmp_path):
         data(),
         sigma=SIGMA,
         loss=losses.Cauchy(2.0),
-        options=jaxfit.Options(max_steps=500),
+        options=jaxfit.Options(
+            *(1e-12, 1e-10, 1e-9, 500, np.array([1.0, 2.0, 0.5, 1.0]), "rev"),
+            derivative="gauss-newton",
+        ),
         fixed={"slope": 0.1},
         prior={"center": (4.0, 0.1)},
         bounds={"height": (0, 10)},
@@ -328,10 +461,39 @@ def test_a_saved_fit_comes_back_whole(peak, tmp_path):
         back = jaxfit.Fit.load(path)
         assert back.report() == fit.report()
         np.testing.assert_array_equal(back.covariance, fit.covariance)
+        assert eqx.tree_equal(back.manner, fit.manner, typematch=True)
         band, again = fit.confidence_band(X[:5]), back.confidence_band(X[:5])
         np.testing.assert_allclose(again.stderr, band.stderr, rtol=1e-12)
     with np.load(path, allow_pickle=False) as file:
         assert all(file[name].dtype != object for name in file.files)
+        older = dict(file)
+    head = json.loads(str(older["head"]))
+    for name in ("x_scale", "jac", "derivative"):  # as files had it at first
+        del head["options"][name]
+    np.savez(path, **older | {"head": np.array(json.dumps(head))})
+    assert jaxfit.Fit.load(path).manner.options == jaxfit.Options(
+        1e-12, 1e-10, 1e-9, 500
+    )
+
+
+class Own(losses.Loss):
+    def rho(self, z):
+        return z
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("options", jaxfit.Options(jac=lambda x, data: x), "jac of your own"),
+        ("loss", Own(1.0), "loss Own is one of your own"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused(part, value, words, peak, tmp_path):
+    manner = peak.manner._replace(**{part: value})
+    fit = dataclasses.replace(peak, manner=manner)
+    with pytest.raises(ValueError, match=words):
+        fit.save(tmp_path / "fit.npz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fit_of_ones_own_function_asks_for_it(tmp_path):
@@ -407,7 +569,12 @@ def test_wrong_settings_are_explained(settings, kind, words):
     [
         (X, np.where(X < 1, np.nan, X), ValueError, "nan_policy='omit'"),
         (X, np.where(X < 1, np.inf, X), ValueError, "infinite"),
-        (X, X + 1j, TypeError, "jaxfit.solve"),
+        (X, X + 1j, ValueError, "jaxfit.solve"),
+        (X, [str(x) for x in X[:-1]] + ["?"], ValueError, "an array of real numbers"),
+        (X, [{}] * X.size, TypeError, "an array of real numbers"),
+        ("time", X, ValueError, "x is 'time'; expected an array of real numbers"),
+        (X.astype("M8[s]"), X, TypeError, "(t - t[0]) / np.timedelta64(1, 's')"),
+        (X.astype("m8[s]"), X, TypeError, "such as t / np.timedelta64(1, 's')"),
         (X[:-1], X, ValueError, "shape"),
         (X, X[:, None] * X, ValueError, "shape"),
     ],

@@ -115,6 +115,42 @@ def test_points_that_are_nan_or_have_no_error_are_left_out():
     assert "NONFINITE_START" in str(batch)
 
 
+def test_sigma_is_not_looked_at_where_nothing_counts():
+    y, sigma = Y.copy(), np.full(Y.shape, SIGMA)
+    y[0, 0, 5:8], sigma[0, 0, 5:8] = np.nan, [np.nan, 0.0, -1.0]
+    batch = jaxfit.fit_batch(MODEL, X.tolist(), y, sigma=sigma, absolute_sigma=True)
+    assert batch.count[0, 0] == 37
+    assert batch.fit((0, 0)).ndata == 37
+    with pytest.raises(ValueError, match="sigma has 3 values that are not positive"):
+        jaxfit.fit_batch(MODEL, X, Y, sigma=sigma)
+
+
+def test_what_is_not_determined_is_nan():
+    """An empty voxel has no rate, and one point neither rate nor height."""
+
+    def decay(t, s0, rate):
+        return s0 * jnp.exp(-rate * t)
+
+    whole = decay(X, 2.0, 0.7)
+    one = np.where(np.arange(40) == 3, whole, np.nan)
+    height = {"s0": np.array([1.0, 0.0, 1.0, 1.0])}  # at 1e-31 a rate has an error
+    Y = np.stack([whole, 0 * X, one, whole])
+    batch = jaxfit.fit_batch(decay, X, Y, p0=height)
+    assert batch.success.all()
+    assert batch.determined["rate"].tolist() == [True, False, False, True]
+    np.testing.assert_allclose(batch["rate"], [0.7, np.nan, np.nan, 0.7])
+    np.testing.assert_array_equal(batch.values["rate"], batch["rate"])
+    assert np.isinf(batch.errors["rate"][1:3]).all()
+    assert np.isfinite(batch.numbers["x"]).all()
+    told = str(batch)
+    assert "! The data do not determine rate in 2 of 4 fits." in told
+    (median,) = (line.split()[1] for line in told.splitlines() if line[:4] == "rate")
+    assert median == "0.7"
+    np.testing.assert_allclose(batch.predict()[1], 0, atol=1e-9)
+    assert batch.fit(2).determined == {"s0": False, "rate": False}
+    assert np.isnan(batch.to_xarray()["rate"][1])
+
+
 def test_ties_priors_fixed_values_and_losses_are_those_of_fit():
     settings = {
         "fixed": {"c": 0.5},
@@ -231,9 +267,10 @@ def test_a_dataarray_keeps_its_names(maps):
     [
         ({"x": X[:-1]}, r"x has the shape \(39,\) and Y \(4, 6, 40\)"),
         ({"x": "time"}, "'time', a name; Y then has to be a DataArray"),
+        ({"x": X.astype("M8[ms]")}, r"datetime64\[ms\]; give numbers in a unit"),
         ({"Y": np.where(Y > 3, np.inf, Y)}, "infinite values"),
         ({"nan_policy": "raise", "Y": np.where(Y > 3, np.nan, Y)}, "are left|have NaN"),
-        ({"nan_policy": "skip"}, "give 'omit' or 'raise'"),
+        ({"nan_policy": "skip"}, "give 'raise' or 'omit'"),
         ({"p0": {"center": np.ones(5)}}, r"p0\['center'\] has the shape \(5,\)"),
         ({"p0": {"centre": 1.0}}, "centre"),
         ({"p0": {"width": -np.ones(SHAPE)}}, r"width'\] is -1.0 somewhere, outside"),
@@ -392,3 +429,42 @@ def test_curvefit_refuses_what_xarray_refuses(decays, change, error, message):
     given = {"coords": "time", "func": decay_in_jax, **change}
     with pytest.raises(error, match=message):
         jaxfit.curvefit(decays["y"], given.pop("coords"), given.pop("func"), **given)
+
+
+@pytest.mark.parametrize("dtype", ["M8[s]", "M8[ms]", "M8[us]", "M8[ns]", "m8[s]"])
+def test_curvefit_counts_in_the_unit_of_a_time_axis(dtype):
+    """As xarray does; NaT is NaN."""
+    time = np.arange(0, 24, 2).astype("m8[h]")
+    if dtype[0] == "M":
+        time = np.datetime64("1970-01-03") + time
+    time = time.astype(dtype)
+    time[3] = np.array("NaT", dtype)
+    y = np.random.default_rng(0).normal(size=(2, 12)).cumsum(axis=1)
+    array = xarray.DataArray(y, dims=("site", "time"), coords={"time": time})
+
+    def line(t, a, b):
+        return a + b * t * 1e-4
+
+    assert_alike(
+        jaxfit.curvefit(array, "time", line),
+        array.curvefit("time", line, p0={"a": 0, "b": 0}),
+        rtol=1e-5,
+    )
+
+
+def test_curvefit_of_two_time_axes_and_of_none():
+    """The finer unit holds for both; other objects are refused."""
+    seconds = np.arange(12).astype("M8[s]")
+    y = np.random.default_rng(0).normal(size=(2, 12))
+    array = xarray.DataArray(y, dims=("site", "time"), coords={"time": seconds})
+    array["fine"] = "time", (seconds + np.timedelta64(7, "ms") * np.arange(12) ** 2)
+    assert array["fine"].dtype == "datetime64[ms]"
+
+    def plane(t, a, b, c):
+        return a + (b * t[0] + c * t[1]) / 1e3
+
+    axes = ["time", "fine"]
+    assert_alike(jaxfit.curvefit(array, axes, plane), array.curvefit(axes, plane))
+    array["time"] = np.array([complex(i) for i in range(12)], object)
+    with pytest.raises(TypeError, match=r"a coordinate is .*an array of real numbers"):
+        jaxfit.curvefit(array, "time", decay_in_jax)

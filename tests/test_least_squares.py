@@ -93,6 +93,14 @@ def test_arguments_of_all_kinds():
     np.testing.assert_allclose(found.cost, 4 * plain.cost, rtol=1e-9)
 
 
+def test_arrays_in_another_byte_order():
+    args = T.astype(">f4"), np.arange(30, dtype=">i8")
+    found = jaxfit.least_squares(
+        lambda x, t, i: x[0] * t - i.astype(float), [1.0], args=args
+    )
+    np.testing.assert_allclose(found.x, [29 / 4], rtol=1e-6)
+
+
 def test_jac_receives_the_arguments():
     calls = []
 

@@ -42,6 +42,34 @@ def test_correlation():
     assert np.all(np.abs(correlation) <= 1)
 
 
+def test_determined_is_a_matter_of_rank():
+    """Not of the number of points; what is fixed is; in x's structure, and batched."""
+
+    def residual(p, data):
+        return data[0] * (p["a"] + p["b"]) + p["c"][0] * data[1]
+
+    start = {"a": 1.0, "b": 2.0, "c": jnp.ones(2)}
+    data = np.arange(6.0).reshape(2, 3)
+    expected = {"a": False, "b": False, "c": [True, False]}  # c[1] does nothing
+    solution = jaxfit.solve(residual, start, data)
+    assert jax.tree.map(lambda v: v.tolist(), solution.determined()) == expected
+    bounds = ({"a": 1.0, "b": -9.0, "c": -9.0}, {"a": 1.0, "b": 9.0, "c": 9.0})
+    fixed = jaxfit.solve(residual, start, data, bounds=bounds).determined()
+    assert jax.tree.map(lambda v: v.tolist(), fixed) == expected | {
+        "a": True,
+        "b": True,
+    }
+    few = jaxfit.solve(lambda p, t: p * t - 1, np.ones(1), np.ones(1))
+    assert few.determined().tolist() == [True]
+    assert np.isinf(few.stderr())
+    lost = jaxfit.solve(lambda p, t: p * t - np.nan, np.ones(1), np.ones(1))
+    assert lost.determined().tolist() == [False]
+    many = jaxfit.solve_batch(
+        lambda p, t: p * t - 1, np.ones(1), np.array([[1.0], [0.0]]), in_axes=(None, 0)
+    )
+    assert many.determined().tolist() == [[True], [False]]
+
+
 def test_undetermined_direction():
     """b0 + b1 alone is determined: both are infinite, the third is not."""
     rng = np.random.default_rng(0)

@@ -51,6 +51,28 @@ def test_python_numbers_and_lists():
     np.testing.assert_allclose(jnp.stack(solution.x), SOLUTION.x, rtol=1e-7)
 
 
+def test_arrays_in_another_byte_order():
+    """As files of astronomy and netCDF have them."""
+    data, start = (np.asarray(leaf, ">f8") for leaf in DATA), START.astype(">f8")
+    data = tuple(data)
+    plain = jaxfit.solve(residual, START, DATA)
+    for solution in (
+        jaxfit.solve(residual, start, data),
+        jaxfit.solve_stream(residual, start, [data]),
+    ):
+        np.testing.assert_allclose(solution.x, plain.x, rtol=1e-9)
+    many = tuple(leaf[None] for leaf in data)
+    for fits in (
+        jaxfit.solve_batch(residual, start, many, in_axes=(None, 0)),
+        jaxfit.solve_blocks(residual, start, many, in_axes=(None, 0)),
+    ):
+        np.testing.assert_allclose(fits.x[0], plain.x, rtol=1e-9)
+    begun = jaxfit.warm_start(residual, start, data, steps=2)
+    np.testing.assert_array_equal(
+        begun, jaxfit.warm_start(residual, START, DATA, steps=2)
+    )
+
+
 def test_residuals_as_a_tree_and_complex():
     """z and the two real numbers it is made of are the same data."""
     t = jnp.linspace(0, 5, 20)

@@ -365,6 +365,9 @@ def test_a_foreign_or_newer_checkpoint(finished):
     rewrite(finished, jaxfit_checkpoint=np.asarray(99))
     with pytest.raises(ValueError, match="newer jaxfit"):
         solve_stream(residual, START, BLOCKS, checkpoint=finished)
+    rewrite(finished, jaxfit_checkpoint=np.asarray(1))
+    with pytest.raises(ValueError, match="older"):
+        solve_stream(residual, START, BLOCKS, checkpoint=finished)
     np.savez(finished, a=np.zeros(3))
     with pytest.raises(ValueError, match="something else"):
         solve_stream(residual, START, BLOCKS, checkpoint=finished)

@@ -2,15 +2,17 @@
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import PyTree
 
 from jaxfit import losses
+from jaxfit._arrays import is_masked, refuse_masks, with_nan
 from jaxfit._options import Options
 
 UNBOUNDED = (-np.inf, np.inf)
@@ -19,27 +21,58 @@ EPS = np.finfo(float).eps
 
 
 def real_array(value: Any, name: str) -> np.ndarray:
-    """An array-like of real numbers in double precision."""
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise ValueError(
-            f"{name} is a masked array. Fill it with NaN and use nan_policy='omit', or "
-            "drop the masked points."
-        )
+    """An array-like of real numbers in double precision, with nothing masked."""
+    if type(value) is np.ndarray and value.dtype == np.float64:
+        return value
+    refuse_masks((value,), (name,))
     refuse_tracers(value, name)
-    array = value
-    if not (isinstance(value, np.ndarray) and value.dtype == np.float64):
-        try:
-            array = np.asarray(value)
-            if array.dtype.kind in "OUS":  # numbers as objects; strings fail
-                array = np.asarray(value, float)
-        except (ValueError, TypeError) as error:
-            raise type(error)(
-                f"{name} is {shorten(value)}; expected an array of real numbers."
-            ) from error
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "OUS":  # numbers as objects; strings fail
+            array = np.asarray(value, float)
+    except (ValueError, TypeError) as error:
+        raise type(error)(
+            f"{name} is {shorten(value)}; expected an array of real numbers."
+        ) from error
+    if array.dtype.kind == "c":
+        raise ValueError(
+            f"{name} must be real; its dtype is {array.dtype}. Fit the real and the "
+            "imaginary part, or use jaxfit.solve, which takes complex residuals."
+        )
+    if array.dtype.kind in "mM":
+        span = "(t - t[0])" if array.dtype.kind == "M" else "t"
+        raise TypeError(
+            f"{name} has the dtype {array.dtype}; give numbers in a unit of your "
+            f"choice, such as {span} / np.timedelta64(1, 's')."
+        )
     if array.dtype.kind not in "buif":
-        kind = ValueError if array.dtype.kind == "c" else TypeError
-        raise kind(f"{name} must be real; its dtype is {array.dtype}.")
-    return array.astype(np.float64, copy=False)
+        raise TypeError(f"{name} must be real; its dtype is {array.dtype}.")
+    return np.asarray(array, np.float64)
+
+
+def real_points(value: Any, name: str) -> np.ndarray:
+    """`real_array`, in which masked elements are NaN and stay masked."""
+    if not is_masked(value):
+        return real_array(value, name)
+    return np.ma.MaskedArray(real_array(with_nan(value), name), value.mask)
+
+
+def coordinates(x: Any, convert: Callable = real_points) -> PyTree:
+    """`x` of a model, each array and each list or tuple of numbers by a function."""
+    if isinstance(x, np.ndarray):
+        return convert(x, "x")
+    return jax.tree.map(lambda leaf: convert(leaf, "x"), x, is_leaf=is_numbers)
+
+
+def is_numbers(node: Any) -> bool:
+    """Whether it is a list or tuple of numbers, or a list of such lists."""
+    if not isinstance(node, (list, tuple)) or hasattr(node, "_fields"):
+        return False
+    return len(node) > 0 and all(
+        (isinstance(node, list) and is_numbers(item))
+        or not (isinstance(item, (list, tuple, Mapping)) or getattr(item, "ndim", 0))
+        for item in node
+    )
 
 
 def refuse_tracers(tree: Any, name: str) -> None:

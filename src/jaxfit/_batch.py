@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from jaxfit._arrays import ordinary
 from jaxfit._compile import Static, compiled
 from jaxfit._fits import Fits, split
 from jaxfit._implicit import Outcome, derived_from, differentiable_batch
@@ -82,7 +83,7 @@ def solve_batch(
             numbers show is a status of its fit.
     """
     callables, options = checked_setting(fn, keep, loss, options, lanes)
-    arguments = x0, unwrap_shared(data), bounds, weights
+    arguments = ordinary((x0, unwrap_shared(data), bounds, weights))
     fits = split(arguments, in_axes, jnp)
     return run_batch(callables, fits, loss, options, Placement(lanes, mesh, axis))
 

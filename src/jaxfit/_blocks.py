@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from jaxfit._arrays import native, refuse_masks
 from jaxfit._batch import Placement, checked_setting, run_batch
 from jaxfit._fits import Fits, split
 from jaxfit._observed import lengthened, unwrap_shared
@@ -61,7 +62,10 @@ def solve_blocks(
     if not (isinstance(block, int) and block >= 1):
         raise ValueError(f"block is {block!r}; give a whole number of at least 1.")
     callables, options = checked_setting(fn, keep, loss, options, lanes)
-    fits = split((x0, unwrap_shared(data), bounds, weights), in_axes, np)
+    arguments = x0, unwrap_shared(data), bounds, weights
+    refuse_masks(arguments)
+    fits = split(arguments, in_axes, np)
+    shared = jax.tree.map(native, fits.shared)
     number = fits.number
     block = max(1, min(block, number))
     placement = Placement(lanes, mesh, axis)
@@ -83,7 +87,7 @@ def solve_blocks(
         jax.tree.map(store, results, found)
 
     for start in shown(range(0, max(number, 1), block), block, number, progress):
-        part = Fits(_cut(fits.each, start, block), fits.shared)
+        part = Fits(_cut(fits.each, start, block), shared)
         waiting.append((start, run_batch(callables, part, loss, options, placement)))
         if len(waiting) == IN_FLIGHT:
             collect()
@@ -96,7 +100,7 @@ def _cut(each: PyTree, start: int, block: int) -> PyTree:
     """One block of fits; the last is filled up with copies of its last fit."""
 
     def cut(leaf):
-        part = leaf[start : start + block]
+        part = native(leaf[start : start + block])
         return lengthened(part, block - len(part)) if len(part) else part
 
     return jax.tree.map(cut, each)

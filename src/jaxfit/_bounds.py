@@ -93,15 +93,15 @@ def snap(
     gradient: Vector,
     squared_norms: Vector,
     bounds: Bounds,
-    reach: Scalar,
+    reach: Vector,
 ) -> Vector:
     """x with every parameter that has come to its bound put on it exactly.
 
     That is a parameter whose own minimum, x - g / |J_i|², lies beyond the bound, and
-    whose distance from it is below `reach` / |J_i|, too short for the fit to notice.
+    whose distance from it is below `reach`.
     """
     curvature = jnp.where(squared_norms > 0, squared_norms, jnp.inf)
-    reach = jnp.minimum(reach / jnp.sqrt(curvature), jnp.abs(gradient) / curvature)
+    reach = jnp.minimum(reach, jnp.abs(gradient) / curvature)
     at_lower = (gradient > 0) & (x - bounds.lower <= reach)
     at_upper = (gradient < 0) & (bounds.upper - x <= reach)
     return jnp.where(at_lower, bounds.lower, jnp.where(at_upper, bounds.upper, x))

@@ -1,20 +1,12 @@
-"""When two functions are the same function, and what is compiled once.
+"""What is compiled once for all calls that are alike.
 
 `jax.jit` knows a function by its identity, so that a lambda made anew on every call
-would compile on every call. `compiled` knows it by all that its result can depend on:
-code, defaults, what it closes over, and the globals that it names. Plain values, NumPy
-arrays and containers count by value, since the latter can change in place; JAX arrays,
-library functions and opaque objects count by identity, and are kept alive while their
-program is. What a function itself writes while it is traced, such as a counter of its
-traces, is a side effect and does not count.
+would compile on every call. `compiled` knows it by its `Reading`, and makes inputs of
+the numbers that it holds: a new residual function over new data is the same program.
 """
 
 import functools
-import hashlib
-import sys
-import sysconfig
 import threading
-import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -22,11 +14,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
+from jaxfit._fingerprint import ClosesOverTracer, Part, Reading, content, is_pure
+from jaxfit._hoist import Held, opened
+
 CACHE_SIZE = 128
-WRITTEN_SIZE = 4096
 
 # One LLVM module compiles a fit in three quarters of the time that several in parallel
 # take, and XLA's older emitters halve it; the program runs as fast. Releases of jax
@@ -34,10 +27,10 @@ WRITTEN_SIZE = 4096
 ONE_MODULE = {"xla_cpu_parallel_codegen_split_count": 1}
 COMPILER_OPTIONS = {**ONE_MODULE, "xla_cpu_use_fusion_emitters": False}, ONE_MODULE
 
-_programs: OrderedDict[Hashable, Callable] = OrderedDict()
+_programs: OrderedDict[Hashable, "_Program"] = OrderedDict()
+_static: OrderedDict[Hashable, frozenset[int]] = OrderedDict()  # values by reading
 _plain_structures: dict[Hashable, Hashable] = {}
 _lock = threading.Lock()
-_written: dict[Hashable, Any] = {}  # places written by tracing, and their owners
 
 
 class Static(eqx.Module):
@@ -52,84 +45,203 @@ def compiled(function: Callable, callables: Any, arguments: Any, *donated: Any) 
     Args:
         function: a function of this library; its identity is enough.
         callables: a pytree of the user's functions and modules. Arrays in it are
-            inputs of the program.
+            inputs of the program, and so are the numbers that the functions hold.
         arguments: a pytree; what is no array or number in it is part of the program.
         donated: further arguments of the function, whose memory its results may take.
     """
-    leaves, structure = jax.tree.flatten((callables, arguments))
-    is_input = [isinstance(leaf, _INPUTS) for leaf in leaves]
-    static = [None if d else leaf for leaf, d in zip(leaves, is_input, strict=True)]
-
-    def describe():
-        fingerprint = _Fingerprint()
-        tree = _plain_structures.get(structure) if _is_hashable(structure) else None
-        tree = tree or fingerprint.structure(structure, (callables, arguments))
-        return fingerprint, (function, tree, *map(fingerprint, static))
-
+    call = _Call(function, (callables, arguments))
     try:
-        fingerprint, key = describe()
-    except _ClosesOverTracer:
+        call.read()
+    except ClosesOverTracer:
         return function(callables, arguments, *donated)
     with _lock:
-        program = _programs.get(key)
-        if program is None:
-            program = _Program(function, structure, static, is_input)
-            _remember(key, program, fingerprint)
-        _programs.move_to_end(key)
-    traces = program.traces
-    out = program(
-        [leaf for leaf, dynamic in zip(leaves, is_input, strict=True) if dynamic],
-        donated,
-    )
-    if program.traces > traces:
-        with _lock:
-            if fingerprint.written_since(describe()[0]):
-                _remember(describe()[1], program, fingerprint)
+        program = _programs.get(call.key(_static.get(call.shape, frozenset())))
+    if program is None:
+        program = _Program(call)
+    out = program(call, donated)
+    if call.reading.is_known:
+        _remember(program, call)
     return out
 
 
-def _is_hashable(structure) -> bool:
-    try:
-        hash(structure)
-    except TypeError:
-        return False
-    return True
+def _remember(program: "_Program", call: "_Call") -> None:
+    """Keep a program for calls like this."""
+    with _lock:
+        static = _static.get(call.shape, frozenset()) | program.static
+        key = call.key(static)
+        if program.key != key:  # new, or traced again with more numbers in it
+            _programs.pop(program.key, None)
+            program.key, _programs[key], _static[call.shape] = key, program, static
+        for cache, used in ((_programs, key), (_static, call.shape)):
+            cache.move_to_end(used)
+            while len(cache) > CACHE_SIZE:
+                cache.popitem(last=False)
 
 
-def _remember(key, program, fingerprint):
-    program.kept_alive.extend(fingerprint.identified)
-    _programs[key] = program
-    while len(_programs) > CACHE_SIZE:
-        _programs.popitem(last=False)
+class _Call:
+    """A function and its arguments, taken apart."""
+
+    def __init__(self, function: Callable, tree: Any):
+        self.function, self.tree = function, tree
+        self.leaves, self.structure = jax.tree.flatten(tree)
+        self.is_input = [isinstance(leaf, _INPUTS) for leaf in self.leaves]
+
+    @property
+    def inputs(self) -> list:
+        return [_new(x) for x, d in zip(self.leaves, self.is_input, strict=True) if d]
+
+    def read(self) -> None:
+        """What of it is part of the program."""
+        self.reading = Reading()
+        pairs = list(zip(self.leaves, self.is_input, strict=True))
+        try:
+            self.parts = [_INPUT if d else self.reading(x) for x, d in pairs]
+            tree = _structure(self.reading, self.structure, self.tree)
+        except RecursionError:  # a long chain of objects
+            self.reading, tree = Reading(), None
+            self.reading.is_known = False
+            self.parts = [_INPUT if d else Part("unknown") for _, d in pairs]
+        keys = tuple(part.key for part in self.parts)
+        self.shape = self.function, jax.config.jax_enable_x64, tree, keys
+
+    def key(self, static: frozenset[int]) -> Hashable:
+        """The program of all calls like this, with some values as they are."""
+        values = self.reading.values
+        if not self.reading.is_movable:
+            static = frozenset(range(len(values)))
+        return self.shape, tuple((i, _exactly(values[i])) for i in sorted(static))
 
 
 _INPUTS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+_INPUT = Part("input")
+
+
+def _new(value: Any) -> Any:
+    """The same numbers in an array that JAX has not seen.
+
+    It remembers how it converted one, while a trace of somebody has it, also where x64
+    is another later.
+    """
+    return value.view() if isinstance(value, np.ndarray) else value
+
+
+def _exactly(value: Any) -> Hashable:
+    return repr(value) if isinstance(value, (float, complex)) else content(value)
+
+
+def _structure(reading: Reading, structure: Any, tree: Any) -> Hashable:
+    """What a pytree holds besides its leaves.
+
+    A structure that holds nothing but types and names describes itself.
+    """
+    try:
+        plain = _plain_structures.get(structure)
+    except TypeError:  # not hashable
+        return _described(reading, tree)[0]
+    if plain is not None:
+        return plain
+    key, is_plain = _described(reading, tree)
+    if not is_plain:
+        return key
+    while len(_plain_structures) >= CACHE_SIZE:
+        del _plain_structures[next(iter(_plain_structures))]
+    _plain_structures[structure] = structure
+    return structure
+
+
+def _described(reading: Reading, node: Any) -> tuple[Hashable, bool]:
+    """A key of a pytree without its leaves, and whether it is but types and names."""
+    if jax.tree_util.all_leaves([node]):
+        return None, True
+    children, static = jax.tree_util.default_registry.flatten_one_level(node)
+    found = [_described(reading, child) for child in children]
+    keys = tuple(key for key, _ in found)
+    is_plain = _is_plain(static) and all(plain for _, plain in found)
+    return (type(node), reading.by_value(static), keys), is_plain
+
+
+def _is_plain(static) -> bool:
+    """Whether the static part of a pytree node is only types and names.
+
+    Equal numbers may differ in type, functions in what they close over.
+    """
+    if static is None or isinstance(static, str):
+        return True
+    if isinstance(static, type):
+        return is_pure(static.__module__)
+    if type(static).__module__.startswith("equinox."):  # its marks
+        return type(static).__eq__ is object.__eq__
+    return isinstance(static, (tuple, list)) and all(map(_is_plain, static))
 
 
 class _Program:
-    """A jitted function of the inputs among some leaves."""
+    """A jitted function of the inputs among some leaves, and of the values in others.
 
-    def __init__(self, function, structure, static, is_input):
-        def call(inputs, donated):
-            self.traces += 1
-            inputs = iter(inputs)
-            leaves = [
-                next(inputs) if d else s for s, d in zip(static, is_input, strict=True)
-            ]
-            return function(*jax.tree.unflatten(structure, leaves), *donated)
+    Args:
+        call: like all that it is to be used for.
+    """
 
-        named: Any = getattr(function, "func", function)  # of a partial
-        call.__name__ = call.__qualname__ = named.__name__.lstrip("_")
-        self.traces = 0
-        self.kept_alive: list = []
-        self._inner = jax.jit(call)
+    def __init__(self, call: _Call):
+        self.key: Hashable = None
+        self.static: frozenset[int] = (
+            frozenset()
+        )  # places of values that are part of it
+        self._alive = call.reading.alive
+        self._current = threading.local()
+
+        def program(inputs, values, donated):
+            return self._traced(self._current.call, inputs, values, donated)
+
+        named: Any = getattr(call.function, "func", call.function)  # of a partial
+        program.__name__ = program.__qualname__ = named.__name__.lstrip("_")
+        self._inner = jax.jit(program)
         self._outermost = jax.jit(
-            call, donate_argnums=1, compiler_options=_compiler_options()
+            program, donate_argnums=2, compiler_options=_compiler_options()
         )
 
-    def __call__(self, inputs, donated):
+    def __call__(self, call: _Call, donated: tuple) -> Any:
         is_outermost = _trace_state() == _no_trace()
-        return (self._outermost if is_outermost else self._inner)(inputs, donated)
+        jitted = self._outermost if is_outermost else self._inner
+        self._current.call = call
+        try:
+            return jitted(call.inputs, list(map(_new, call.reading.values)), donated)
+        finally:
+            del self._current.call
+
+    def _traced(self, call: _Call, inputs: list, values: list, donated: tuple) -> Any:
+        """The function, with as many values as inputs as the user's functions bear.
+
+        Where they fail with what they bore at first, or keep a tracer, all values are
+        numbers. A function that does not bear copies of its objects is called itself.
+        """
+        before, everything = call.reading.snapshot(), frozenset(range(len(values)))
+        known = self.static | _static.get(call.shape, frozenset())
+        copied = dict.fromkeys((known, everything)) if call.reading.is_movable else ()
+        ways = [*((static, True) for static in copied), (everything, False)]
+        for static, is_copied in ways:
+            held = Held(call.reading.values, values, static, call.reading.is_plain)
+            given = iter(inputs)
+            leaves = [
+                next(given)
+                if part is _INPUT
+                else opened(leaf, part, held)
+                if is_copied
+                else leaf
+                for leaf, part in zip(call.leaves, call.parts, strict=True)
+            ]
+            arguments = jax.tree.unflatten(call.structure, leaves)
+            try:
+                out = call.function(*arguments, *donated)
+            except Exception:
+                before.take_back_tracers()
+                if not is_copied:
+                    raise
+                continue
+            if not before.take_back_tracers() or static == everything:
+                break
+        before.note_writes()
+        self.static |= held.static
+        return out
 
 
 def _trace_state():
@@ -156,212 +268,3 @@ def _compiler_options():
             continue
         return options
     return None
-
-
-class _ClosesOverTracer(Exception):
-    """The function belongs to a trace that is going on: nothing may be kept of it."""
-
-
-class _Fingerprint:
-    """Hashable descriptions; equal ones are interchangeable."""
-
-    def __init__(self):
-        self.identified: list = []  # kept alive, so that no identity is used twice
-        self.places: dict[Hashable, tuple[Hashable, Any]] = {}  # that can be written
-        self.holds_values = False
-        self._visited: dict[int, int] = {}
-
-    def written_since(self, later: "_Fingerprint") -> bool:
-        """Note the places whose content is another now; they no longer count."""
-        changed = {
-            place: owner
-            for place, (content, owner) in self.places.items()
-            if later.places.get(place, (None,))[0] != content
-        }
-        _written.update(changed)
-        while len(_written) > WRITTEN_SIZE:
-            del _written[next(iter(_written))]
-        return bool(changed)
-
-    def _place(self, place: Hashable, owner: Any, value: Any) -> Hashable:
-        """The content of something that can be rebound or change in place."""
-        if place in _written:
-            return "written", place
-        content = self(value)
-        self.places[place] = content, owner
-        return content
-
-    def __call__(self, value: Any) -> Hashable:
-        if isinstance(value, Tracer):
-            raise _ClosesOverTracer
-        if value is None or isinstance(value, (bool, int, str, bytes)):
-            return type(value), value
-        if isinstance(value, (float, complex)):
-            return type(value), repr(value)
-        if isinstance(value, (np.ndarray, np.generic)):
-            return self._array(value)
-        if isinstance(value, jax.Array):
-            return self._identity(value)
-        if id(value) in self._visited:  # again, or within itself
-            return "visited", self._visited[id(value)]
-        self._visited[id(value)] = len(self._visited)
-        self.identified.append(value)
-        return self._compound(value)
-
-    def structure(self, structure: Any, tree: Any) -> Hashable:
-        """What a pytree holds besides its leaves.
-
-        A structure that holds nothing but types and names describes itself.
-        """
-        description = self.tree(tree)
-        if not self.holds_values:
-            while len(_plain_structures) >= CACHE_SIZE:
-                del _plain_structures[next(iter(_plain_structures))]
-            _plain_structures[structure] = structure
-            return structure
-        return description
-
-    def tree(self, node: Any) -> Hashable:
-        if jax.tree_util.all_leaves([node]):
-            return None
-        children, static = jax.tree_util.default_registry.flatten_one_level(node)
-        self.holds_values |= not _is_plain(static)
-        children = tuple(self.tree(child) for child in children)
-        return type(node), self(static), children
-
-    def _identity(self, value):
-        self.identified.append(value)
-        return "identity", id(value)
-
-    def _array(self, value):
-        value = np.asarray(value)
-        if value.dtype.hasobject:
-            return "objects", value.shape, self(value.tolist())
-        digest = hashlib.blake2b(np.ascontiguousarray(value).data, digest_size=16)
-        return "array", value.shape, value.dtype.str, digest.digest()
-
-    def _compound(self, value):
-        if isinstance(value, tuple):
-            return type(value), tuple(self(item) for item in value)
-        if isinstance(value, frozenset):
-            return type(value), frozenset(self(item) for item in value)
-        if isinstance(value, list):
-            return type(value), self._place(id(value), value, tuple(value))
-        if isinstance(value, dict):
-            return type(value), self._place(id(value), value, tuple(value.items()))
-        if isinstance(value, set):
-            return type(value), self._place(id(value), value, frozenset(value))
-        if isinstance(value, types.FunctionType):
-            return self._function(value)
-        if isinstance(value, types.MethodType):
-            return "method", self(value.__func__), self(value.__self__)
-        if isinstance(value, functools.partial):
-            parts = value.func, value.args, value.keywords
-            return type(value), tuple(self(part) for part in parts)
-        if isinstance(value, types.CellType):
-            try:
-                return "cell", self._place(id(value), value, value.cell_contents)
-            except ValueError:
-                return "cell", "empty"
-        if isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
-            return self._identity(value)
-        if isinstance(value, type):
-            return self._class(value)
-        if hasattr(value, "__wrapped__"):  # a jitted function, say
-            return self._identity(value), self(value.__wrapped__)
-        plain = isinstance(value, types.SimpleNamespace)
-        if _is_library(type(value).__module__) and not plain:
-            return self._identity(value)
-        content = self._content(value)
-        return self._identity(value), self(type(value)), content
-
-    def _function(self, value):
-        parts = value.__defaults__, value.__kwdefaults__, value.__closure__
-        parts = tuple(self(part) for part in parts)
-        if _is_library(value.__module__):
-            return self._identity(value), parts
-        named = tuple(self._named(value, n) for n in _names(value.__code__))
-        where = self._identity(value.__globals__)
-        return value.__code__, where, parts, named, self._content(value)
-
-    def _named(self, function, name):
-        """What a name in a function's code means as a global, or in a user's module."""
-        space = function.__globals__
-        if name not in space:
-            return name, None
-        value = space[name]
-        if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
-            inside = vars(value)
-            names = [n for n in _names(function.__code__) if n in inside]
-            inside = tuple(
-                (n, self._place((id(value), n), value, inside[n])) for n in names
-            )
-            return name, id(value), inside
-        return name, self._place((id(space), name), space, value)
-
-    def _class(self, value):
-        if _is_library(value.__module__):
-            return self._identity(value)
-        own = {k: v for k, v in vars(value).items() if not k.startswith("__")}
-        bases = tuple(self(base) for base in value.__bases__)
-        return self._identity(value), self(tuple(own.items())), bases
-
-    def _content(self, value):
-        """The attributes of an object, which may have been set since."""
-        slots = (
-            name
-            for cls in type(value).__mro__
-            for name in _slots(cls)
-            if hasattr(value, name)
-        )
-        own = {name: getattr(value, name) for name in slots}
-        own.update(getattr(value, "__dict__", {}))
-        return tuple(
-            (name, self._place((id(value), name), value, item))
-            for name, item in own.items()
-        )
-
-
-def _is_plain(static) -> bool:
-    """Whether the static part of a pytree node is only types and names.
-
-    Equal numbers may differ in type, functions in what they close over.
-    """
-    if static is None or isinstance(static, str):
-        return True
-    if isinstance(static, type):
-        return _is_library(static.__module__)
-    if type(static).__module__.startswith("equinox."):  # its marks
-        return type(static).__eq__ is object.__eq__
-    return isinstance(static, (tuple, list)) and all(map(_is_plain, static))
-
-
-def _slots(cls):
-    slots = vars(cls).get("__slots__", ())
-    slots = (slots,) if isinstance(slots, str) else slots
-    return [name for name in slots if name not in ("__dict__", "__weakref__")]
-
-
-@functools.lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """All names that a code object and those within it look up."""
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_names(constant)))
-    return tuple(names)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_library(module: str | None) -> bool:
-    """Whether a module is installed, or this library, rather than being worked on."""
-    if module is None:
-        return False
-    package = module.partition(".")[0]
-    if package in sys.stdlib_module_names or package == __name__.partition(".")[0]:
-        return module != "__main__"
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
-        return False
-    folders = (sysconfig.get_paths()[kind] for kind in ("purelib", "platlib"))
-    return file.startswith(tuple(folders))

@@ -1,5 +1,7 @@
 """The covariance of the parameters, from the linearization at the solution."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,11 +38,33 @@ def is_lossy(rcond: Float[Array, "*lanes"]) -> Flag:
     return ~(rcond >= RCOND[jnp.finfo(rcond.dtype).bits])
 
 
-def covariance(
+def unit_rcond(gram: Matrix) -> Float[Array, "*lanes"]:
+    """How near to singular a Gram matrix is whose columns are scaled to one.
+
+    The least eigenvalue, in lanes the least pivot. Columns of zeros do not count.
+    """
+    squared = diagonal(gram)
+    if is_lanes(squared):
+        if len(squared) <= LANES_MAX:
+            return swept(gram, squared > 0)[1]
+        return in_turn(unit_rcond, gram)
+    size = jnp.sqrt(jnp.where(squared > 0, squared, 1))
+    unit = unit_diagonal(gram / outer(size, size))
+    return jnp.linalg.eigvalsh(unit, symmetrize_input=False)[0]
+
+
+class Uncertainty(NamedTuple):
+    """What one fit leaves open."""
+
+    covariance: Float[Array, "*batch n n"]
+    determined: Bool[Array, "*batch n"]  # whether the data determine a parameter
+
+
+def uncertainty(
     lin: Linearization,
     free: Bool[Array, " n"],
     absolute: bool | Bool[Array, ""] = False,
-) -> Float[Array, "n n"]:
+) -> Uncertainty:
     """Covariance of one fit; see `Solution.covariance` for its conventions.
 
     Args:
@@ -49,6 +73,7 @@ def covariance(
         absolute: a residual has variance 1; otherwise it is estimated.
     """
     relative, undetermined = inverse_gram(lin.gram, lin.frame, free)
+    determined = ~free | (~undetermined & jnp.isfinite(jnp.diagonal(relative)))
     dof = lin.count - jnp.sum(free).astype(relative.dtype)
     variance = jnp.where(dof > 0, 2 * lin.cost / jnp.where(dof > 0, dof, 1), 1)
     variance = jnp.where(absolute, 1, variance)
@@ -57,7 +82,7 @@ def covariance(
     off_diagonal = ~jnp.eye(len(free), dtype=bool)
     covariance = jnp.where(unknown, jnp.inf, relative * variance)
     covariance = jnp.where(unknown & off_diagonal, jnp.nan, covariance)
-    return jnp.where(outer(free, free), covariance, 0)
+    return Uncertainty(jnp.where(outer(free, free), covariance, 0), determined)
 
 
 @jax.custom_jvp

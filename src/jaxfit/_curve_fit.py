@@ -55,9 +55,11 @@ def curve_fit(
         f: the model, `f(x, a, b, ...)` or `f(x, *p)`: a function, method, partial,
             jitted function or callable `eqx.Module`.
         xdata: what `f` takes first: an array of any shape, SciPy's (k, m) for k
-            predictors, a pytree of arrays, or None. Numbers become float64.
+            predictors, a pytree of arrays, or None. Numbers become float64, and so do
+            dates and times as SciPy has them: in the array's own unit, since 1970.
         ydata: observations; more than one dimension is ravelled. The model's output has
-            this shape, or is a scalar, or is as long as `ydata` has elements.
+            this shape, or is a scalar, or is as long as `ydata` has elements. Points
+            that are masked in `xdata`, `ydata` or `sigma` are left out.
         p0: the start. None is 1 for each parameter, or a point inside the bounds.
         sigma: standard errors of `ydata`, a number or one for each, or their covariance
             matrix (m, m).
@@ -111,11 +113,8 @@ def curve_fit(
     data = prepare(xdata, ydata, sigma, check_finite, nan_policy)
     m = data.y.size
     uses_lm = method == "lm" or (method is None and limits is None)
-    if uses_lm and m != 1 and n > m:
-        raise TypeError(
-            f"The number of func parameters={n} must not exceed the number of data "
-            f"points={m}. With method='trf' such a model is fitted, without covariance."
-        )
+    if uses_lm and m != 1:
+        _check_enough(n, m)
     weights = None
     if rowwise and m > 1:
         data, weights = padded(data)
@@ -134,6 +133,8 @@ def curve_fit(
         )
     fit = _host.unpack(vector, _shapes(n))
     status = Status(int(fit["status"]))
+    if uses_lm and status != Status.NONFINITE_START:
+        _check_enough(n, int(fit["count"]))  # one y may stand for all of the model's
     if settings.verbose:
         _watch.print_summary(status.message, fit)
     if status <= 0:
@@ -236,6 +237,15 @@ def _settings(kwargs: dict[str, Any], method, jac) -> _Settings:
 
 
 # Parameters
+
+
+def _check_enough(n: int, m: int) -> None:
+    """Refuse more parameters than residuals, as MINPACK does."""
+    if n > m:
+        raise TypeError(
+            f"The number of func parameters={n} must not exceed the number of data "
+            f"points={m}. With method='trf' such a model is fitted, without covariance."
+        )
 
 
 def _number_of_parameters(f: Callable) -> int:
@@ -352,7 +362,7 @@ def _residual_at(callables, request, x):
 
 
 def _shapes(n: int) -> dict[str, tuple[int, ...]]:
-    numbers = "cost", "start_cost", "optimality", "status", "nfev"
+    numbers = "cost", "start_cost", "optimality", "status", "nfev", "count"
     return {"x": (n,), "covariance": (n, n), **dict.fromkeys(numbers, ())}
 
 
@@ -367,6 +377,7 @@ def _report(full_output: bool, setup: Setup, state, request: _Request):
         "optimality": found.optimality,
         "status": found.status,
         "nfev": found.nfev,
+        "count": jnp.asarray(found.count),
     }
     rows = None
     if full_output:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfit._arrays import ordinary
 from jaxfit._observed import Observed, map_rows, split_rows
 
 AHEAD = 1  # blocks that are ready while another is computed with
@@ -115,13 +116,14 @@ def _unweighted(block: PyTree) -> tuple[PyTree, PyTree | None]:
 def _observed(index: int, block: PyTree) -> Observed:
     """A block of the user's, with its number in what is wrong with it."""
     try:
-        return split_rows(*map_rows(_as_array, _unweighted(block)))
+        block = map_rows(_as_array, _unweighted(block))
+        return split_rows(*ordinary(block, ("data", "weights")))
     except ValueError as error:
         raise ValueError(f"Block {index}: {error}") from error
 
 
 def _as_array(leaf):
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    return leaf if isinstance(leaf, (jax.Array, np.ndarray)) else np.asarray(leaf)
 
 
 # The thread that reads

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit import _arguments, _host, _watch
+from jaxfit._arrays import native, refuse_masks
 from jaxfit._compile import Static
 from jaxfit._options import Options
 from jaxfit._solution import Status
@@ -157,6 +158,7 @@ def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple, dict]:
         return isinstance(value, list) or hasattr(value, "__array__")
 
     inputs = tuple(args), dict(kwargs or {})
+    refuse_masks(inputs, ("`args`", "`kwargs`"))
     return jax.tree.map(_input, inputs, is_leaf=is_leaf)
 
 
@@ -171,7 +173,7 @@ def _input(value: Any) -> Any:
             return Static(value)
         if array.dtype.kind == "f":
             return array.astype(np.float64, copy=False)
-        return array if array.dtype.kind in "buic" else Static(value)
+        return native(array) if array.dtype.kind in "buic" else Static(value)
     return value
 
 

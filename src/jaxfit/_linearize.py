@@ -22,12 +22,15 @@ from jaxfit._small import (
     Scalar,
     Vector,
     diagonal,
+    every,
     gram,
     identity,
     matmul,
     matvec,
     some,
+    total,
     transpose,
+    where_needed,
 )
 from jaxfit.losses import Linear, Loss
 
@@ -35,6 +38,10 @@ from jaxfit.losses import Linear, Loss
 COST_ROUNDING = 4
 
 COUNT_BASE = 2**16
+
+# Rounding of the squared norm of a column that comes out of its frame, relative to it,
+# for 64 and 32 bits.
+RESOLVED = {64: 1e-8, 32: 1e-4}
 
 
 class Frame(NamedTuple):
@@ -129,6 +136,47 @@ class Linearization(eqx.Module):
     def squared_norms(self) -> Vector:
         """|J_i|² of the columns of √W J."""
         return diagonal(_out_of(self.frame, self.normal[:-1, :-1]))
+
+
+class Columns(NamedTuple):
+    """What is known of the Jacobian's columns by themselves, out of their frame."""
+
+    hessian: Matrix  # J_sᵀ J_s
+    gradient: Vector
+    squared_norms: Vector
+    moves: Bool[Array, "n *lanes"]  # not all is zero, also where its square underflows
+    resolved: Flag  # they have the digits that a certificate needs
+
+
+def columns_of(linearization: Linearization) -> Columns:
+    """The columns, as far as rounding lets them come out of their frame.
+
+    J_i is a sum over the directions of the frame. Its squared norm loses what is
+    rounding beside the square of the sum of their lengths: all of it, where a frame
+    that fitted one point meets another at which some column is longer by orders.
+    """
+    return where_needed(
+        linearization.framed, _out_of_frame, _without_frame, linearization
+    )
+
+
+def _without_frame(lin):
+    squared, moves = diagonal(lin.normal)[:-1], _touched(lin) > 0
+    return Columns(lin.gram, lin.rhs, squared, moves, jnp.isfinite(lin.cost))
+
+
+def _out_of_frame(lin):
+    parts = transpose(jnp.abs(lin.frame))
+    lengths = matvec(parts, jnp.sqrt(diagonal(lin.normal)[:-1]))
+    kind, squared = jnp.finfo(lengths.dtype), lin.squared_norms
+    resolved = every(kind.eps * lengths**2 <= RESOLVED[kind.bits] * squared)
+    moves = matvec(parts, _touched(lin)) > 0
+    return Columns(lin.hessian, lin.gradient, squared, moves, resolved)
+
+
+def _touched(lin):
+    """Zero for columns without any product, of all there are, that is not zero."""
+    return total(jnp.abs(lin.normal[:, :-1]))
 
 
 def _out_of(frame, gram):

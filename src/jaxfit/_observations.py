@@ -1,12 +1,16 @@
 """The observations of `curve_fit`: checked, cut, and padded to common lengths."""
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._arguments import real_array, refuse_tracers
+from jaxfit._arguments import real_array, real_points, refuse_tracers
+from jaxfit._arrays import is_masked, moments, native, with_nan
+
+ASYMMETRY = 1e-5  # of a correlation, from rounding, single precision included
 
 
 class Data(NamedTuple):
@@ -28,10 +32,17 @@ def prepare(xdata, ydata, sigma, check_finite, nan_policy) -> Data:
             "nan_policy must be one of {None, 'raise', 'omit'}; it is "
             f"{nan_policy!r}."
         )
-    y = real_array(ydata, "`ydata`")
+    y = real_points(ydata, "`ydata`")
     x = _independent(xdata)
     if y.size == 0:
         raise ValueError("`ydata` must not be empty!")
+    if sigma is not None:
+        sigma = real_points(sigma, "`sigma`")
+        if sigma.size == 1 and y.size != 1:
+            sigma = sigma.reshape(())
+        elif sigma.shape == y.shape:
+            sigma = sigma.ravel()
+    x, y, sigma = _cut(x, y, sigma, None if check_finite else nan_policy)
     if check_finite:
         for name, leaves in (("xdata", jax.tree.leaves(x)), ("ydata", [y])):
             if not all(_is_finite(leaf) for leaf in leaves):
@@ -39,14 +50,6 @@ def prepare(xdata, ydata, sigma, check_finite, nan_policy) -> Data:
                     f"`{name}` must not contain infs or NaNs. Remove them, or use "
                     "nan_policy='omit' to leave out points with NaN."
                 )
-    if sigma is not None:
-        sigma = real_array(sigma, "`sigma`")
-        if sigma.size == 1 and y.size != 1:
-            sigma = sigma.reshape(())
-        elif sigma.shape == y.shape:
-            sigma = sigma.ravel()
-    if nan_policy is not None and not check_finite:
-        x, y, sigma = _without_nan(x, y, sigma, nan_policy)
     return Data(x, y, None if sigma is None else _checked_sigma(sigma, y.size))
 
 
@@ -56,75 +59,111 @@ def _is_finite(leaf) -> bool:
 
 def _independent(xdata: Any) -> PyTree:
     """`xdata` with its numbers in double precision; integers in a pytree stay."""
-    if isinstance(xdata, np.ndarray) or _is_numeric_list(xdata):
-        if np.iscomplexobj(xdata):
-            return np.asarray(xdata, np.complex128)
-        return real_array(xdata, "`xdata`")
+    if type(xdata) is np.ndarray and xdata.dtype == np.float64:
+        return xdata
     refuse_tracers(xdata, "`xdata`")
+    xdata = _one_array(xdata)
 
     def convert(leaf):
         if isinstance(leaf, (str, bytes)):
             raise TypeError(f"`xdata` is {leaf!r}; expected numbers.")
         if not hasattr(leaf, "__array__"):
             return leaf
-        array = np.asarray(leaf)
-        if leaf is xdata or array.dtype.kind in "fOUS":
-            return _independent(array)
-        return array
+        values = _numbers(with_nan(leaf), is_whole=leaf is xdata)
+        return np.ma.MaskedArray(values, leaf.mask) if is_masked(leaf) else values
 
     return jax.tree.map(convert, xdata, is_leaf=lambda leaf: hasattr(leaf, "__array__"))
 
 
-def _is_numeric_list(xdata) -> bool:
-    """Whether a list or tuple is one array, as SciPy takes it."""
+def _numbers(leaf: Any, is_whole: bool) -> np.ndarray:
+    array = np.asarray(leaf)
+    if array.dtype.kind in "mM":
+        return moments(array)
+    if array.dtype.kind == "c":
+        return np.asarray(array, np.complex128)
+    if is_whole or array.dtype.kind in "fOUS":
+        return real_array(leaf, "`xdata`")
+    return native(array)
+
+
+def _one_array(xdata: Any) -> Any:
+    """A list or tuple as one array, as SciPy takes it, if it can be one."""
     if not isinstance(xdata, (list, tuple)) or hasattr(xdata, "_fields"):
-        return False
+        return xdata
     try:
-        np.asarray(xdata)
+        if any(map(is_masked, jax.tree.leaves(xdata))):
+            return np.ma.stack(list(map(_one_array, xdata)))
+        return np.asarray(xdata)
     except ValueError:  # of arrays that do not stack
-        return False
-    return True
+        return xdata
 
 
-def _without_nan(x, y, sigma, nan_policy):
-    """Leave out points with NaN, or refuse them."""
+def points_where(
+    flag: Callable, leaves: Iterable, shape: tuple[int, ...], name: str = "x"
+) -> np.ndarray:
+    """Which points of a shape have a flag in any of some arrays over them.
+
+    An array has the shape of the points, also behind leading axes, or broadcasts to it.
+    """
+    found = np.zeros(shape, bool)
+    for leaf in leaves:
+        flags = np.asarray(flag(leaf))
+        if not flags.any():
+            continue
+        leading = flags.ndim - len(shape)
+        if leading > 0 and flags.shape[leading:] == shape:
+            flags = flags.any(axis=tuple(range(leading)))
+        try:
+            found |= flags
+        except ValueError:
+            raise ValueError(
+                f"{name} has NaN, infinity or masked elements, and its shape "
+                f"{leaf.shape} does not tell to which points of y, {shape}, they "
+                "belong."
+            ) from None
+    return found
+
+
+def _cut(x, y, sigma, nan_policy):
+    """Leave out points that are masked and, if asked, those with NaN."""
     m = y.size
-    missing = np.isnan(y).ravel()
     leaves, structure = jax.tree.flatten(x)
+    if nan_policy is None and not any(map(is_masked, (y, sigma, *leaves))):
+        return x, y, sigma
     flat = [
         _flat_points(leaf, y.shape) if isinstance(leaf, np.ndarray) else leaf
         for leaf in leaves
     ]
-    for leaf in flat:
-        if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "fc":
-            continue
-        has_nan = np.isnan(leaf)
-        if not has_nan.any():
-            continue
-        if leaf.ndim == 0 or leaf.shape[-1] != m:
-            raise ValueError(
-                f"`xdata` of shape {leaf.shape} contains nan, and its last axis is not "
-                f"that of the {m} points; it cannot be cut."
-            )
-        missing = missing | has_nan.any(axis=tuple(range(leaf.ndim - 1)))
+    arrays = [y.ravel(), *(leaf for leaf in flat if isinstance(leaf, np.ndarray))]
+    missing = points_where(np.ma.getmask, filter(is_masked, arrays), (m,), "`xdata`")
+    if is_masked(sigma):
+        own = sigma.diagonal() if sigma.shape == (m, m) else sigma
+        missing |= points_where(np.ma.getmask, [own], (m,), "`sigma`")
+    if nan_policy is not None:
+        has_nan = points_where(_is_nan, arrays, (m,), "`xdata`") & ~missing
+        if nan_policy == "raise" and has_nan.any():
+            raise ValueError("The input contains nan values")
+        missing |= has_nan
     if not missing.any():
         return x, y, sigma
-    if nan_policy == "raise":
-        raise ValueError("The input contains nan values")
     kept = ~missing
     if not kept.any():
-        raise ValueError("`ydata` must not be empty! Every point contains nan.")
+        raise ValueError("`ydata` must not be empty! Every point is nan or masked.")
     if sigma is not None and sigma.shape == (m,):
         sigma = sigma[kept]
     elif sigma is not None and sigma.shape == (m, m):
         sigma = sigma[np.ix_(kept, kept)]
     cut = [
-        leaf[..., kept]
-        if isinstance(leaf, np.ndarray) and leaf.shape[-1:] == (m,)
+        np.ma.getdata(leaf[..., kept] if leaf.shape[-1:] == (m,) else leaf)
+        if isinstance(leaf, np.ndarray)
         else leaf
         for leaf in flat
     ]
-    return jax.tree.unflatten(structure, cut), y.ravel()[kept], sigma
+    return jax.tree.unflatten(structure, cut), np.ma.getdata(y.ravel()[kept]), sigma
+
+
+def _is_nan(leaf: np.ndarray) -> Any:
+    return np.isnan(np.ma.getdata(leaf)) if leaf.dtype.kind in "fc" else False
 
 
 def _flat_points(leaf: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -136,6 +175,7 @@ def _flat_points(leaf: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _checked_sigma(sigma: np.ndarray, m: int) -> np.ndarray:
     """Standard errors, or the Cholesky factor of a covariance matrix."""
+    sigma = real_array(sigma, "`sigma`")
     if not np.isfinite(sigma).all():
         raise ValueError(
             "`sigma` must be finite. Leave points out instead of giving them an "
@@ -152,7 +192,8 @@ def _checked_sigma(sigma: np.ndarray, m: int) -> np.ndarray:
             f"`sigma` has incorrect shape {sigma.shape}; expected a number, ({m},) or "
             f"({m}, {m})."
         )
-    if not np.allclose(sigma, sigma.T, rtol=1e-8, atol=0):
+    size = np.sqrt(np.abs(sigma.diagonal()))
+    if (np.abs(sigma - sigma.T) > ASYMMETRY * size * size[:, None]).any():
         raise ValueError("`sigma` is a matrix and not symmetric; give a covariance.")
     try:
         return np.linalg.cholesky(sigma)

@@ -91,6 +91,13 @@ class Options(eqx.Module):
         return dataclasses.replace(self, x_scale=x_scale)
 
 
+def limited(options: Options, n: int) -> Options:
+    """The same with a limit of evaluations, that for n parameters if none is given."""
+    if options.max_steps is not None:
+        return options
+    return dataclasses.replace(options, max_steps=max(1000, 100 * n))
+
+
 class Limits(NamedTuple):
     """The numbers of `Options`, with defaults filled in, as scalars of the fit."""
 
@@ -109,8 +116,6 @@ def resolve(options: Options, n: int, dtype) -> Limits:
         jnp.asarray(default if value is None else value, dtype)
         for value, default in zip(given, defaults, strict=True)
     )
-    max_steps = options.max_steps
-    if max_steps is None:
-        max_steps = max(1000, 100 * n)
+    max_steps = limited(options, n).max_steps
     ftol, xtol, gtol = tolerances
     return Limits(ftol, xtol, gtol, jnp.asarray(max_steps, jnp.int32))

@@ -14,9 +14,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit._bounds import Bounds
-from jaxfit._covariance import covariance
-from jaxfit._linearize import COUNT_BASE, Linearization, cost_rounding
-from jaxfit._small import Flag, Scalar, Vector, inner, largest
+from jaxfit._covariance import Uncertainty, uncertainty
+from jaxfit._linearize import COUNT_BASE, Columns, Linearization, cost_rounding
+from jaxfit._small import Flag, Scalar, Vector, diagonal, inner, largest
 
 RUNNING = 9  # not a status: the fit goes on
 
@@ -77,22 +77,32 @@ _MESSAGES = {
 # The certificate
 
 
+def _least_square(dtype) -> float:
+    """Of squares with all digits: below it what has underflowed may count."""
+    kind = jnp.finfo(dtype)
+    return float(kind.tiny) / float(kind.eps)
+
+
 def projected_gradient(
-    x: Vector, gradient: Vector, squared_norms: Vector, bounds: Bounds | None
+    x: Vector, columns: Columns, linearization: Linearization, bounds: Bounds | None
 ) -> Scalar:
     """max_i D_i |P(x_i - g_i / D_i²) - x_i|, with D_i = |J_i|, P the projection.
 
-    Each term is what the best move of one parameter alone changes in the model values;
-    without bounds it is |g_i| / |J_i|. Free of the scale of every parameter.
+    Each term is what the best move of one parameter alone changes in the model values:
+    |g_i| / |J_i|, or D_i times the way to the bound ahead if that is less. Free of the
+    scale of every parameter. Where squares underflow, it is the most that it can be.
     """
-    moves = squared_norms > 0
-    divisor = jnp.where(moves, squared_norms, 1)
-    if bounds is None:
-        terms = jnp.where(moves, jnp.abs(gradient) / jnp.sqrt(divisor), 0)
-    else:
-        target = bounds.project(x - jnp.where(moves, gradient / divisor, 0))
-        terms = jnp.sqrt(squared_norms) * jnp.abs(target - x)
-    return largest(terms)
+    gradient, squared = columns.gradient, columns.squared_norms
+    size = jnp.abs(gradient)
+    lost = linearization.count * jnp.finfo(x.dtype).tiny  # at most, by each sum
+    tiny = squared < _least_square(x.dtype)
+    terms = jnp.where(tiny, size + lost, size) / jnp.sqrt(squared)
+    largest_term = jnp.sqrt(linearization.squared_residual + lost)
+    terms = jnp.where(tiny, jnp.minimum(terms, largest_term), terms)
+    if bounds is not None:
+        ahead = jnp.where(gradient > 0, x - bounds.lower, bounds.upper - x)
+        terms = jnp.minimum(terms, jnp.sqrt(squared + lost) * ahead)
+    return largest(jnp.where(columns.moves, terms, 0))
 
 
 def model_rounding(x: Vector, squared_norms: Vector) -> Scalar:
@@ -117,8 +127,9 @@ def is_certified(
     tau = CERTIFIED_COSINE if x.dtype == jnp.float64 else 1e-3
     cost = linearization.cost
     limit = tau * jnp.sqrt(linearization.squared_residual) + 8 * rounding
-    stationary = projected <= limit
-    solved = cost <= jnp.finfo(x.dtype).eps ** 1.5 * start_cost
+    seen = largest(diagonal(linearization.normal)) >= _least_square(x.dtype)
+    stationary = (projected <= limit) & seen
+    solved = cost < jnp.finfo(x.dtype).eps ** 1.5 * start_cost
     not_worse = cost <= start_cost + cost_rounding(linearization)
     certified = (stationary | solved) & not_worse & (linearization.influence > 0)
     if bounds is not None:
@@ -241,7 +252,20 @@ class Solution(eqx.Module):
             direction that the data do not determine makes the variance of every
             parameter that takes part in it infinite, and what stands beside it NaN.
         """
-        of_one = functools.partial(covariance, absolute=absolute)
+        return self.uncertainty(absolute).covariance
+
+    def determined(self) -> PyTree[Bool[Array, "..."]]:
+        """Which parameters the data determine, in the structure of `x`.
+
+        By the rank of JᵀJ, its columns scaled to one, and not by the number of points:
+        a determined parameter may still be without an error, where no degree of freedom
+        is left. A fixed parameter is determined.
+        """
+        return self._like_x(self.uncertainty().determined)
+
+    def uncertainty(self, absolute: bool | Bool[Array, ""] = False) -> Uncertainty:
+        """`covariance` and `determined` at once, both in `ravel` order."""
+        of_one = functools.partial(uncertainty, absolute=absolute)
         return self._each(of_one, self.linearization, self.free)
 
     def stderr(self, absolute: bool = False) -> PyTree[Float[Array, "..."]]:

@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit import _bounds
+from jaxfit._arrays import ordinary
 from jaxfit._compile import compiled
 from jaxfit._devices import on_each_device
 from jaxfit._implicit import Outcome, Posed, differentiable
@@ -68,7 +69,8 @@ def solve(
             Complex residuals count as their real and imaginary parts.
         x0: the start: a pytree of real floating arrays or scalars. Their common dtype
             is the dtype of the fit.
-        data: passed on to `fn`; a pytree.
+        data: passed on to `fn`; a pytree. Masked elements are refused; residuals are
+            left out by their weights.
         bounds: None, or (lower, upper), each a number or a pytree that matches or
             prefixes `x0`. Equal bounds fix a parameter at that value.
         weights: None, or non-negative numbers that multiply the squared residuals, such
@@ -90,6 +92,7 @@ def solve(
     options = DEFAULTS if options is None else options
     check_arguments(loss, options, rows)
     options, jac = without_callable(options)
+    x0, data, bounds, weights = ordinary((x0, data, bounds, weights))
     if isinstance(rows, Sharded):
         rows, data, weights = placed(rows, data, weights)
     arguments = x0, data, bounds, weights, loss, options, rows

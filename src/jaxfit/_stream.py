@@ -21,14 +21,11 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from jaxfit._checkpoint import (
-    Checkpoint,
-    digest_of_code,
-    digest_of_numbers,
-    digest_of_program,
-)
+from jaxfit._arrays import ordinary
+from jaxfit._checkpoint import Checkpoint, digest_of_numbers, digest_of_program
 from jaxfit._compile import Static, compiled
 from jaxfit._feed import Block, Feed, Layout, check_source, known_size
+from jaxfit._fingerprint import lasting_digest
 from jaxfit._implicit import Outcome
 from jaxfit._linearize import RunningSum
 from jaxfit._observed import split_rows
@@ -114,6 +111,7 @@ def solve_stream(
             f"checkpoint_every is {checkpoint_every!r}; give a whole number of blocks."
         )
     options, jac = without_callable(options)
+    x0, bounds = ordinary((x0, bounds), ("x0", "bounds"))
     fit = _Fit((fn, jac), (x0, bounds, loss, options), nan_policy == "omit")
     saved = _Saved(fit, checkpoint, checkpoint_every, known_size(blocks))
     feed = Feed(blocks, check_numbers=nan_policy == "raise")
@@ -213,6 +211,10 @@ class _Progress(NamedTuple):
 
 def _run(fit: _Fit, feed: Feed, saved: "_Saved", line: "_Line | None") -> Solution:
     progress = saved.resumed() or fit.start()
+    if not (is_running(progress.state) or saved.is_of_this_code):
+        for block in feed.read(0):  # is it the same program, though?
+            saved.identify(block)
+            break
     try:
         while is_running(progress.state):
             progress = _one_pass(fit, feed, saved, line, progress)
@@ -274,6 +276,13 @@ class _Saved:
             "nan_policy": "omit" if fit.omit else "keep",
             "x64": jax.dtypes.canonicalize_dtype(np.float64) == np.float64,
         }
+        # before it is traced, which may change what it holds
+        self.code = None if path is None else lasting_digest(fit.callables)
+
+    @property
+    def is_of_this_code(self) -> bool:
+        """Whether the functions of the file are known to be these."""
+        return self.code is not None and self.code == self.found.get("code")
 
     def resumed(self) -> _Progress | None:
         """Where an earlier fit stopped; None if there was none."""
@@ -281,10 +290,7 @@ class _Saved:
             return None
         self.found, arrays = found
         self.file.check(self.found, self.description)
-        progress = self.file.restore(jax.eval_shape(self.fit.start), arrays)
-        if not is_running(progress.state):  # no block is read to see the program
-            self.file.check(self.found, self._code())
-        return progress
+        return self.file.restore(jax.eval_shape(self.fit.start), arrays)
 
     def identify(self, block: Block) -> None:
         """Describe data and program by the first block that was read."""
@@ -310,12 +316,9 @@ class _Saved:
         programs = [program(f) for f in (fn, jac) if callable(f)]
         if loss is not None:
             programs.append(digest_of_program(loss.evaluate, x))
-        self.description["program"] = programs
-        self.file.check(self.found, self.description)
-        self.description.update(self._code())
-
-    def _code(self) -> dict[str, str]:
-        return {"code": digest_of_code(self.fit.callables)}
+        self.description |= {"program": programs, "code": self.code}
+        if self.found.get("program") != programs:
+            self.file.check(self.found, self.description)
 
     def after_block(self, progress: _Progress) -> None:
         self.since += 1

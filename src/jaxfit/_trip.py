@@ -5,7 +5,9 @@
 The state between two trips is one immutable pytree. The start is the first trial point,
 accepted because the cost before it is infinite. When a stopping test has passed, a last
 trip may visit the same solution with parameters put exactly on their bounds, and in a
-frame in which an ill-conditioned Jacobian keeps its digits.
+frame in which an ill-conditioned Jacobian keeps its digits. A point that would be
+accepted, and whose Jacobian the frame of the point before does not fit, is evaluated
+again without a frame: nothing is decided by what is rounding.
 """
 
 import dataclasses
@@ -17,10 +19,11 @@ from jaxtyping import Array, Int
 
 from jaxfit import _bounds, _trust_region
 from jaxfit._bounds import Bounds, Hat
-from jaxfit._covariance import is_lossy
+from jaxfit._covariance import is_lossy, unit_rcond
 from jaxfit._linearize import (
     Frame,
     Linearization,
+    columns_of,
     cost_rounding,
     sums,
     with_sums,
@@ -60,7 +63,8 @@ from jaxfit._solution import (
 # the next step, for 64 and 32 bits.
 STEP_RCOND = {64: 1e-10, 32: 1e-4}
 
-# A parameter nearer to its bound than this times |r| / |J_i| is put on it at the end.
+# A parameter nearer to its bound than this times |r| / |J_i|, with the largest |J_i| so
+# far, is put on it at the end.
 SNAP_REACH = 1e-4
 
 # A step whose predicted gain is below so many units of rounding of the cost is wasted.
@@ -89,6 +93,7 @@ class Point(eqx.Module):
     optimality: Scalar
     certified: Flag
     rounding: Scalar  # how far rounding x alone moves the residual vector
+    rcond: Scalar  # of the Gram matrix: how much of its digits are left
 
 
 class State(eqx.Module):
@@ -162,6 +167,7 @@ def initial_state(problem: Problem, x0: Vector) -> State:
             optimality=infinite,
             certified=no,
             rounding=zero,
+            rcond=zero,
         ),
         steps=none,
         status=status,
@@ -258,13 +264,21 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
     cost = linearization.cost
     finite = jnp.isfinite(total(total(linearization.normal)) + cost)
     start_cost = jnp.where(first, cost, state.start_cost)
-    new = _evaluated(problem, old.largest_norms, trial.x, linearization, start_cost)
+    columns = columns_of(linearization)
+    new = _evaluated(
+        problem, old.largest_norms, trial.x, linearization, columns, start_cost
+    )
     new = varying_with(new, trial.x)
+    usable = finite & columns.resolved
 
-    # accept or refuse it
+    # accept or refuse it, or evaluate it again without a frame that does not fit it
     old_cost = jnp.where(first, jnp.inf, old.linearization.cost)
-    gain = jnp.where(finite, old_cost - cost, jnp.nan)
-    accepted = (gain > 0) | _is_level(problem, state, new, gain)
+    known = usable | (trial.framed & jnp.isfinite(cost))
+    gain = jnp.where(known, old_cost - cost, jnp.nan)
+    level = _is_level(problem, state, gain)
+    falls = new.hat.reduced.decrement < old.hat.reduced.decrement
+    accepted = usable & ((gain > 0) | (level & (falls | state.finishing)))
+    again = settled(~usable & ((gain > 0) | level))
     accepted = accepted & (new.certified | ~(state.finishing & old.certified))
     accepted = settled(accepted)
     point = choose(accepted, new, old)
@@ -287,6 +301,7 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
         status = _scipy_status(problem, state, point, gain, ratio)
     else:
         status = _judge(problem, state, point, accepted, gain, ratio)
+    status = jnp.where(again, RUNNING, status)
     full = (status == RUNNING) & (nfev >= problem.limits.max_steps)
     status = jnp.where(full, Status.MAX_STEPS, status)
     status = jnp.where(first & ~finite, Status.NONFINITE_START, status)
@@ -296,6 +311,12 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
     radius, alpha, status = settled((radius, alpha, status))
     next_trial, alpha = _propose(problem, point, radius, alpha)
     next_trial, finishing = _finish(problem, state, status, point, next_trial)
+    plain = dataclasses.replace(trial, framed=jnp.zeros_like(again))
+    next_trial, radius, alpha, finishing = choose(
+        again & ((status == RUNNING) | state.finishing),
+        (plain, state.radius, state.alpha, state.finishing),
+        (next_trial, radius, alpha, finishing),
+    )
     return State(
         trial=next_trial,
         radius=radius,
@@ -309,23 +330,18 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
     )
 
 
-def _evaluated(problem, largest_norms, x, linearization, start_cost) -> Point:
+def _evaluated(problem, largest_norms, x, linearization, columns, start_cost) -> Point:
     """A trial point with its model, its optimality and its certificate."""
     bounds = problem.bounds
-    hessian, gradient, norms = where_needed(
-        linearization.framed,
-        lambda lin: (lin.hessian, lin.gradient, lin.squared_norms),
-        lambda lin: (lin.gram, lin.rhs, diagonal(lin.normal)[:-1]),
-        linearization,
-    )
-    largest_norms = jnp.maximum(largest_norms, norms)
+    hessian, gradient = columns.hessian, columns.gradient
+    largest_norms = jnp.maximum(largest_norms, columns.squared_norms)
     scale = _scale(problem, largest_norms)
     d, model = _trust_region.hat_model(
         x, linearization, hessian, gradient, scale, bounds
     )
     hat = Hat(reduce_model(model), model.gradient, d)
-    projected = projected_gradient(x, gradient, norms, bounds)
-    rounding = model_rounding(x, norms)
+    projected = projected_gradient(x, columns, linearization, bounds)
+    rounding = model_rounding(x, columns.squared_norms)
     certified = is_certified(x, linearization, projected, rounding, start_cost, bounds)
     if problem.scipy_steps:
         optimality = _trust_region.scaled_gradient_norm(x, gradient, bounds)
@@ -336,12 +352,27 @@ def _evaluated(problem, largest_norms, x, linearization, start_cost) -> Point:
         x=x,
         linearization=linearization,
         gradient=gradient,
-        squared_norms=norms,
+        squared_norms=columns.squared_norms,
         largest_norms=largest_norms,
         hat=hat,
         optimality=optimality,
         certified=certified,
         rounding=rounding,
+        rcond=_rcond(hessian, hat.reduced.rcond),
+    )
+
+
+def _rcond(hessian, rcond):
+    """That of columns scaled to one where the model's tells of digits lost.
+
+    Columns of very different length cost a Gram matrix no digits, only columns that
+    nearly depend on each other do.
+    """
+    return where_needed(
+        is_lossy(rcond),
+        lambda hessian, _: unit_rcond(hessian),
+        lambda _, rcond: rcond,
+        *(hessian, rcond),
     )
 
 
@@ -352,17 +383,17 @@ def _scale(problem, largest_norms) -> Vector:
     return 1 / jnp.sqrt(jnp.where(largest_norms > 0, largest_norms, 1))
 
 
-def _is_level(problem, state, new, gain):
-    """A change of cost that is rounding, while the Newton decrement still falls.
+def _is_level(problem, state, gain):
+    """A change of cost that is rounding: whether the Newton decrement falls decides.
 
     The cost cannot resolve the last half of the digits of x; the gradient can.
     """
     if problem.scipy_steps:
-        return False
-    falls = new.hat.reduced.decrement < state.point.hat.reduced.decrement
-    noise = cost_rounding(new.linearization)
-    noise = noise + jnp.sqrt(new.linearization.squared_residual) * new.rounding
-    return (gain >= -noise) & (falls | state.finishing)
+        return jnp.zeros_like(state.finishing)
+    old = state.point
+    noise = cost_rounding(old.linearization)
+    noise = noise + jnp.sqrt(old.linearization.squared_residual) * old.rounding
+    return gain >= -noise
 
 
 def _judge(problem, state, point, accepted, gain, ratio):
@@ -380,7 +411,7 @@ def _judge(problem, state, point, accepted, gain, ratio):
     # a refused trial after which a shorter step can gain nothing either
     eps = jnp.finfo(step.dtype).eps
     hopeless = trial.predicted <= GAIN_ROUNDING * eps * old.linearization.cost
-    hopeless = (hopeless & jnp.isfinite(gain)) | (step <= 0.5 * eps * length)
+    hopeless = (hopeless & jnp.isfinite(gain)) | ~(step > 0.5 * eps * length)
     exhausted = ~accepted & ~first & hopeless
     return jnp.where(exhausted, jnp.int32(Status.STALLED), status)
 
@@ -408,7 +439,7 @@ def _propose(problem, point, radius, alpha) -> tuple[Trial, Scalar]:
         step = _bounds.select_step(point.x, step, hat, radius, theta, bounds)
         x = point.x + hat.scaling * step.p
         x = _bounds.stay_inside(x, bounds, strictly=problem.scipy_steps)
-    framed = hat.reduced.rcond < STEP_RCOND[_bits(x)]
+    framed = ~(point.rcond >= STEP_RCOND[_bits(x)])
     return Trial(x, framed, step.predicted, step.slope, step.length), step.alpha
 
 
@@ -425,10 +456,12 @@ def _finish(problem, state, status, point, trial):
     bounds, x, framed = problem.bounds, point.x, trial.framed
     if problem.scipy_steps:
         return trial, jnp.zeros_like(state.finishing)
-    lossy = is_lossy(point.hat.reduced.rcond)
+    lossy = is_lossy(point.rcond)
     useful = lossy & ~point.linearization.framed
     if bounds is not None:
         reach = SNAP_REACH * jnp.sqrt(point.linearization.squared_residual)
+        largest_norms = jnp.sqrt(point.largest_norms)
+        reach = jnp.where(largest_norms > 0, reach / largest_norms, 0)
         x = _bounds.snap(x, point.gradient, point.squared_norms, bounds, reach)
         useful = useful | some(x != point.x)
     ended = (status != RUNNING) & ((status > 0) | (status == Status.STALLED))

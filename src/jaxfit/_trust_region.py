@@ -39,7 +39,9 @@ def hat_model(
     """The Gauss-Newton model in Coleman-Li variables (Branch, Coleman, Li, eq. 2.8).
 
     First the parameters are scaled, then the distance to the bounds is, both in
-    x = x_k + d p. A fixed parameter has d = 0 and a unit diagonal.
+    x = x_k + d p. A fixed parameter has d = 0 and a unit diagonal. A bound so far away
+    that a step of the scale is rounding beside the way to it counts as none: d would
+    leave the other parameters no digits, or overflow.
 
     Args:
         hessian, gradient: of the linearization, out of its frame.
@@ -52,6 +54,8 @@ def hat_model(
         matrix = hessian * outer(d, d)
     else:
         v, dv = coleman_li(x, gradient, bounds)
+        far = v > scale / jnp.finfo(x.dtype).eps
+        v, dv = jnp.where(far, 1, v), jnp.where(far, 0, dv)
         d = jnp.sqrt(jnp.where(dv != 0, v / scale, v)) * scale
         curvature = jnp.where(bounds.free, gradient * dv * scale, 1)
         matrix = add_diagonal(hessian * outer(d, d), curvature)

@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
+from jaxfit._arrays import ordinary, refuse_masks
 from jaxfit._compile import Static, compiled
 from jaxfit._linearize import Frame
 from jaxfit._observed import Observed, split_rows
@@ -71,6 +72,7 @@ def warm_start(
     _check_positive("steps", steps)
     _check_positive("batch_rows", batch_rows)
     key = jax.random.key(0) if key is None else key
+    x0, data, bounds, weights = ordinary((x0, data, bounds, weights))
     arguments = x0, data, weights, bounds, loss, key, Static((steps, batch_rows))
     return compiled(_descended, (fn, optimizer), arguments)
 
@@ -143,6 +145,7 @@ def subsample_start(
         ValueError, TypeError: for arguments of the wrong kind or shape.
     """
     _check_positive("sample_rows", sample_rows)
+    refuse_masks((x0, data, bounds, weights))
     observed = split_rows(data, weights)
     key = jax.random.key(0) if key is None else key
     sample = _sample(observed, key, min(sample_rows, observed.number))

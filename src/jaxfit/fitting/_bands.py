@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfit._arguments import coordinates, real_array
 from jaxfit._compile import compiled
 from jaxfit._host import double_precision
 from jaxfit.fitting._program import named, propagated
@@ -68,7 +69,7 @@ def components(fit: "Fit", x: PyTree) -> dict[str, np.ndarray]:
 def _points(fit, x):
     if x is None:
         return fit.observed.data.x
-    return jax.tree.map(lambda leaf: np.asarray(leaf, float), x)
+    return coordinates(x, real_array)
 
 
 def _at(fit):

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfit._arguments import coordinates, real_points
 from jaxfit._blocks import shown
 from jaxfit._options import Options
 from jaxfit._solution import Status
 from jaxfit._solve import check_loss
 from jaxfit.fitting._batch_result import BatchFit
-from jaxfit.fitting._data import checked_sigma, finite_points, real
+from jaxfit.fitting._data import Observed, observed
 from jaxfit.fitting._fit import covariance_kind
 from jaxfit.fitting._problem import Data, Problem, pose
 from jaxfit.fitting._program import Axes, Case, Manner, no_fits, run_batch
@@ -22,7 +23,6 @@ from jaxfit.losses import Loss
 from jaxfit.models import as_model
 
 BLOCK_NUMBERS = 2**24  # of data on the device at a time
-NAN_POLICIES = "omit", "raise"
 
 
 def fit_batch(
@@ -58,31 +58,29 @@ def fit_batch(
         p0: starts by name, each a number or an array of the leading dimensions. Next to
             a DataArray `Y`, DataArrays of sigma and p0 go by their dimensions.
         nan_policy: "omit" leaves NaN of Y out, and gives NaN where none is left;
-            "raise" refuses it.
+            "raise" refuses it. What is masked is left out in any case.
         progress: show a bar.
 
     Returns:
         A `BatchFit`, of NumPy arrays with the leading dimensions of `Y`. Fits that fail
-        raise nothing; their `status` tells.
+        raise nothing; their `status` tells. Maps have NaN where the data do not
+        determine a parameter: see `BatchFit.determined`.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be fitted.
     """
     model = as_model(model)
     check_loss(loss)
-    if nan_policy not in NAN_POLICIES:
-        raise ValueError(f"nan_policy is {nan_policy!r}; give 'omit' or 'raise'.")
     Y, x, dims, labels = _unlabelled(Y, x)
     sigma = _in_order("sigma", sigma, dims)
     if isinstance(p0, Mapping):
         leading = labels and labels[0]
         p0 = {n: _in_order(f"p0[{n!r}]", v, leading) for n, v in p0.items()}
-    y = real("Y", Y)
-    x = jax.tree.map(lambda leaf: real("x", leaf), x)
+    y, x = real_points(Y, "Y"), coordinates(x)
     trailing = _trailing(x, y.shape)
     lead = y.shape[: y.ndim - len(trailing)]
-    number = math.prod(lead)
-    y = y.reshape(number, *trailing)
+    seen = observed(x, y, sigma, nan_policy, trailing)
+    sigma = seen.data.sigma
     terms = {"bounds": bounds, "fixed": fixed, "tie": tie, "prior": prior}
     problem, given = pose(model, p0=p0, **terms)
     check_inside(problem, given)
@@ -94,27 +92,35 @@ def fit_batch(
         "absolute_sigma": absolute_sigma,
         "covariance": covariance,
     }
-    sigma, counts = _sigma(sigma, lead, trailing)
-    valid = _valid(x, y, counts, nan_policy)
     manner = Manner(
         *(loss, options, np.bool_(absolute_sigma)),
         covariance_kind(covariance, loss),
     )
-    axes = Axes(
-        None if sigma is None or sigma.ndim <= len(trailing) else 0,
-        None if valid is None else 0,
-    )
-    case = Case(Data(x, y, sigma), valid, starts)
+    case, axes = _flat(seen, starts, lead)
     numbers = in_blocks(problem, case, axes, manner, progress)
     return BatchFit(
         problem=problem,
-        x=x,
-        y=y.reshape(*lead, *trailing),
+        x=seen.data.x,
+        y=seen.data.y,
         settings=settings,
-        numbers=_forget_empty(numbers, valid),
+        numbers=_forget_empty(numbers, case.valid),
         shape=lead,
         labels=labels,
     )
+
+
+def _flat(seen: Observed, starts: dict, lead: tuple) -> tuple[Case, Axes]:
+    """The data sets with one leading axis, and which of their arrays have it."""
+    x, y, sigma = seen.data
+
+    def flat(values):
+        return values.reshape(math.prod(lead), *y.shape[len(lead) :])
+
+    valid = None if seen.valid is None else flat(seen.valid)
+    axes = Axes(None, None if valid is None else 0)
+    if sigma is not None and sigma.ndim > y.ndim - len(lead):
+        sigma, axes = flat(seen.sigma), axes._replace(sigma=0)
+    return Case(Data(x, flat(y), sigma), valid, starts), axes
 
 
 def in_blocks(
@@ -175,33 +181,6 @@ def _of_each(name: str, value: np.ndarray, lead: tuple) -> np.ndarray:
         ) from error
 
 
-def _sigma(sigma: Any, lead: tuple, trailing: tuple):
-    """Sigma with a batch axis if it differs among the data sets, and which count."""
-    if sigma is None:
-        return None, None
-    sigma, counts = checked_sigma(sigma, lead + trailing)
-    if sigma.ndim > len(trailing):
-        sigma = np.broadcast_to(sigma, lead + trailing).reshape(-1, *trailing)
-    return sigma, counts
-
-
-def _valid(x: PyTree, y: np.ndarray, counts: Any, nan_policy: str):
-    """Which points of which data sets count, or None for all."""
-    if np.isinf(y).any():
-        raise ValueError(f"Y has {int(np.isinf(y).sum())} infinite values.")
-    valid = ~np.isnan(y)
-    for leaf in jax.tree.leaves(x):
-        valid = valid & finite_points(leaf, y.shape[1:])
-    if nan_policy == "raise" and not valid.all():
-        raise ValueError(
-            f"{int((~valid).sum())} of {valid.size} points have NaN in x or Y. Say "
-            "nan_policy='omit' to leave them out."
-        )
-    if counts is not None:
-        valid = valid & counts.reshape(y.shape)
-    return None if valid.all() else valid
-
-
 def _forget_empty(numbers: dict, valid: np.ndarray | None) -> dict:
     """NaN for data sets without any point."""
     if valid is None:
@@ -209,6 +188,7 @@ def _forget_empty(numbers: dict, valid: np.ndarray | None) -> dict:
     empty = ~valid.any(axis=tuple(range(1, valid.ndim)))
     if empty.any():
         numbers["status"][empty] = Status.NONFINITE_START
+        numbers["determined"][empty] = False
         for value in numbers.values():
             if value.dtype.kind == "f":
                 value[empty] = np.nan

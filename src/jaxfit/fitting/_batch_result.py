@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfit._arguments import coordinates, real_array
 from jaxfit._compile import compiled
 from jaxfit._host import double_precision
 from jaxfit._solution import Status
@@ -53,8 +54,13 @@ class BatchFit:
 
     @functools.cached_property
     def values(self) -> dict[str, np.ndarray]:
-        """The values of the parameters by name."""
-        return self._by_name("values", derived=False)
+        """The values of the parameters by name; NaN where they are not determined."""
+        return self._where_known(derived=False)
+
+    @functools.cached_property
+    def determined(self) -> dict[str, np.ndarray]:
+        """Where the data determine a parameter, by name: see `Fit.determined`."""
+        return self._by_name("determined", derived=False)
 
     @functools.cached_property
     def errors(self) -> dict[str, np.ndarray]:
@@ -63,8 +69,8 @@ class BatchFit:
 
     @functools.cached_property
     def derived(self) -> dict[str, np.ndarray]:
-        """Derived quantities by name."""
-        return self._by_name("values", derived=True)
+        """Derived quantities by name; NaN where they are not determined."""
+        return self._where_known(derived=True)
 
     @functools.cached_property
     def derived_errors(self) -> dict[str, np.ndarray]:
@@ -126,9 +132,9 @@ class BatchFit:
 
     def predict(self, x: PyTree = None) -> np.ndarray:
         """The fitted curves at other points, or at the data."""
-        points = self.x if x is None else x
-        points = jax.tree.map(lambda leaf: np.asarray(leaf, float), points)
-        values = {k: v.reshape(-1) for k, v in self.values.items()}
+        points = self.x if x is None else coordinates(x, real_array)
+        values = self._by_name("values", derived=False)
+        values = {k: v.reshape(-1) for k, v in values.items()}
         curves = batch_values(self.problem, points, values)
         return curves.reshape(*self.shape, *curves.shape[1:])
 
@@ -142,11 +148,11 @@ class BatchFit:
         Raises:
             FitError: that fit did not succeed.
         """
-        problem = self.problem
+        problem, values = self.problem, self._by_name("values", derived=False)
         untied = [name for name in self.names if name not in problem.ties]
         same = {
             **self.settings,
-            "p0": {name: self.values[name][index] for name in untied},
+            "p0": {name: values[name][index] for name in untied},
             "nan_policy": "omit",
         }
         if same["sigma"] is not None:
@@ -171,14 +177,20 @@ class BatchFit:
         everything = self.values | self.derived
         errors = self.errors | self.derived_errors
         for name, value in everything.items():
-            seen = value[self.success]
-            if not seen.size:
+            seen = self.success & np.isfinite(value)
+            if not seen.any():
                 continue
-            middle, low, high = np.quantile(seen, [0.5, 0.16, 0.84])
-            error = np.median(errors[name][self.success])
+            middle, low, high = np.quantile(value[seen], [0.5, 0.16, 0.84])
+            error = np.median(errors[name][seen])
             lines.append(
                 f"{name[:19]:<20}{middle:>13.5g}{low:>13.5g}{high:>13.5g}{error:>15.3g}"
             )
+        for name, known in self.determined.items():
+            number = int(np.sum(self.success & ~known))
+            if number:
+                lines.append(
+                    f"! The data do not determine {name} in {number} of {good} fits."
+                )
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -234,6 +246,13 @@ class BatchFit:
 
     def _map(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(self.shape)
+
+    def _where_known(self, derived: bool) -> dict[str, np.ndarray]:
+        known = self._by_name("determined", derived)
+        return {
+            name: np.where(known[name], value, np.nan)
+            for name, value in self._by_name("values", derived).items()
+        }
 
     def _by_name(self, what: str, derived: bool) -> dict[str, np.ndarray]:
         count = len(self.names)

@@ -18,6 +18,7 @@ from jaxfit.models._parse import library
 
 NOT_SOLVED, WRONG = 1, 2  # exit statuses
 COMMENT = "#"
+EMPTY = {"", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "--"}  # in any case
 LOSSES = {
     name.lower(): getattr(losses, name)
     for name in ("Huber", "SoftL1", "Cauchy", "Arctan", "Tukey")
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--loss", metavar="NAME:SCALE", help=f"robust: {', '.join(LOSSES)}")
     add("--starts", type=int, default=1, help="fit from so many starts")
     add("--max-steps", type=int, metavar="N", help="evaluations of the model at most")
-    add("--omit-nan", action="store_true", help="leave out rows with empty cells")
+    add("--omit-nan", action="store_true", help="leave out rows with empty cells or NA")
     add("--report", action="store_true", help="print the long report")
     add("--plot", metavar="FILE", help="save a picture")
     add("--json", metavar="FILE", help="save the result")
@@ -162,7 +163,7 @@ def _column(table: dict[str, list[str]], name: str, path: str) -> np.ndarray:
     values = []
     for number, cell in enumerate(table[name], start=2):
         try:
-            values.append(float(cell) if cell else np.nan)
+            values.append(np.nan if cell.lower() in EMPTY else float(cell))
         except ValueError:
             raise Wrong(
                 f"{path}: column {name!r} has {cell!r} in row {number}, which is no "

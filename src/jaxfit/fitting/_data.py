@@ -1,4 +1,4 @@
-"""The user's x, y and sigma, checked."""
+"""The user's x, y and sigma, checked, for one data set or many."""
 
 from typing import Any, NamedTuple
 
@@ -6,6 +6,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfit._arguments import coordinates, real_points
+from jaxfit._arrays import is_masked
+from jaxfit._observations import points_where
 from jaxfit.fitting._problem import Data, Problem
 
 
@@ -31,70 +34,58 @@ class Observed(NamedTuple):
         points = self.data.y.size if self.valid is None else int(self.valid.sum())
         if points == 0:
             raise ValueError(
-                "No point is left to fit: y is empty, or all its points are NaN or "
-                "have an infinite sigma."
+                "No point is left to fit: y is empty, or all its points are NaN, are "
+                "masked or have an infinite sigma."
             )
 
 
-def observed(x: PyTree, y: Any, sigma: Any, nan_policy: str) -> Observed:
-    """x, y and sigma in float64, and which points count."""
+def observed(
+    x: PyTree,
+    y: Any,
+    sigma: Any,
+    nan_policy: str,
+    points: tuple[int, ...] | None = None,
+) -> Observed:
+    """x, y and sigma in float64, and which points count.
+
+    Args:
+        points: the shape of one data set, where y has many behind leading axes that all
+            have the same x; None: that of y.
+    """
     if nan_policy not in ("raise", "omit"):
         raise ValueError(f"nan_policy is {nan_policy!r}; give 'raise' or 'omit'.")
-    y = real("y", y)
-    x = jax.tree.map(lambda leaf: real("x", leaf), x)
-    valid = np.isfinite(y)
-    if np.isinf(y).any():
-        raise ValueError(f"y has {int(np.isinf(y).sum())} infinite values.")
-    for leaf in jax.tree.leaves(x):
-        valid = valid & finite_points(leaf, y.shape)
-    if nan_policy == "raise" and not valid.all():
+    y, x = real_points(y, "y"), coordinates(x)
+    leaves, shape = jax.tree.leaves(x), y.shape if points is None else points
+    if sigma is not None:
+        sigma = _over_points(sigma, y.shape)
+    masked: Any = False
+    if any(map(is_masked, (y, sigma, *leaves))):
+        masked = points_where(np.ma.getmask, filter(is_masked, leaves), shape)
+        for array in filter(is_masked, (y, sigma)):
+            masked = masked | array.mask
+        x, y, sigma = jax.tree.map(np.ma.getdata, (x, y, sigma))
+        leaves = jax.tree.leaves(x)
+    lost = np.isnan(y) | points_where(_is_not_finite, leaves, shape)
+    valid = ~(lost | masked)
+    if nan_policy == "raise" and (number := int(np.sum(~(valid | masked)))):
         raise ValueError(
-            f"{int((~valid).sum())} of {valid.size} points have NaN in x or y. Say "
+            f"{number} of {lost.size} points have NaN in x or y. Say "
             "nan_policy='omit' to leave them out."
         )
-    sigma, counts = checked_sigma(sigma, y.shape)
-    if counts is not None:
-        valid = valid & counts
+    if sigma is not None:
+        sigma, valid = _standard_errors(sigma, valid)
+    if (infinite := np.isinf(y) & valid).any():
+        raise ValueError(f"y has {int(infinite.sum())} infinite values.")
     return Observed(Data(x, y, sigma), None if valid.all() else valid)
 
 
-def real(what: str, value: Any) -> np.ndarray:
-    """Real numbers in float64."""
-    array = np.asarray(value)
-    if array.dtype.kind not in "iufb":
-        raise TypeError(
-            f"{what} has the dtype {array.dtype}; give real numbers. Complex data are "
-            "fitted by jaxfit.solve."
-        )
-    return array.astype(float, copy=False)
+def _is_not_finite(leaf: np.ndarray) -> np.ndarray:
+    return ~np.isfinite(leaf)
 
 
-def finite_points(leaf: np.ndarray, shape: tuple) -> np.ndarray:
-    """The points at which a coordinate is finite; True if it has another shape."""
-    finite = np.asarray(np.isfinite(leaf))
-    if leaf.shape[1:] == shape and leaf.shape != shape:
-        return np.asarray(finite.all(axis=0))
-    try:
-        return np.asarray(np.broadcast_to(finite, shape))
-    except ValueError:
-        if not finite.all():
-            raise ValueError(
-                f"x has NaN or infinity, and its shape {leaf.shape} does not tell to "
-                f"which points of y {shape} they belong."
-            ) from None
-        return np.ones(shape, bool)
-
-
-def checked_sigma(sigma: Any, shape: tuple):
-    """Standard errors, and which of them are finite (None: all)."""
-    if sigma is None:
-        return None, None
-    sigma = real("sigma", sigma)
-    if not np.all(sigma > 0):
-        raise ValueError(
-            f"sigma has {int((~(sigma > 0)).sum())} values that are not positive. Give "
-            "standard errors; an infinite one leaves its point out."
-        )
+def _over_points(sigma: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers that broadcast to the shape of y."""
+    sigma = real_points(sigma, "sigma")
     try:
         np.broadcast_to(sigma, shape)
     except ValueError as error:
@@ -102,7 +93,16 @@ def checked_sigma(sigma: Any, shape: tuple):
             f"sigma has the shape {sigma.shape}, which does not broadcast to that of "
             f"y, {shape}."
         ) from error
-    finite = np.isfinite(sigma)
-    if finite.all():
-        return sigma, None
-    return np.where(finite, sigma, 1.0), np.broadcast_to(finite, shape)
+    return sigma
+
+
+def _standard_errors(sigma: np.ndarray, valid: np.ndarray):
+    """Standard errors, infinite where there is none, and the points that count."""
+    wrong = ~(sigma > 0) & valid
+    if wrong.any():
+        raise ValueError(
+            f"sigma has {int(wrong.sum())} values that are not positive. Give "
+            "standard errors; an infinite one leaves its point out."
+        )
+    sigma = np.where(sigma > 0, sigma, np.inf)
+    return sigma, valid & np.isfinite(sigma)

@@ -1,5 +1,6 @@
 """`fit`: a model with named parameters and one data set, from start to result."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from jaxtyping import PyTree
 
 from jaxfit._compile import Static
 from jaxfit._options import Options
+from jaxfit._solution import Status
 from jaxfit._solve import check_loss
 from jaxfit.fitting import _report, _starts
 from jaxfit.fitting._data import observed
@@ -17,6 +19,7 @@ from jaxfit.fitting._result import Fit
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 
+CREEP = 0.01  # in units of chi-square: a tenth of a standard error, no gain any more
 COVARIANCES = {kind: Static(kind) for kind in ("gram", "sandwich")}
 
 
@@ -24,8 +27,11 @@ class FitError(RuntimeError):
     """A fit that did not end at a solution; `fit` has where it stood."""
 
     def __init__(self, message: str, fit: Fit):
-        super().__init__(message)
+        super().__init__(message, fit)  # both, so that a copy can be made from them
         self.fit = fit
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def fit(
@@ -56,8 +62,9 @@ def fit(
         model: one of `jaxfit.models`, a sum or product of them, a plain function
             `f(x, a, b, ...)` in `jax.numpy`, or a text such as "gaussian + linear".
         x: coordinates of the shape of `y`; for several coordinates a tuple of arrays
-            that broadcast to it. For a plain function whatever it takes.
-        y: data, of any shape.
+            that broadcast to it. For a plain function whatever it takes. Dates are
+            refused: give numbers in a unit of your choice.
+        y: data, of any shape. Points that are masked in x, y or sigma are left out.
         sigma: standard errors of `y`, one or one for each point; infinite ones leave
             their point out. Only their ratios count unless `absolute_sigma`.
         p0: starts by name, or one for each parameter in order. What is not given is
@@ -68,7 +75,8 @@ def fit(
         options: tolerances, see `jaxfit.Options`.
         nan_policy: "raise", or "omit" to leave out points with NaN.
         tie: by name a function of the other parameters, such as
-            {"b_width": lambda p: p["a_width"]}, or the name of one.
+            {"b_width": lambda p: p["a_width"]}, or the name of one. The model's bounds
+            hold for what is tied too: a fit that ends outside has failed.
         prior: (mean, standard deviation) by name: one further residual each,
             (parameter - mean) / deviation, in units of sigma.
         absolute_sigma: sigma is known; otherwise it is scaled so that the reduced
@@ -101,9 +109,40 @@ def fit(
         case, minima = _starts.best_of_many(problem, case, manner, starts, seed)
     numbers = run_fit(problem, case, manner)
     found = Fit(problem, seen, manner, numbers, minima)
+    if found.status == Status.MAX_STEPS:
+        found = dataclasses.replace(found, remarks=_creeping(found, case))
     if not found.success:
         raise FitError(_report.failure(found), found)
     return found
+
+
+def _creeping(found: Fit, case: Case) -> tuple[str, ...]:
+    """What moved, if the last half of all evaluations gained nothing.
+
+    Where the best fit lies at infinity (a step between two points, a rate of zero) the
+    cost comes to rest and the parameters do not: no gradient tells, but the way does.
+    """
+    options = dataclasses.replace(
+        found.manner.options or Options(), max_steps=max(found.nfev // 2, 1)
+    )
+    half = run_fit(found.problem, case, found.manner._replace(options=options))
+    gained = max(2 * (half["cost"] - found.numbers["cost"]), 0.0)  # but for rounding
+    scale = 1.0 if found.absolute_sigma else found.reduced_chi_square
+    if not gained < CREEP * scale:
+        return ()
+    before, after = half["x"], found.numbers["x"]
+    size = np.maximum(np.abs(after), np.abs(before))
+    moved = np.abs(after - before) / np.where(size > 0, size, 1)
+    far = [k for k, part in enumerate(moved) if part >= 0.1 * np.max(moved) > 0]
+    ways = [f"{found.varied[k]} from {before[k]:.4g} to {after[k]:.4g}" for k in far]
+    if not ways:
+        return ()
+    return (
+        f"The last {found.nfev - int(half['nfev'])} evaluations lowered chi-square by "
+        f"{gained:.1g} and took {', '.join(ways)}: the data do not determine where "
+        "that ends, as with a plateau, a step or a rate beyond them. Fix or bound it, "
+        "or simplify the model.",
+    )
 
 
 def covariance_kind(covariance: str | None, loss: Loss | None) -> Static:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxfit._arguments import real_array
 from jaxfit.models import Model
 
 Bounds = Mapping[str, Any]
@@ -72,6 +73,15 @@ class Problem:
         known |= {name: jnp.asarray(v, x.dtype) for name, v in self.fixed.items()}
         known = _tied(self.ties, known)
         return {name: known[name] for name in self.names}
+
+    def ties_hold(self, x: Float[Array, " n"]) -> Bool[Array, ""]:
+        """Whether what is tied lies within the model's bounds, as all else does."""
+        parameters, limits = self.parameters(x), self.model.bounds
+        held = jnp.array(True)
+        for name in self.ties:
+            lower, upper = limits[name]
+            held &= (parameters[name] >= lower) & (parameters[name] <= upper)
+        return held
 
     def derived(self, x: Float[Array, " n"]) -> dict[str, Array]:
         """Derived quantities by name."""
@@ -202,7 +212,7 @@ def pose(
             raise ValueError(
                 f"{name} is fixed at {value}, outside its bounds ({lower}, {upper})."
             )
-    held = {name: np.asarray(value, float) for name, value in held.items()}
+    held = {name: np.asarray(value) for name, value in held.items()}
     beliefs = {
         name: _belief(name, pair)
         for name, pair in by_name(names, prior, "prior").items()
@@ -283,17 +293,17 @@ def _held(names, fixed, starts) -> dict[str, Any]:
 
 
 def _numbers(what: str, value: Any) -> np.ndarray:
-    value = np.asarray(value)
-    if value.dtype.kind not in "iuf" or not np.isfinite(value).all():
+    value = real_array(value, what)
+    if not np.isfinite(value).all():
         raise ValueError(f"{what} is {value}; give finite real numbers.")
-    return value.astype(float)
+    return value
 
 
 def _interval(name, pair) -> tuple[float, float]:
     try:
         lower, upper = pair
-        lower = -math.inf if lower is None else float(lower)
-        upper = math.inf if upper is None else float(upper)
+        lower = -math.inf if lower is None else real_array(lower, "lower").item()
+        upper = math.inf if upper is None else real_array(upper, "upper").item()
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"bounds[{name!r}] is {pair!r}; give a pair (lower, upper), None for none."
@@ -307,7 +317,7 @@ def _interval(name, pair) -> tuple[float, float]:
 
 def _belief(name, pair) -> tuple[np.ndarray, np.ndarray]:
     try:
-        mean, deviation = (np.asarray(float(value)) for value in pair)
+        mean, deviation = (real_array(value, "it").reshape(()) for value in pair)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"prior[{name!r}] is {pair!r}; give a pair (mean, standard deviation)."

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxfit import _host
 from jaxfit._batch import solve_batch
 from jaxfit._compile import Static, compiled
-from jaxfit._options import Options
-from jaxfit._solution import Solution
+from jaxfit._options import Options, limited
+from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.losses import Linear, Loss
@@ -104,9 +104,11 @@ def shared_weights(problem: Problem, valid, number: int) -> dict[str, Array] | N
 
 def ending(solution: Solution, absolute) -> dict[str, Array]:
     """What is kept of a solution."""
+    uncertainty = solution.uncertainty(absolute)
     return {
         "x": solution.x,
-        "covariance": solution.covariance(absolute),
+        "covariance": uncertainty.covariance,
+        "determined": uncertainty.determined,
         "active": jnp.asarray(solution.active),
         "cost": solution.cost,
         "optimality": solution.optimality,
@@ -123,7 +125,18 @@ def finished(
     x, covariance = end["x"], end["covariance"]
     if manner.covariance.value == "sandwich":
         covariance = sandwich(problem, case, x, manner.loss, covariance)
-    return {**end, "covariance": covariance, **described(problem, x, covariance)}
+    return {
+        **end,
+        "covariance": covariance,
+        **described(problem, x, covariance, end["determined"]),
+        "status": status_within(problem, x, end["status"]),
+    }
+
+
+def status_within(problem: Problem, x, status: Int[Array, ""]) -> Int[Array, ""]:
+    """How a fit ended: no success where a tied parameter has left its bounds."""
+    left = (status > 0) & ~problem.ties_hold(x)
+    return jnp.where(left, Status.INVALID_BOUNDS, status)
 
 
 def sandwich(problem: Problem, case: Case, x, loss: Loss | None, plain) -> Array:
@@ -166,14 +179,18 @@ def sandwich(problem: Problem, case: Case, x, loss: Loss | None, plain) -> Array
     return jnp.where(unknown[:, None] | unknown, plain, found)
 
 
-def described(problem: Problem, x, covariance) -> dict[str, Array]:
+def described(problem: Problem, x, covariance, determined) -> dict[str, Array]:
     """Values and errors of all parameters and of what is derived from them.
 
     Errors of what depends on several parameters by its derivative. What depends on one
-    that the data do not determine has an infinite error.
+    that the data do not determine is not determined, and has an infinite error.
     """
     values, slope = everything(problem, x), jax.jacfwd(everything, 1)(problem, x)
-    return {"values": values, "errors": propagated(slope, covariance)}
+    return {
+        "values": values,
+        "errors": propagated(slope, covariance),
+        "determined": ~jnp.any((slope != 0) & ~determined, axis=1),
+    }
 
 
 def everything(problem: Problem, x: Float[Array, " n"]) -> Float[Array, " k"]:
@@ -199,6 +216,7 @@ def shapes_of(problem: Problem, m: int) -> dict[str, tuple[int, ...]]:
     return {
         "x": (n,),
         "covariance": (n, n),
+        "determined": (k,),
         "active": (n,),
         **dict.fromkeys(("cost", "optimality", "status", "nfev", "count"), ()),
         "values": (k,),
@@ -209,7 +227,9 @@ def shapes_of(problem: Problem, m: int) -> dict[str, tuple[int, ...]]:
 
 
 def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, np.ndarray]:
-    """One fit and its numbers, compiled once for what is alike."""
+    """One fit and its numbers, compiled once for what is alike, whatever its limit."""
+    options = limited(manner.options or Options(), len(problem.varied))
+    manner = manner._replace(options=options)
     with _host.double_precision(named(problem.model)):
         vector = compiled(_fit, problem, (case, manner))
         shapes = shapes_of(problem, int(np.size(case.data.y)))
@@ -268,7 +288,7 @@ def run_batch(
 
 def no_fits(problem: Problem, cases: Case) -> dict[str, np.ndarray]:
     """What `run_batch` gives for no data set."""
-    whole = {"status": int, "nfev": int, "active": int}
+    whole = {"status": int, "nfev": int, "active": int, "determined": bool}
     shapes = shapes_of(problem, int(np.prod(cases.data.y.shape[1:])))
     del shapes["best"]
     return {k: np.zeros((0, *v), whole.get(k, float)) for k, v in shapes.items()}

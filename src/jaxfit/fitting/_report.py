@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 WIDTH = 88
 STRONG = 0.95  # a correlation that deserves a word
+VAGUE = 100.0  # an error so many times the value deserves a word
+FEW = 8  # points, of which all may lie on one side by chance
+ROUNDING = 1e-9
 RUNS = -3.0  # standard deviations of the runs test that deserve a word
 
 
@@ -80,12 +83,22 @@ def headline(fit: "Fit") -> str:
     return f"{fit.model.label}, {_counted(fit.nfev, 'evaluation')}. {fit.message}"
 
 
+def beyond(outside: list["Parameter"]) -> str:
+    """What is wrong with tied parameters outside their bounds."""
+    told = [f"{p.name} = {p.value:.6g} ({p.lower:g} .. {p.upper:g})" for p in outside]
+    return (
+        f"The best fit takes what is tied out of its bounds: {_listed(told)}. Tie it "
+        "otherwise, or bound what it depends on."
+    )
+
+
 def failure(fit: "Fit") -> str:
     """The message of a fit that found nothing."""
     values = ", ".join(f"{n} = {v:.6g}" for n, v in fit.values.items())
     return (
         f"{fit.model.label} found no solution. {fit.message} After {fit.nfev} "
         f"evaluations it stood at {values}, chi-square {2 * fit.numbers['cost']:.6g}. "
+        f"{''.join(f'{remark} ' for remark in fit.remarks)}"
         "Try other starts (p0=...), bounds, or starts=64; the exception's attribute "
         "`fit` can be printed and plotted."
     )
@@ -94,7 +107,7 @@ def failure(fit: "Fit") -> str:
 def warnings(self: "Fit") -> list[str]:
     """Sentences about what deserves a look, each with what to do."""
     fit = self
-    found = []
+    found = list(fit.remarks)
     for p in fit.params.values():
         if p.at_bound:
             side, bound = ("lower", p.lower) if p.at_bound < 0 else ("upper", p.upper)
@@ -103,13 +116,20 @@ def warnings(self: "Fit") -> list[str]:
                 "takes no notice of that."
             )
     lost = [p.name for p in fit.params.values() if p.undetermined]
-    if lost and fit.dof > 0:
+    if lost:
         found.append(
             f"The data do not determine {_listed(lost)}; fix "
             f"{'it' if len(lost) == 1 else 'some of them'}, tie, or simplify the model."
         )
-    elif lost:
+    if any(p.determined and math.isinf(p.stderr) for p in fit.params.values()):
         found.append("No degree of freedom is left, so that there are no errors.")
+    vague = _vague(fit)
+    if vague:
+        found.append(
+            f"The data do not determine {_listed(vague)}: the error is more than "
+            f"{VAGUE:.0f} times the value, beyond linear theory. Look at profile "
+            "intervals, fix, tie, or simplify the model."
+        )
     strong = [
         f"{a} and {b} ({value:+.3f})"
         for (a, b), value in fit.correlations.items()
@@ -121,6 +141,18 @@ def warnings(self: "Fit") -> list[str]:
             f"Strongly correlated: {', '.join(strong[:4])}{more}. Look at the profile "
             "intervals, which may be longer than the errors say."
         )
+    left, y = fit.observed.counted(fit.residuals, fit.observed.data.y)
+    if len(left) >= FEW and _is_of_one_sign(left, ROUNDING * np.max(np.abs(y))):
+        where = "below" if left[0] > 0 else "above"
+        found.append(
+            f"All residuals have one sign: the curve lies {where} every point. The "
+            "model lacks a constant, or a bound or a tie holds it off."
+        )
+    if fit.r_squared < -ROUNDING:
+        found.append(
+            f"R² is {fit.r_squared:.3g}, below 0: a constant describes the data better "
+            "than this fit. Try other starts or another model."
+        )
     runs = _runs(fit)
     if runs < RUNS:
         found.append(
@@ -130,6 +162,44 @@ def warnings(self: "Fit") -> list[str]:
     if fit.problem.prior and fit.observed.data.sigma is None:
         found.append("There is a prior and no sigma: the data count as if it were 1.")
     return found
+
+
+def _vague(fit: "Fit") -> list[str]:
+    """Varied parameters whose errors exceed their values by orders.
+
+    A value near zero is no doubt by itself: a center or an offset may well be zero. So
+    the parameter must be bound to one sign, or take its error from the others (its
+    variance inflation, the diagonal of the inverse correlation matrix), or be away from
+    zero by more than rounding and yet far smaller than its error.
+    """
+    ratios = {
+        p.name: p.stderr / abs(p.value) if p.value else math.inf
+        for p in fit.params.values()
+        if p.kind == "varied" and not p.at_bound and 0 < p.stderr < math.inf
+    }
+    if not any(ratio > VAGUE for ratio in ratios.values()):
+        return []
+    known = [k for k, name in enumerate(fit.varied) if name in ratios]
+    correlation = fit.correlation[np.ix_(known, known)] + 1e-12 * np.eye(len(known))
+    inflations = np.abs(np.diag(np.linalg.inv(correlation)))
+    inflation = dict(zip((fit.varied[k] for k in known), inflations, strict=True))
+    return [
+        name
+        for name, ratio in ratios.items()
+        if ratio > VAGUE
+        and (
+            (p := fit.params[name]).lower >= 0
+            or p.upper <= 0
+            or inflation[name] > VAGUE
+            or 10 * VAGUE < ratio < 1 / ROUNDING
+        )
+    ]
+
+
+def _is_of_one_sign(values: np.ndarray, rounding: float) -> bool:
+    """Whether all are positive or all are negative, by more than rounding somewhere."""
+    same = bool(np.all(values > 0) or np.all(values < 0))
+    return same and bool(np.max(np.abs(values)) > rounding)
 
 
 def _runs(fit: "Fit") -> float:
@@ -211,7 +281,7 @@ def _relative(p: "Parameter") -> str:
 def _note(p: "Parameter") -> str:
     notes = []
     if p.kind == "tied":
-        notes.append("tied")
+        notes.append("tied, outside its bounds" if p.is_outside else "tied")
     if p.at_bound:
         notes.append("at lower bound" if p.at_bound < 0 else "at upper bound")
     return ", ".join(notes)

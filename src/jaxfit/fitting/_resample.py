@@ -16,6 +16,7 @@ from jaxfit.fitting._program import (
     everything,
     named,
     shared_weights,
+    status_within,
 )
 
 if TYPE_CHECKING:
@@ -117,4 +118,5 @@ def _run(problem, arguments):
         mesh=mesh,
         keep=lambda s: (s.x, s.status),
     )
+    status = jax.vmap(status_within, (None, 0, 0))(problem, x, status)
     return jax.vmap(everything, (None, 0))(problem, x), status

@@ -29,11 +29,17 @@ class Parameter(NamedTuple):
     lower: float
     upper: float
     start: float
+    determined: bool  # whether the data say anything about it
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is tied, and that takes it out of its bounds."""
+        return self.kind == "tied" and not self.lower <= self.value <= self.upper
 
     @property
     def undetermined(self) -> bool:
         """Whether the data say nothing about it."""
-        return not math.isfinite(self.stderr)
+        return not self.determined
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +52,7 @@ class Fit:
         manner: loss, options, and what the errors mean.
         numbers: what was computed, as NumPy arrays.
         minima: of several starts, the minima as (cost, how many ended there).
+        remarks: sentences about how it came to its end.
     """
 
     problem: Problem
@@ -53,6 +60,7 @@ class Fit:
     manner: Manner
     numbers: Mapping[str, Any]
     minima: list[tuple[float, int]] | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def absolute_sigma(self) -> bool:
@@ -74,7 +82,8 @@ class Fit:
     @property
     def message(self) -> str:
         """How it ended, as a sentence."""
-        return self.status.message
+        outside = [p for p in self.params.values() if p.is_outside]
+        return _report.beyond(outside) if outside else self.status.message
 
     @property
     def nfev(self) -> int:
@@ -91,7 +100,7 @@ class Fit:
     @functools.cached_property
     def params(self) -> dict[str, Parameter]:
         """The parameters by name."""
-        names = self.problem.names
+        known = self.numbers["determined"].astype(bool).tolist()
         values, errors = (
             self.numbers["values"].tolist(),
             self.numbers["errors"].tolist(),
@@ -99,9 +108,13 @@ class Fit:
         varied = {name: k for k, name in enumerate(self.problem.varied)}
         own = self.problem
         found = {}
-        for name, value, error in zip(names, values, errors, strict=False):
+        for name, value, error, determined in zip(
+            *(self.problem.names, values, errors, known), strict=False
+        ):
             lower, upper, start, active = -math.inf, math.inf, value, 0
             kind = "fixed" if name in own.fixed else "tied"
+            if kind == "tied":
+                lower, upper = own.model.bounds[name]
             if name in varied:
                 k, kind = varied[name], "varied"
                 start = float(self.numbers["start"][k])
@@ -109,7 +122,7 @@ class Fit:
                 if own.lower is not None:
                     lower, upper = float(own.lower[k]), float(own.upper[k])
             found[name] = Parameter(
-                name, value, error, kind, active, lower, upper, start
+                name, value, error, kind, active, lower, upper, start, determined
             )
         return found
 
@@ -117,17 +130,15 @@ class Fit:
     def derived(self) -> dict[str, Parameter]:
         """Derived quantities by name, with propagated errors."""
         count = len(self.problem.names)
-        values, errors = self.numbers["values"], self.numbers["errors"]
+        parts = (self.numbers[what][count:] for what in ("values", "errors"))
+        known = self.numbers["determined"][count:]
         return {
             name: Parameter(
                 *(name, float(value), float(error), "derived", 0),
-                *(-np.inf, np.inf, np.nan),
+                *(-np.inf, np.inf, np.nan, bool(determined)),
             )
-            for name, value, error in zip(
-                self.problem.derived_names,
-                values[count:],
-                errors[count:],
-                strict=True,
+            for name, value, error, determined in zip(
+                *(self.problem.derived_names, *parts, known), strict=True
             )
         }
 
@@ -149,6 +160,15 @@ class Fit:
     def errors(self) -> dict[str, float]:
         """Their standard errors by name."""
         return {name: p.stderr for name, p in self.params.items()}
+
+    @property
+    def determined(self) -> dict[str, bool]:
+        """Whether the data determine them, by name.
+
+        By the rank of the Gram matrix, not by the number of points; what is fixed is
+        determined, what is tied where all that it depends on is.
+        """
+        return {name: p.determined for name, p in self.params.items()}
 
     @property
     def varied(self) -> tuple[str, ...]:

@@ -104,7 +104,8 @@ def save(self: "Fit", path: Any) -> None:
     """Write the fit to one npz file, of arrays and JSON, without pickles.
 
     A library's model is stored by name. A plain function is not: `Fit.load` then asks
-    for it, and for ties.
+    for it, and for ties. A loss of one's own and a function as `Options(jac=...)` are
+    refused.
     """
     fit = self
     x_leaves, x_structure = jax.tree.flatten(fit.observed.data.x)
@@ -118,6 +119,7 @@ def save(self: "Fit", path: Any) -> None:
         "loss": _loss_form(fit.manner.loss),
         "options": _options_form(fit.manner.options),
         "minima": fit.minima,
+        "remarks": fit.remarks,
         "fixed": {n: float(v) for n, v in fit.problem.fixed.items()},
         "prior": {n: list(map(float, v)) for n, v in fit.problem.prior.items()},
     }
@@ -169,15 +171,17 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
         for name, value in arrays.items()
         if name.startswith("numbers_")
     }
+    numbers.setdefault("determined", np.isfinite(numbers["errors"]))
     loss = head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1])
-    options = head["options"] and Options(**head["options"])
     manner = Manner(
-        loss, options, np.bool_(head["absolute_sigma"]), Static(head["covariance"])
+        *(loss, _options_from(head["options"])),
+        np.bool_(head["absolute_sigma"]),
+        Static(head["covariance"]),
     )
     minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
     return Fit(
         *(problem, Observed(data, arrays.get("valid")), manner),
-        *(numbers, minima),
+        *(numbers, minima, tuple(head.get("remarks", ()))),
     )
 
 
@@ -260,8 +264,26 @@ def _loss_form(loss: Any) -> Any:
 def _options_form(options: Any) -> Any:
     if options is None:
         return None
-    names = "ftol", "xtol", "gtol", "max_steps"
-    own = {name: getattr(options, name) for name in names}
-    return {
-        name: None if v is None else np.asarray(v).item() for name, v in own.items()
+    if callable(options.jac):
+        raise ValueError(
+            "options has a jac of your own, a function, which is not stored. Fit "
+            "without it, or pickle the fit."
+        )
+    own = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
     }
+    return {
+        name: v if v is None or isinstance(v, str) else np.asarray(v).tolist()
+        for name, v in own.items()
+    }
+
+
+def _options_from(form: Any) -> Options | None:
+    """Options; a file may lack some, which then have their defaults."""
+    if form is None:
+        return None
+    own: dict[str, Any] = dict(form)
+    if isinstance(own.get("x_scale"), list):
+        own["x_scale"] = np.asarray(own["x_scale"])
+    return Options(**own)

@@ -1,12 +1,15 @@
 """`curvefit`: the method of that name of xarray's objects, as one compiled batch."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfit._arguments import real_array
+from jaxfit._arrays import moments
 from jaxfit._compile import Static
 from jaxfit._options import Options
 from jaxfit.fitting._batch_fit import in_blocks
@@ -40,6 +43,8 @@ def curvefit(
     Args:
         obj: a Dataset or DataArray.
         coords: the coordinate or coordinates that `func` takes, names or DataArrays.
+            Dates arrive as numbers since 1970 and times as numbers, in the unit of
+            their dtype: seconds for datetime64[s], nanoseconds for datetime64[ns].
         func: `f(x, *params)`, or for several coordinates `f((x, y), *params)`, in
             `jax.numpy`.
         reduce_dims: further dimensions to fit along.
@@ -134,11 +139,14 @@ def _fitted(
     starts, limits, bounded, manner, errors = arguments[6:]
     data = variable.transpose(*kept, *reduced)
     shape = tuple(data.sizes[d] for d in kept)
-    y = np.asarray(data.values, float).reshape(int(np.prod(shape)), -1)
+    y = real_array(data.values, f"{variable.name or 'the array'}")
+    y = y.reshape(int(np.prod(shape)), -1)
     template = data.isel(dict.fromkeys(kept, 0))
-    x = tuple(
-        _number(c.broadcast_like(template).transpose(*reduced).values).ravel()
-        for c in coordinates
+    x = _numbers(
+        [
+            c.broadcast_like(template).transpose(*reduced).values.ravel()
+            for c in coordinates
+        ]
     )
 
     def of_each(value):
@@ -151,7 +159,8 @@ def _fitted(
                 )
             template = data.isel(dict.fromkeys(reduced, 0), drop=True)
             value = value.broadcast_like(template).transpose(*kept).values
-        return np.broadcast_to(np.asarray(value, float), shape).reshape(-1)
+        value = real_array(value, "p0 or bounds")
+        return np.broadcast_to(value, shape).reshape(-1)
 
     valid = ~np.isnan(y) & ~np.isnan(np.stack(x)).all(axis=0)
     if not skipna and not valid.all():
@@ -193,12 +202,19 @@ def _stacked(limits, of_each):
     return lower, upper
 
 
-def _number(values: np.ndarray) -> np.ndarray:
-    """Coordinates as floats; moments in nanoseconds, as xarray has them."""
-    if values.dtype.kind in "mM":
-        unit = "datetime64[ns]" if values.dtype.kind == "M" else "timedelta64[ns]"
-        return values.astype(unit).astype(float)
-    return values.astype(float)
+def _numbers(coordinates: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Coordinates as floats; dates and times in their unit, or the finest of several.
+
+    That is xarray's rule, which stacks them; dates beside numbers do not stack.
+    """
+    with contextlib.suppress(TypeError):
+        coordinates = np.stack(list(coordinates))
+    return tuple(
+        moments(values)
+        if values.dtype.kind in "mM"
+        else real_array(values, "a coordinate")
+        for values in coordinates
+    )
 
 
 def _coordinates(obj, coords, xarray) -> list:

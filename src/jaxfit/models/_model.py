@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jaxfit._arguments import coordinates, is_numbers, real_points
 from jaxfit._compile import compiled
 from jaxfit._host import double_precision
 from jaxfit.models import _start
@@ -151,7 +152,8 @@ class Model(eqx.Module):
                 )
                 + "."
             )
-        return self.evaluate(jax.tree.map(jnp.asarray, x), parameters)
+        x = jax.tree.map(jnp.asarray, x, is_leaf=is_numbers)
+        return self.evaluate(x, parameters)
 
     def derived(self, parameters: Params) -> dict[str, Array]:
         """Derived quantities by name, with the prefix."""
@@ -185,13 +187,13 @@ class Model(eqx.Module):
 
         Args:
             x: the coordinates: (m,), or a tuple of arrays, each of the shape of y.
-            y: the data, NaN where there is none; with leading axes for a batch.
+            y: the data, NaN or masked where there is none; with leading axes for a
+                batch.
 
         Returns:
             A number for each parameter; for a batch arrays of its leading axes.
         """
-        y = np.asarray(y, float)
-        x = jax.tree.map(lambda leaf: np.asarray(leaf, float), x)
+        y, x = jax.tree.map(np.ma.getdata, (real_points(y, "y"), coordinates(x)))
         with double_precision(self):
             found = compiled(_start.guess, self, (x, y))
         return {name: np.asarray(found[name])[()] for name in self.names}

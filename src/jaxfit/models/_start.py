@@ -218,7 +218,8 @@ def start_from(
         return model.starts(x, y, known)
     x, y = flat_coordinates(x, y), jnp.ravel(y)
     if valid is not None:
-        index = only_valid(jnp.ravel(valid))
+        flags = [jnp.ravel(valid), *map(jnp.isfinite, jax.tree.leaves(x))]
+        index = only_valid(functools.reduce(jnp.logical_and, flags))
         x, y = jax.tree.map(lambda leaf: leaf[index], (x, y))
     if not isinstance(x, tuple):
         order = jnp.argsort(x)
