@@ -1,16 +1,16 @@
 """Where peaks stand in one spectrum, all of them together.
 
-A peak that is sought alone takes its neighbour for a part of itself: the widest one
-that explains most reaches over both, and what it leaves has no place for the other. So
-the peaks are placed several times, each time all with one width, from the widest
-feature of the data down to a quarter of it, upwards and downwards. A few steps of
-Levenberg and Marquardt move centres and widths of each placing, with heights and
-background at their optimum (Golub and Pereyra, SIAM J. Numer. Anal. 10, 1973), and the
-one that leaves least of the data is refined. Then the least useful peak is tried in
-other places, as long as that pays.
+Matching pursuit with refinement: a peak is added where most of the data is left, and a
+few steps of Levenberg and Marquardt then move the centres and widths of all, with
+heights and background at their optimum (Golub and Pereyra, SIAM J. Numer. Anal. 10,
+1973). A peak that is sought alone takes its neighbour for a part of itself: the widest
+one that explains most reaches over both. So this is done several times, with widths up
+to that of the data's largest feature and up to parts of it, and then single peaks of
+the best placing are moved, where they explain least, to where most is left, or become
+one half of another one, as long as that pays.
 
-A peak is a centre and a full width at half maximum here, whatever its kind, and the
-program does not grow with their number.
+A peak is a centre and a full width at half maximum here, whatever its kind, and all is
+one loop over such jobs: the program does not grow with the number of peaks.
 """
 
 import dataclasses
@@ -24,29 +24,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxfit.models._start import (
-    Remainder,
-    Values,
-    beside,
-    extent,
-    orthonormal,
-    project,
-    with_known,
-    without,
-)
+from jaxfit.models._start import Remainder, Values, extent, with_known, without
 
 if TYPE_CHECKING:
     from jaxfit.models._peaks import Peak
 
 WIDTHS = 9  # of windows, from a few points to a third of the range
-COMMON = 1.0, 0.7, 0.5, 0.35, 0.25  # widths of all, in that of the largest feature
 WINDOW = 1.7  # a peak's full width at half maximum, in half windows that suit it best
 RIDGE = 1e-5  # on heights, so that none cancels another's
 DIFFERENCE = 1e-4  # of centre and width, in widths, for derivatives
 LONGEST = 0.7  # step of a centre, in widths, and of a logarithm of a width
-MOVES = 4  # for each peak beyond two
 
 
 class Places(NamedTuple):
@@ -55,12 +44,17 @@ class Places(NamedTuple):
     center: Float[Array, " n"]
     fwhm: Float[Array, " n"]
     shape: Int[Array, " n"]  # which of those that its kind has for one width
+    used: Bool[Array, " n"]  # false for one that has no place yet
 
 
 class State(NamedTuple):
     """Places with the normal equations there, for heights, centres and widths."""
 
     places: Places
+    columns: Float[Array, "n m"]  # the peaks, at right angles to the basis, of size 1
+    inverse: Float[Array, "n n"]  # of their Gram
+    heights: Float[Array, " n"]  # of the columns
+    scale: Float[Array, " n"]  # a column in peaks of height 1
     gram: Float[Array, "3n 3n"]
     gradient: Float[Array, " 3n"]
     cost: Array
@@ -78,7 +72,27 @@ class Crowd(NamedTuple):
     widths: Float[Array, " w"]
     before: Int[Array, "w m"]  # where the window about each point begins
     behind: Int[Array, "w m"]  # and ends
+    weight: Float[Array, "w m"]  # one over the size squared of a window
+    widest: Array  # the window of the largest feature
+    sign: Array  # and its sign
     known: dict[str, Float[Array, " n"]]  # zero where not known
+
+
+class Job(NamedTuple):
+    """One change, and the steps after it."""
+
+    move: int  # PLACE, SPLIT or ARRANGE
+    base: int  # FRESH, LAST or BEST
+    rank: int  # of the peak that is moved
+    sign: int  # as that of the largest, or the other one, or 0 for any
+    narrower: int  # than the window of the largest feature, in windows
+    steps: int
+    order: tuple[int, ...]  # of the peaks
+    shape: tuple[int, ...]  # added to that of each
+
+
+PLACE, SPLIT, ARRANGE = 0, 1, 2
+FRESH, LAST, BEST = 0, 1, 2
 
 
 def placed(peaks: Sequence["Peak"], rest: Remainder, known: Mapping[str, Any]):
@@ -86,16 +100,16 @@ def placed(peaks: Sequence["Peak"], rest: Remainder, known: Mapping[str, Any]):
     peaks = sorted(peaks, key=lambda peak: not peak._known(known))  # these come first
     kinds = _kinds(peaks, known)
     crowd = _crowd(peaks, rest, known)
-    places = _best(crowd, kinds)
-    columns = _profiles(crowd, kinds, places)
-    heights, _ = project(beside(rest.basis, columns), crowd.y)
-    if len(set(kinds)) == 1:
-        order = _largest_first(crowd, kinds, heights, columns)
-        places, heights = jax.tree.map(lambda leaf: leaf[order], (places, heights))
+    state = _best(crowd, kinds)
+    table = *state.places[:3], state.heights * state.scale
+    if len(set(kinds)) == 1 and not kinds[0].known:  # the largest first
+        size = jnp.abs(state.heights) * jnp.max(jnp.abs(state.columns), axis=1)
+        table = jax.tree.map(lambda leaf: leaf[jnp.argsort(-size)], table)
     found = {}
     for k, peak in enumerate(peaks):
-        one = _parameters(peak, peak._known(known), *(leaf[k] for leaf in places))
-        one |= {peak.linear[0]: heights[k]} | peak._known(known)
+        *place, height = (leaf[k] for leaf in table)
+        one = _parameters(peak, peak._known(known), *place)
+        one |= {peak.linear[0]: height} | peak._known(known)
         found |= {peak.prefix + name: value for name, value in one.items()}
     return found
 
@@ -106,6 +120,12 @@ class Kind:
 
     peak: "Peak"
     known: tuple[str, ...]
+
+    @property
+    def shapes(self) -> int:
+        """How many shapes of one width it has."""
+        one = self.peak.shaped(jnp.zeros(()), jnp.ones(()))
+        return len(next(iter(one.values())))
 
 
 def _kinds(peaks, known) -> tuple[Kind, ...]:
@@ -121,16 +141,21 @@ def _kinds(peaks, known) -> tuple[Kind, ...]:
 
 
 def _crowd(peaks, rest, known) -> Crowd:
+    y = rest.orthogonal
     low, span = extent(rest.x)
     least = span / max(len(rest.x) - 1, 1)
     narrowest = jnp.maximum(1.5 * least, span / 128)
     widths = jnp.geomspace(narrowest, jnp.maximum(span / 3, 2 * narrowest), WIDTHS)
-    reach = widths[:, None] / WINDOW
-    before, behind = (
-        jnp.searchsorted(rest.x, rest.x + way * reach, side=side)
-        for way, side in ((-1, "left"), (1, "right"))
-    )
-    zero = jnp.zeros((), rest.y.dtype)
+    edges = rest.x + jnp.stack([-widths, widths])[..., None] / WINDOW
+    before = jnp.searchsorted(rest.x, edges[0], side="left")
+    behind = jnp.searchsorted(rest.x, edges[1], side="right")
+    rows = jnp.concatenate([y[None], rest.factor[None], rest.basis]) * rest.factor
+    sums = _inside(rows, before, behind)
+    own = sums[1] - jnp.sum(sums[2:] ** 2, axis=0)
+    fine = own > 0.05 * sums[1]
+    weight = jnp.where(fine, 1 / jnp.where(fine, own, 1), 0)
+    top = jnp.argmax(sums[0] ** 2 * weight)
+    zero = jnp.zeros((), y.dtype)
     names = {name for peak in peaks for name in peak._known(known)}
     table = {
         name: jnp.stack(
@@ -138,90 +163,80 @@ def _crowd(peaks, rest, known) -> Crowd:
         )
         for name in sorted(names)
     }
-    return Crowd(rest, rest.orthogonal, low, span, least, widths, before, behind, table)
+    return Crowd(
+        rest,
+        y,
+        low,
+        span,
+        least,
+        widths,
+        before,
+        behind,
+        weight,
+        widest=top // len(y),
+        sign=jnp.sign(sums[0].ravel()[top]),
+        known=table,
+    )
+
+
+def _inside(rows: Float[Array, "k m"], before, behind) -> Float[Array, "k w m"]:
+    """The sums over all windows."""
+    zero = jnp.zeros((len(rows), 1), rows.dtype)
+    sums = jnp.concatenate([zero, jnp.cumsum(rows, axis=1)], axis=1)
+    return sums[:, behind] - sums[:, before]
 
 
 def _parameters(peak, known, center, fwhm, shape) -> dict[str, Array]:
     """The parameters of one peak, but for its height."""
     shapes = with_known(peak.shaped(center, fwhm), known)
-    own = {n: jnp.asarray(v) for n, v in shapes.items() if n not in peak.linear}
-    return {name: value[shape] for name, value in own.items()}
-
-
-def _profile(crowd: Crowd, kind: Kind, k, center, fwhm, shape) -> Values:
-    """The k-th peak of height 1."""
-    known = {name: crowd.known[name][k] for name in kind.known}
-    others = _parameters(kind.peak, known, center, fwhm, shape)
-    values = kind.peak.columns(crowd.rest.x, **others)[0] * crowd.rest.factor
-    return jnp.where(jnp.isfinite(values), values, 0)
+    own = {name: jnp.asarray(values) for name, values in shapes.items()}
+    return {n: values[shape] for n, values in own.items() if n not in peak.linear}
 
 
 def _profiles(crowd: Crowd, kinds, places: Places) -> Float[Array, "n m"]:
     """All peaks of height 1."""
+
+    def profile(kind, k, center, fwhm, shape):
+        known = {name: crowd.known[name][k] for name in kind.known}
+        others = _parameters(kind.peak, known, center, fwhm, shape)
+        return kind.peak.columns(crowd.rest.x, **others)[0]
+
     rows: list = []
     order: list[int] = []
     for kind in dict.fromkeys(kinds):
-        mine = np.array([k for k, other in enumerate(kinds) if other is kind])
-        one = functools.partial(_profile, crowd, kind)
-        rows.append(jax.vmap(one)(mine, *(leaf[mine] for leaf in places)))
-        order.extend(mine)
-    return jnp.concatenate(rows)[np.argsort(order)]
+        own = np.array([k for k, other in enumerate(kinds) if other is kind])
+        one = functools.partial(profile, kind)
+        rows.append(jax.vmap(one)(own, *(leaf[own] for leaf in places[:3])))
+        order.extend(own)
+    values = jnp.concatenate(rows)
+    if len(rows) > 1:
+        values = values[np.argsort(order)]
+    return jnp.where(jnp.isfinite(values), values * crowd.rest.factor, 0)
 
 
-# Jobs: where they start
+# Jobs
 
 
-def _best(crowd: Crowd, kinds) -> Places:
-    """The places that leave least of the data, after all jobs."""
+def _jobs(kinds) -> list[Job]:
     n = len(kinds)
-    ways = [
-        (sign, part) for sign in (1.0, -1.0) for part in COMMON[: 5 if n > 1 else 1]
-    ]
-    orders = _orders(kinds)
-    moves = MOVES * max(n - 2, 0)
-    shaped = any(_number_of_shapes(kind) > 1 for kind in kinds)
-    jobs = [
-        *[(0, way, 2) for way in range(len(ways))],
-        *[(1, move, 3) for move in range(moves)],
-        *[(2, order, 3) for order in range(len(orders) - 1)],
-        *[(3, 0, 4)] * (2 if shaped else 0),
-        (4, 0, 5 if n > 1 else 2),
-    ]
-    what, which, steps = (jnp.asarray(column) for column in np.array(jobs).T)
-
-    def job(j, states):
-        places, costs = states
-        best = jax.tree.map(lambda leaf: leaf[jnp.argmin(costs)], places)
-        start = lax.switch(
-            what[j],
-            [
-                lambda: _in_turn(
-                    crowd, kinds, *jnp.asarray(ways)[which[j] % len(ways)]
-                ),
-                lambda: _moved(crowd, kinds, best, which[j]),
-                lambda: _exchanged(best, jnp.asarray(orders)[which[j] % len(orders)]),
-                lambda: _reshaped(crowd, kinds, best),
-                lambda: best,
-            ],
-        )
-        end = lax.fori_loop(
-            0, steps[j] + 1, lambda _, s: _step(crowd, kinds, s), _unknown(start)
-        )
-        return jax.tree.map(
-            lambda table, row: table.at[j].set(row), states, (end.places, end.cost)
-        )
-
-    table = jax.tree.map(
-        lambda leaf: jnp.zeros((len(jobs), *leaf.shape), leaf.dtype),
-        _anywhere(crowd, n),
-    )
-    costs = jnp.full(len(jobs), jnp.inf, crowd.y.dtype)
-    places, costs = lax.fori_loop(0, len(jobs), job, (table, costs))
-    return jax.tree.map(lambda leaf: leaf[jnp.argmin(costs)], places)
-
-
-def _number_of_shapes(kind: Kind) -> int:
-    return len(next(iter(kind.peak.shaped(jnp.zeros(()), jnp.ones(())).values())))
+    same, plain = tuple(range(n)), (0,) * n
+    jobs = []
+    ways = [(1, 0), (-1, 0)] if n == 1 else [(1, 0), (1, 1), (1, 2), (-1, 1), (0, 3)]
+    for sign, narrower in ways:
+        for k in range(n):
+            base = LAST if k else FRESH
+            jobs.append(Job(PLACE, base, 0, sign, narrower, 2, same, plain))
+    moves = [(SPLIT, 0), (PLACE, 0)] + [(SPLIT, 1), (PLACE, 1)] * (n > 2)
+    for move, rank in moves * max(1, n - 1) * (n > 1):
+        jobs.append(Job(move, BEST, rank, 1, 0, 3, same, plain))
+    for order in _orders(kinds)[1:]:
+        jobs.append(Job(ARRANGE, BEST, 0, 0, 0, 3, order, plain))
+    for k, kind in enumerate(kinds):
+        for shape in range(1, kind.shapes):
+            other = tuple(shape * (i == k) for i in range(n))
+            jobs.append(Job(ARRANGE, BEST, 0, 0, 0, 2, same, other))
+    jobs.append(Job(ARRANGE, BEST, 0, 0, 0, 4, same, plain))
+    return jobs
 
 
 def _orders(kinds) -> list[tuple[int, ...]]:
@@ -238,163 +253,107 @@ def _orders(kinds) -> list[tuple[int, ...]]:
     return list(found.values())
 
 
-def _anywhere(crowd: Crowd, n: int) -> Places:
-    zeros = jnp.zeros(n, crowd.y.dtype)
-    return Places(zeros, zeros + 1, jnp.zeros(n, int))
+def _best(crowd: Crowd, kinds) -> State:
+    """The state that leaves least of the data, after all jobs."""
+    jobs = _jobs(kinds)
+    table = Job(*(jnp.asarray(column) for column in zip(*jobs, strict=True)))
+    shapes = np.array([kind.shapes for kind in kinds])
+    nothing = _nothing(crowd, len(kinds))
 
-
-def _exchanged(places: Places, order) -> Places:
-    return Places(places.center[order], places.fwhm[order], 0 * places.shape)
-
-
-def _scores(crowd: Crowd, basis, y, sign) -> Float[Array, "w m"]:
-    """What a window about each point would explain of y, with the sign it must have."""
-    factor = crowd.rest.factor
-
-    def one(before, behind):
-        def inside(values):
-            zero = jnp.zeros((*values.shape[:-1], 1), values.dtype)
-            sums = jnp.concatenate([zero, jnp.cumsum(values, axis=-1)], axis=-1)
-            return sums[..., behind] - sums[..., before]
-
-        image, total = sign * inside(factor * y), inside(factor**2)
-        own = total - jnp.sum(inside(factor * basis) ** 2, axis=0)
-        fine = (own > 0.05 * total) & (image > 0)
-        return jnp.where(fine, image**2 / jnp.where(fine, own, 1), 0)
-
-    return jax.vmap(one)(crowd.before, crowd.behind)
-
-
-def _in_turn(crowd: Crowd, kinds, sign, part) -> Places:
-    """One peak after the other, each where it explains most, all of one width."""
-    basis, n = crowd.rest.basis, len(kinds)
-    explained = jnp.max(_scores(crowd, basis, crowd.y, sign), axis=1)
-    wanted = part * crowd.widths[jnp.argmax(explained)]
-    w = jnp.argmin(jnp.abs(jnp.log(crowd.widths / wanted)))
-    one_width = crowd._replace(
-        before=crowd.before[w][None], behind=crowd.behind[w][None]
-    )
-    different = list(dict.fromkeys(kinds))
-    kind_of = jnp.asarray([different.index(kind) for kind in kinds])
-    is_known = jnp.asarray(["center" in kind.known for kind in kinds])
-    centers = crowd.known.get("center", jnp.zeros(n, crowd.y.dtype))
-
-    def place(k, state):
-        basis, left, places = state
-        best = jnp.argmax(_scores(one_width, basis, left, sign)[0])
-        center = jnp.where(is_known[k], centers[k], crowd.rest.x[best])
-        places = places._replace(
-            center=places.center.at[k].set(center),
-            fwhm=places.fwhm.at[k].set(crowd.widths[w]),
+    def do(j, states):
+        job = jax.tree.map(lambda column: column[j], table)
+        base = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves)[job.base], nothing, *states
         )
-        at = [leaf[k] for leaf in places]
-        branches = [
-            functools.partial(_profile, crowd, kind, k, *at) for kind in different
-        ]
-        column = beside(basis, lax.switch(kind_of[k], branches)[None])
-        column = orthonormal(without(basis, column))[0]
-        basis = basis.at[len(crowd.rest.basis) + k].set(column)
-        return basis, left - jnp.sum(column * left) * column, places
-
-    room = jnp.zeros((n, len(crowd.y)), crowd.y.dtype)
-    state = jnp.concatenate([basis, room]), crowd.y, _anywhere(crowd, n)
-    return lax.fori_loop(0, n, place, state)[2]
-
-
-def _moved(crowd: Crowd, kinds, places: Places, turn) -> Places:
-    """The least useful peak elsewhere: where most is left, or as half of a wide one."""
-    n, basis = len(kinds), crowd.rest.basis
-    columns = _unit(beside(basis, _profiles(crowd, kinds, places)))
-    gram = jnp.matmul(columns, columns.T) + RIDGE * jnp.eye(n)
-    inverse = cho_solve((jnp.linalg.cholesky(gram), True), jnp.eye(n))
-    heights = jnp.matmul(inverse, jnp.matmul(columns, crowd.y))
-    loss = heights**2 / jnp.diagonal(inverse)
-    worst = jnp.argmin(jnp.where(jnp.isfinite(loss), loss, 0))
-    is_worst = jnp.arange(n) == worst
-
-    def to_what_is_left():
-        held = orthonormal(jnp.where(is_worst[:, None], 0, columns))
-        beside_it = jnp.concatenate([basis, held])
-        left = without(held, crowd.y)
-        scores = _scores(crowd, beside_it, left, jnp.sign(jnp.sum(heights)))
-        top = jnp.argmax(scores)
-        m = len(crowd.y)
-        return places._replace(
-            center=jnp.where(is_worst, crowd.rest.x[top % m], places.center),
-            fwhm=jnp.where(is_worst, crowd.widths[top // m], places.fwhm),
+        start = lax.switch(
+            job.move,
+            [
+                lambda: _elsewhere(crowd, base, job),
+                lambda: _halved(crowd, base, job),
+                lambda: jax.tree.map(lambda leaf: leaf[job.order], base.places),
+            ],
         )
-
-    def to_a_half():
-        order = jnp.argsort(jnp.where(is_worst, -jnp.inf, places.fwhm), descending=True)
-        wide = order[(turn // 2) % max(n - 1, 1)]
-        is_wide, center, fwhm = (
-            jnp.arange(n) == wide,
-            *(leaf[wide] for leaf in places[:2]),
+        start = start._replace(shape=(start.shape + job.shape) % shapes)
+        end = lax.fori_loop(
+            0,
+            job.steps + 1,
+            lambda _, state: _step(crowd, kinds, state),
+            nothing._replace(places=start),
         )
-        halves = jnp.where(is_wide, center - 0.4 * fwhm, center + 0.4 * fwhm)
-        either = is_wide | is_worst
-        return places._replace(
-            center=jnp.where(either, halves, places.center),
-            fwhm=jnp.where(either, 0.6 * fwhm, places.fwhm),
+        best = jax.tree.map(
+            lambda *leaves: jnp.where(end.cost < states[1].cost, *leaves),
+            end,
+            states[1],
         )
+        return end, best
 
-    return lax.cond(turn % 2 == 0, to_what_is_left, to_a_half)
-
-
-def _reshaped(crowd: Crowd, kinds, places: Places) -> Places:
-    """The best shape of each peak for its width, one peak after the other."""
-    different = list(dict.fromkeys(kinds))
-    kind_of = jnp.asarray([different.index(kind) for kind in kinds])
-
-    def reshape(k, places):
-        others = jnp.where(
-            (jnp.arange(len(kinds)) == k)[:, None], 0, _profiles(crowd, kinds, places)
-        )
-        held = orthonormal(beside(crowd.rest.basis, others))
-        basis = jnp.concatenate([crowd.rest.basis, held])
-        left = without(held, crowd.y)
-
-        def best(kind):
-            shapes = np.arange(_number_of_shapes(kind))
-            one = functools.partial(
-                _profile, crowd, kind, k, places.center[k], places.fwhm[k]
-            )
-            columns = _unit(beside(basis, jax.vmap(one)(shapes)))
-            return jnp.argmax(jnp.matmul(columns, left) ** 2)
-
-        shape = lax.switch(
-            kind_of[k], [functools.partial(best, kind) for kind in different]
-        )
-        return places._replace(shape=places.shape.at[k].set(shape))
-
-    return lax.fori_loop(0, len(kinds), reshape, places)
+    return lax.fori_loop(0, len(jobs), do, (nothing, nothing))[1]
 
 
-def _unit(columns):
-    size = jnp.sqrt(jnp.sum(columns**2, axis=1, keepdims=True))
-    return columns / jnp.where(size > 0, size, 1)
-
-
-def _largest_first(crowd: Crowd, kinds, heights, columns):
-    """The order of the peaks in which the higher come first, behind those known."""
-    size = jnp.abs(heights) * jnp.max(jnp.abs(columns), axis=1)
-    return jnp.argsort(-size) if not kinds[0].known else np.arange(len(kinds))
-
-
-# Jobs: steps
-
-
-def _unknown(places: Places) -> State:
-    """A state at which nothing was computed: any trial is accepted."""
-    n, dtype = len(places.center), places.center.dtype
-    nothing = jnp.zeros(3 * n, dtype)
+def _nothing(crowd: Crowd, n: int) -> State:
+    """A state without peaks, at which nothing was computed: any trial is accepted."""
+    m, dtype = len(crowd.y), crowd.y.dtype
+    zeros = jnp.zeros(n, dtype)
     return State(
-        places,
+        Places(
+            crowd.known.get("center", zeros),
+            zeros + 1,
+            jnp.zeros(n, int),
+            jnp.zeros(n, bool),
+        ),
+        jnp.zeros((n, m), dtype),
+        jnp.eye(n, dtype=dtype),
+        zeros,
+        zeros,
         jnp.eye(3 * n, dtype=dtype),
-        nothing,
+        jnp.zeros(3 * n, dtype),
         jnp.asarray(jnp.inf, dtype),
         jnp.asarray(0.01, dtype),
     )
+
+
+def _use(state: State) -> Float[Array, " n"]:
+    """What the data lose without each peak."""
+    return state.heights**2 / jnp.diagonal(state.inverse)
+
+
+def _elsewhere(crowd: Crowd, state: State, job: Job) -> Places:
+    """The least useful peak where most is left without it."""
+    places, n, m = state.places, len(state.heights), len(crowd.y)
+    one = jnp.argsort(_use(state))[job.rank]
+    without_it = state.heights[one] / state.inverse[one, one] * state.inverse[one]
+    left = crowd.y - jnp.matmul(state.heights - without_it, state.columns)
+    sums = _inside((left * crowd.rest.factor)[None], crowd.before, crowd.behind)[0]
+    sign = job.sign * crowd.sign
+    image = jnp.where(sign == 0, jnp.abs(sums), jnp.maximum(sign * sums, 0))
+    allowed = jnp.arange(WIDTHS) <= jnp.maximum(crowd.widest - job.narrower, 0)
+    top = jnp.argmax(jnp.where(allowed[:, None], image**2 * crowd.weight, 0))
+    it = jnp.arange(n) == one
+    return places._replace(
+        center=jnp.where(it, crowd.rest.x[top % m], places.center),
+        fwhm=jnp.where(it, crowd.widths[top // m], places.fwhm),
+        used=places.used | it,
+    )
+
+
+def _halved(crowd: Crowd, state: State, job: Job) -> Places:
+    """The peak under which most is left in two, with the least useful other one."""
+    places, index = state.places, jnp.arange(len(state.heights))
+    left = crowd.y - jnp.matmul(state.heights, state.columns)
+    under = jnp.matmul(jnp.abs(state.columns), left**2)
+    wide = index == jnp.argsort(-under)[job.rank]
+    other = index == jnp.argmin(jnp.where(wide, jnp.inf, _use(state)))
+    center, fwhm = (jnp.sum(jnp.where(wide, leaf, 0)) for leaf in places[:2])
+    either = wide | other
+    return places._replace(
+        center=jnp.where(
+            either, center + jnp.where(wide, -0.4, 0.4) * fwhm, places.center
+        ),
+        fwhm=jnp.where(either, 0.6 * fwhm, places.fwhm),
+    )
+
+
+# Steps
 
 
 def _step(crowd: Crowd, kinds, state: State) -> State:
@@ -404,7 +363,7 @@ def _step(crowd: Crowd, kinds, state: State) -> State:
     size = jnp.where(size > 0, size, 1)
     damping = jnp.where(jnp.arange(3 * n) < n, 1e-8, state.damping)
     matrix = state.gram / size / size[:, None] + jnp.diag(damping)
-    step = cho_solve((jnp.linalg.cholesky(matrix), True), state.gradient / size) / size
+    step = _solve(matrix, state.gradient / size) / size
     step = jnp.clip(jnp.nan_to_num(step), -LONGEST, LONGEST)
     reach = 0.2 * crowd.span
     trial = places._replace(
@@ -417,16 +376,15 @@ def _step(crowd: Crowd, kinds, state: State) -> State:
             places.fwhm * jnp.exp(step[2 * n :]), 0.8 * crowd.least, 0.6 * crowd.span
         ),
     )
-    gram, gradient, cost = _normal(crowd, kinds, trial)
-    is_better = cost < state.cost
-    there = State(trial, gram, gradient, cost, 0.3 * state.damping)
+    there = _normal(crowd, kinds, trial, 0.3 * state.damping)
     here = state._replace(damping=5 * state.damping)
+    is_better = there.cost < state.cost
     return jax.tree.map(lambda a, b: jnp.where(is_better, a, b), there, here)
 
 
-def _normal(crowd: Crowd, kinds, places: Places):
+def _normal(crowd: Crowd, kinds, places: Places, damping) -> State:
     """Normal equations for heights, centres and widths, and what is left of y."""
-    n, basis = len(kinds), crowd.rest.basis
+    n, m = len(kinds), len(crowd.y)
     near = jax.tree.map(
         lambda *leaves: jnp.stack(leaves),
         places,
@@ -435,15 +393,31 @@ def _normal(crowd: Crowd, kinds, places: Places):
     )
     columns = jax.vmap(lambda places: _profiles(crowd, kinds, places))(near)
     columns = jnp.concatenate([columns[:1], (columns[1:] - columns[0]) / DIFFERENCE])
-    columns = without(basis, columns.reshape(3 * n, -1))
+    columns = without(crowd.rest.basis, columns)
+    size = jnp.sqrt(jnp.sum(columns[0] ** 2, axis=1))
+    fine = places.used & (size > 0)
+    scale = jnp.where(fine, 1 / jnp.where(fine, size, 1), 0)
+    columns = (scale[:, None] * columns).reshape(3 * n, m)
     gram, images = jnp.matmul(columns, columns.T), jnp.matmul(columns, crowd.y)
-    size = jnp.sqrt(jnp.diagonal(gram)[:n])
-    size = jnp.where(size > 0, size, 1)
-    matrix = gram[:n, :n] / size / size[:, None] + RIDGE * jnp.eye(n, dtype=size.dtype)
-    heights = cho_solve((jnp.linalg.cholesky(matrix), True), images[:n] / size)
-    left = jnp.sum(crowd.y**2) - jnp.sum(heights * images[:n] / size)
-    scale = jnp.concatenate([1 / size, heights / size, heights / size])
+    eye = jnp.eye(n, dtype=size.dtype)
+    inverse = _solve(gram[:n, :n] + RIDGE * eye, eye)
+    heights = jnp.matmul(inverse, images[:n])
+    along = jnp.concatenate([jnp.ones_like(heights), heights, heights])
+    gradient = along * (images - jnp.matmul(gram[:, :n], heights))
     ridge = jnp.where(np.arange(3 * n) < n, RIDGE, 0)
-    gram = gram * scale * scale[:, None] + jnp.diag(ridge)
-    at = jnp.concatenate([heights, jnp.zeros(2 * n, heights.dtype)])
-    return gram, images * scale - jnp.matmul(gram, at), left
+    return State(
+        places,
+        columns[:n],
+        inverse,
+        heights,
+        scale,
+        gram * along * along[:, None] + jnp.diag(ridge),
+        gradient,
+        jnp.sum(crowd.y**2) - jnp.sum(heights * images[:n]),
+        damping,
+    )
+
+
+def _solve(matrix, right):
+    """The solution of a positive definite system."""
+    return cho_solve((jnp.linalg.cholesky(matrix), True), right)

@@ -67,6 +67,8 @@ def orthonormal(columns: Float[Array, "q m"]) -> Float[Array, "q m"]:
             jnp.where(counts, column, 0) / jnp.where(counts, length, 1)
         )
 
+    if len(columns) == 0:
+        return columns
     return lax.fori_loop(0, len(columns), add, jnp.zeros_like(columns))
 
 
