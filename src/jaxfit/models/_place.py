@@ -35,6 +35,9 @@ WIDTHS = 9  # of windows, from a few points to a third of the range
 WINDOW = 1.7  # a peak's full width at half maximum, in half windows that suit it best
 RIDGE = 1e-5  # on heights, so that none cancels another's
 DIFFERENCE = 1e-4  # of centre and width, in widths, for derivatives
+RANKS = 4  # of peaks that are moved
+GAIN = 0.01  # of the sum of squares, so that a job pays
+MOST = 4  # rounds of jobs
 LONGEST = 0.7  # step of a centre, in widths, and of a logarithm of a width
 
 
@@ -73,8 +76,6 @@ class Crowd(NamedTuple):
     before: Int[Array, "w m"]  # where the window about each point begins
     behind: Int[Array, "w m"]  # and ends
     weight: Float[Array, "w m"]  # one over the size squared of a window
-    widest: Array  # the window of the largest feature
-    sign: Array  # and its sign
     known: dict[str, Float[Array, " n"]]  # zero where not known
 
 
@@ -84,11 +85,19 @@ class Job(NamedTuple):
     move: int  # PLACE, SPLIT or ARRANGE
     base: int  # FRESH, LAST or BEST
     rank: int  # of the peak that is moved
-    sign: int  # as that of the largest, or the other one, or 0 for any
-    narrower: int  # than the window of the largest feature, in windows
+    sign: int  # 1 for that of all, 0 for any
     steps: int
     order: tuple[int, ...]  # of the peaks
     shape: tuple[int, ...]  # added to that of each
+
+
+class Search(NamedTuple):
+    """How far the jobs are done."""
+
+    turn: Array  # the next one
+    trips: Array  # how many were tried after the first ones
+    last: State
+    best: State
 
 
 PLACE, SPLIT, ARRANGE = 0, 1, 2
@@ -149,12 +158,11 @@ def _crowd(peaks, rest, known) -> Crowd:
     edges = rest.x + jnp.stack([-widths, widths])[..., None] / WINDOW
     before = jnp.searchsorted(rest.x, edges[0], side="left")
     behind = jnp.searchsorted(rest.x, edges[1], side="right")
-    rows = jnp.concatenate([y[None], rest.factor[None], rest.basis]) * rest.factor
+    rows = jnp.concatenate([rest.factor[None], rest.basis]) * rest.factor
     sums = _inside(rows, before, behind)
-    own = sums[1] - jnp.sum(sums[2:] ** 2, axis=0)
-    fine = own > 0.05 * sums[1]
+    own = sums[0] - jnp.sum(sums[1:] ** 2, axis=0)
+    fine = own > 0.05 * sums[0]
     weight = jnp.where(fine, 1 / jnp.where(fine, own, 1), 0)
-    top = jnp.argmax(sums[0] ** 2 * weight)
     zero = jnp.zeros((), y.dtype)
     names = {name for peak in peaks for name in peak._known(known)}
     table = {
@@ -173,9 +181,7 @@ def _crowd(peaks, rest, known) -> Crowd:
         before,
         behind,
         weight,
-        widest=top // len(y),
-        sign=jnp.sign(sums[0].ravel()[top]),
-        known=table,
+        table,
     )
 
 
@@ -217,26 +223,27 @@ def _profiles(crowd: Crowd, kinds, places: Places) -> Float[Array, "n m"]:
 # Jobs
 
 
-def _jobs(kinds) -> list[Job]:
+def _jobs(kinds) -> tuple[list[Job], list[Job]]:
+    """Those that are done in any case, and then those that are tried until one pays."""
     n = len(kinds)
     same, plain = tuple(range(n)), (0,) * n
-    jobs = []
-    ways = [(1, 0), (-1, 0)] if n == 1 else [(1, 0), (1, 1), (1, 2), (-1, 1), (0, 3)]
-    for sign, narrower in ways:
-        for k in range(n):
-            base = LAST if k else FRESH
-            jobs.append(Job(PLACE, base, 0, sign, narrower, 2, same, plain))
-    moves = [(SPLIT, 0), (PLACE, 0)] + [(SPLIT, 1), (PLACE, 1)] * (n > 2)
-    for move, rank in moves * max(1, n - 1) * (n > 1):
-        jobs.append(Job(move, BEST, rank, 1, 0, 3, same, plain))
+    first = [Job(PLACE, LAST if k else FRESH, 0, 1, 2, same, plain) for k in range(n)]
+    then = [
+        Job(move, BEST, rank, 1, 3, same, plain)
+        for rank in range(min(n, RANKS))
+        for move in (SPLIT, PLACE)
+        if n > 1
+    ]
+    if n > 1:
+        then.append(Job(PLACE, BEST, 0, 0, 3, same, plain))
     for order in _orders(kinds)[1:]:
-        jobs.append(Job(ARRANGE, BEST, 0, 0, 0, 3, order, plain))
+        then.append(Job(ARRANGE, BEST, 0, 0, 3, order, plain))
     for k, kind in enumerate(kinds):
         for shape in range(1, kind.shapes):
             other = tuple(shape * (i == k) for i in range(n))
-            jobs.append(Job(ARRANGE, BEST, 0, 0, 0, 2, same, other))
-    jobs.append(Job(ARRANGE, BEST, 0, 0, 0, 4, same, plain))
-    return jobs
+            then.append(Job(ARRANGE, BEST, 0, 0, 2, same, other))
+    then.append(Job(ARRANGE, BEST, 0, 0, 4, same, plain))
+    return first, then
 
 
 def _orders(kinds) -> list[tuple[int, ...]]:
@@ -255,39 +262,48 @@ def _orders(kinds) -> list[tuple[int, ...]]:
 
 def _best(crowd: Crowd, kinds) -> State:
     """The state that leaves least of the data, after all jobs."""
-    jobs = _jobs(kinds)
-    table = Job(*(jnp.asarray(column) for column in zip(*jobs, strict=True)))
+    first, then = _jobs(kinds)
+    jobs = Job(*(jnp.asarray(column) for column in zip(*first, *then, strict=True)))
     shapes = np.array([kind.shapes for kind in kinds])
     nothing = _nothing(crowd, len(kinds))
 
-    def do(j, states):
-        job = jax.tree.map(lambda column: column[j], table)
+    def goes_on(search):
+        return (search.turn < len(first + then)) & (search.trips < MOST * len(then))
+
+    def do(sign, search):
+        job = jax.tree.map(lambda column: column[search.turn], jobs)
+        last, best = search.last, search.best
         base = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves)[job.base], nothing, *states
+            lambda *leaves: jnp.stack(leaves)[job.base], nothing, last, best
         )
         start = lax.switch(
             job.move,
             [
-                lambda: _elsewhere(crowd, base, job),
+                lambda: _elsewhere(crowd, base, job, sign),
                 lambda: _halved(crowd, base, job),
                 lambda: jax.tree.map(lambda leaf: leaf[job.order], base.places),
             ],
         )
         start = start._replace(shape=(start.shape + job.shape) % shapes)
-        end = lax.fori_loop(
+        last = lax.fori_loop(
             0,
             job.steps + 1,
             lambda _, state: _step(crowd, kinds, state),
             nothing._replace(places=start),
         )
-        best = jax.tree.map(
-            lambda *leaves: jnp.where(end.cost < states[1].cost, *leaves),
-            end,
-            states[1],
-        )
-        return end, best
+        pays = (search.turn >= len(first)) & (last.cost < (1 - GAIN) * best.cost)
+        is_better = last.cost < best.cost
+        best = jax.tree.map(lambda *leaves: jnp.where(is_better, *leaves), last, best)
+        turn = jnp.where(pays, len(first), search.turn + 1)
+        return Search(turn, search.trips + (search.turn >= len(first)), last, best)
 
-    return lax.fori_loop(0, len(jobs), do, (nothing, nothing))[1]
+    def search(sign):
+        start = Search(jnp.asarray(0), jnp.asarray(0), nothing, nothing)
+        one = functools.partial(do, sign)
+        return lax.while_loop(goes_on, one, start).best
+
+    both = lax.map(search, jnp.asarray([1.0, -1.0], crowd.y.dtype))
+    return jax.tree.map(lambda leaf: leaf[jnp.argmin(both.cost)], both)
 
 
 def _nothing(crowd: Crowd, n: int) -> State:
@@ -317,17 +333,16 @@ def _use(state: State) -> Float[Array, " n"]:
     return state.heights**2 / jnp.diagonal(state.inverse)
 
 
-def _elsewhere(crowd: Crowd, state: State, job: Job) -> Places:
+def _elsewhere(crowd: Crowd, state: State, job: Job, sign) -> Places:
     """The least useful peak where most is left without it."""
     places, n, m = state.places, len(state.heights), len(crowd.y)
     one = jnp.argsort(_use(state))[job.rank]
     without_it = state.heights[one] / state.inverse[one, one] * state.inverse[one]
     left = crowd.y - jnp.matmul(state.heights - without_it, state.columns)
     sums = _inside((left * crowd.rest.factor)[None], crowd.before, crowd.behind)[0]
-    sign = job.sign * crowd.sign
+    sign = job.sign * sign
     image = jnp.where(sign == 0, jnp.abs(sums), jnp.maximum(sign * sums, 0))
-    allowed = jnp.arange(WIDTHS) <= jnp.maximum(crowd.widest - job.narrower, 0)
-    top = jnp.argmax(jnp.where(allowed[:, None], image**2 * crowd.weight, 0))
+    top = jnp.argmax(image**2 * crowd.weight)
     it = jnp.arange(n) == one
     return places._replace(
         center=jnp.where(it, crowd.rest.x[top % m], places.center),
