@@ -31,12 +31,18 @@ from jaxfit.models._start import Remainder, Values, extent, with_known, without
 if TYPE_CHECKING:
     from jaxfit.models._peaks import Peak
 
+PLACE, SPLIT, ARRANGE = 0, 1, 2  # moves
+FRESH, LAST, BEST = 0, 1, 2  # what is moved
 WIDTHS = 9  # of windows, from a few points to a third of the range
+NARROW = 0.5  # power of the width by which narrow windows are preferred
 WINDOW = 1.7  # a peak's full width at half maximum, in half windows that suit it best
 RIDGE = 1e-5  # on heights, so that none cancels another's
 DIFFERENCE = 1e-4  # of centre and width, in widths, for derivatives
+SIGNS = 1.0, -1.0, 0.0
+MOVES = (SPLIT, 1), (PLACE, 1)  # and the sign of the place
 RANKS = 4  # of peaks that are moved
 GAIN = 0.01  # of the sum of squares, so that a job pays
+NOTHING = 1e-7  # of the data's sum of squares
 MOST = 4  # rounds of jobs
 LONGEST = 0.7  # step of a centre, in widths, and of a logarithm of a width
 
@@ -100,10 +106,6 @@ class Search(NamedTuple):
     best: State
 
 
-PLACE, SPLIT, ARRANGE = 0, 1, 2
-FRESH, LAST, BEST = 0, 1, 2
-
-
 def placed(peaks: Sequence["Peak"], rest: Remainder, known: Mapping[str, Any]):
     """The parameters of all peaks, with the prefixes."""
     peaks = sorted(peaks, key=lambda peak: not peak._known(known))  # these come first
@@ -163,6 +165,7 @@ def _crowd(peaks, rest, known) -> Crowd:
     own = sums[0] - jnp.sum(sums[1:] ** 2, axis=0)
     fine = own > 0.05 * sums[0]
     weight = jnp.where(fine, 1 / jnp.where(fine, own, 1), 0)
+    weight = weight * (span / widths[:, None]) ** NARROW
     zero = jnp.zeros((), y.dtype)
     names = {name for peak in peaks for name in peak._known(known)}
     table = {
@@ -229,13 +232,11 @@ def _jobs(kinds) -> tuple[list[Job], list[Job]]:
     same, plain = tuple(range(n)), (0,) * n
     first = [Job(PLACE, LAST if k else FRESH, 0, 1, 2, same, plain) for k in range(n)]
     then = [
-        Job(move, BEST, rank, 1, 3, same, plain)
+        Job(move, BEST, rank, sign, 3, same, plain)
         for rank in range(min(n, RANKS))
-        for move in (SPLIT, PLACE)
+        for move, sign in MOVES
         if n > 1
     ]
-    if n > 1:
-        then.append(Job(PLACE, BEST, 0, 0, 3, same, plain))
     for order in _orders(kinds)[1:]:
         then.append(Job(ARRANGE, BEST, 0, 0, 3, order, plain))
     for k, kind in enumerate(kinds):
@@ -267,6 +268,8 @@ def _best(crowd: Crowd, kinds) -> State:
     shapes = np.array([kind.shapes for kind in kinds])
     nothing = _nothing(crowd, len(kinds))
 
+    negligible = NOTHING * jnp.sum(crowd.y**2)
+
     def goes_on(search):
         return (search.turn < len(first + then)) & (search.trips < MOST * len(then))
 
@@ -291,7 +294,7 @@ def _best(crowd: Crowd, kinds) -> State:
             lambda _, state: _step(crowd, kinds, state),
             nothing._replace(places=start),
         )
-        pays = (search.turn >= len(first)) & (last.cost < (1 - GAIN) * best.cost)
+        pays = (search.turn >= len(first)) & (best.cost - last.cost > GAIN * best.cost + negligible)
         is_better = last.cost < best.cost
         best = jax.tree.map(lambda *leaves: jnp.where(is_better, *leaves), last, best)
         turn = jnp.where(pays, len(first), search.turn + 1)
@@ -302,7 +305,7 @@ def _best(crowd: Crowd, kinds) -> State:
         one = functools.partial(do, sign)
         return lax.while_loop(goes_on, one, start).best
 
-    both = lax.map(search, jnp.asarray([1.0, -1.0], crowd.y.dtype))
+    both = lax.map(search, jnp.asarray(SIGNS if len(kinds) > 1 else SIGNS[:2], crowd.y.dtype))
     return jax.tree.map(lambda leaf: leaf[jnp.argmin(both.cost)], both)
 
 
