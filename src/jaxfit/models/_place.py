@@ -43,7 +43,7 @@ MOVES = (SPLIT, 1), (PLACE, 1)  # and the sign of the place
 RANKS = 4  # of peaks that are moved
 GAIN = 0.01  # of the sum of squares, so that a job pays
 NOTHING = 1e-7  # of the data's sum of squares
-MOST = 4  # rounds of jobs
+MOST = 4  # jobs for each peak beyond two, more than there are kinds of jobs
 LONGEST = 0.7  # step of a centre, in widths, and of a logarithm of a width
 
 
@@ -268,10 +268,11 @@ def _best(crowd: Crowd, kinds) -> State:
     shapes = np.array([kind.shapes for kind in kinds])
     nothing = _nothing(crowd, len(kinds))
 
+    most = len(then) + MOST * max(len(kinds) - 2, 0)
     negligible = NOTHING * jnp.sum(crowd.y**2)
 
     def goes_on(search):
-        return (search.turn < len(first + then)) & (search.trips < MOST * len(then))
+        return (search.turn < len(first + then)) & (search.trips < most)
 
     def do(sign, search):
         job = jax.tree.map(lambda column: column[search.turn], jobs)
@@ -305,7 +306,7 @@ def _best(crowd: Crowd, kinds) -> State:
         one = functools.partial(do, sign)
         return lax.while_loop(goes_on, one, start).best
 
-    both = lax.map(search, jnp.asarray(SIGNS if len(kinds) > 1 else SIGNS[:2], crowd.y.dtype))
+    both = lax.map(search, jnp.asarray(SIGNS[: len(kinds) + 1], crowd.y.dtype))
     return jax.tree.map(lambda leaf: leaf[jnp.argmin(both.cost)], both)
 
 
