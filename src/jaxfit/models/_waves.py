@@ -77,7 +77,7 @@ def _oscillation(model, rest: Remainder, known, damping) -> dict[str, Array]:
 
     rates = with_known(damping, known).get("rate", jnp.zeros(1))
     factors = rest.factor * jnp.exp(-rates[:, None] * t)
-    gains = jax.vmap(lambda factor: _spectrum(rest._replace(factor=factor)))(factors)
+    gains = jax.lax.map(lambda f: _spectrum(rest._replace(factor=f)), factors)
     best = jnp.argmax(gains)
     frequency = (best % gains.shape[1]).astype(t.dtype) / (SPECTRUM * span)
     near = {"frequency": frequency + np.arange(-4, 5) / (8 * SPECTRUM * span)}
