@@ -32,19 +32,17 @@ if TYPE_CHECKING:
     from jaxfit.models._peaks import Peak
 
 PLACE, SPLIT, ARRANGE = 0, 1, 2  # moves
-FRESH, LAST, BEST = 0, 1, 2  # what is moved
+SIGNS = 1.0, -1.0, 0.0  # of what is placed; 0 for any
 WIDTHS = 9  # of windows, from a few points to a third of the range
 NARROW = 0.5  # power of the width by which narrow windows are preferred
 WINDOW = 1.7  # a peak's full width at half maximum, in half windows that suit it best
 RIDGE = 1e-5  # on heights, so that none cancels another's
 DIFFERENCE = 1e-4  # of centre and width, in widths, for derivatives
-SIGNS = 1.0, -1.0, 0.0
-MOVES = (SPLIT, 1), (PLACE, 1)  # and the sign of the place
+LONGEST = 0.7  # step of a centre, in widths, and of a logarithm of a width
 RANKS = 4  # of peaks that are moved
+MORE = 4  # jobs for each peak beyond two
 GAIN = 0.01  # of the sum of squares, so that a job pays
 NOTHING = 1e-7  # of the data's sum of squares
-MOST = 4  # jobs for each peak beyond two, more than there are kinds of jobs
-LONGEST = 0.7  # step of a centre, in widths, and of a logarithm of a width
 
 
 class Places(NamedTuple):
@@ -86,23 +84,20 @@ class Crowd(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One change, and the steps after it."""
+    """One change of the best places, and the steps after it."""
 
-    move: int  # PLACE, SPLIT or ARRANGE
-    base: int  # FRESH, LAST or BEST
-    rank: int  # of the peak that is moved
-    sign: int  # 1 for that of all, 0 for any
-    steps: int
-    order: tuple[int, ...]  # of the peaks
-    shape: tuple[int, ...]  # added to that of each
+    move: Any  # PLACE, SPLIT or ARRANGE
+    rank: Any  # of the peak that is moved
+    steps: Any
+    order: Any  # (n,) of the peaks
+    shape: Any  # (n,) added to that of each
 
 
 class Search(NamedTuple):
     """How far the jobs are done."""
 
     turn: Array  # the next one
-    trips: Array  # how many were tried after the first ones
-    last: State
+    trips: Array  # how many were done
     best: State
 
 
@@ -226,25 +221,19 @@ def _profiles(crowd: Crowd, kinds, places: Places) -> Float[Array, "n m"]:
 # Jobs
 
 
-def _jobs(kinds) -> tuple[list[Job], list[Job]]:
-    """Those that are done in any case, and then those that are tried until one pays."""
+def _jobs(kinds) -> list[Job]:
+    """One for each peak, and then those that are tried until one pays."""
     n = len(kinds)
     same, plain = tuple(range(n)), (0,) * n
-    first = [Job(PLACE, LAST if k else FRESH, 0, 1, 2, same, plain) for k in range(n)]
-    then = [
-        Job(move, BEST, rank, sign, 3, same, plain)
-        for rank in range(min(n, RANKS))
-        for move, sign in MOVES
-        if n > 1
-    ]
-    for order in _orders(kinds)[1:]:
-        then.append(Job(ARRANGE, BEST, 0, 0, 3, order, plain))
+    jobs = [Job(PLACE, 0, 2, same, plain)] * n
+    for rank in range(min(n, RANKS) if n > 1 else 0):
+        jobs += [Job(move, rank, 3, same, plain) for move in (SPLIT, PLACE)]
+    jobs += [Job(ARRANGE, 0, 3, order, plain) for order in _orders(kinds)[1:]]
     for k, kind in enumerate(kinds):
         for shape in range(1, kind.shapes):
             other = tuple(shape * (i == k) for i in range(n))
-            then.append(Job(ARRANGE, BEST, 0, 0, 2, same, other))
-    then.append(Job(ARRANGE, BEST, 0, 0, 4, same, plain))
-    return first, then
+            jobs.append(Job(ARRANGE, 0, 2, same, other))
+    return [*jobs, Job(ARRANGE, 0, 4, same, plain)]
 
 
 def _orders(kinds) -> list[tuple[int, ...]]:
@@ -263,51 +252,49 @@ def _orders(kinds) -> list[tuple[int, ...]]:
 
 def _best(crowd: Crowd, kinds) -> State:
     """The state that leaves least of the data, after all jobs."""
-    first, then = _jobs(kinds)
-    jobs = Job(*(jnp.asarray(column) for column in zip(*first, *then, strict=True)))
+    n, jobs = len(kinds), _jobs(kinds)
+    table = Job(*(jnp.asarray(column) for column in zip(*jobs, strict=True)))
     shapes = np.array([kind.shapes for kind in kinds])
-    nothing = _nothing(crowd, len(kinds))
-
-    most = len(then) + MOST * max(len(kinds) - 2, 0)
+    most = len(jobs) + MORE * max(n - 2, 0)
     negligible = NOTHING * jnp.sum(crowd.y**2)
-
-    def goes_on(search):
-        return (search.turn < len(first + then)) & (search.trips < most)
+    nothing = _nothing(crowd, n)
 
     def do(sign, search):
-        job = jax.tree.map(lambda column: column[search.turn], jobs)
-        last, best = search.last, search.best
-        base = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves)[job.base], nothing, last, best
-        )
+        job = jax.tree.map(lambda column: column[search.turn], table)
+        best = search.best
         start = lax.switch(
             job.move,
             [
-                lambda: _elsewhere(crowd, base, job, sign),
-                lambda: _halved(crowd, base, job),
-                lambda: jax.tree.map(lambda leaf: leaf[job.order], base.places),
+                lambda: _elsewhere(crowd, best, job.rank, sign),
+                lambda: _halved(crowd, best, job.rank),
+                lambda: jax.tree.map(lambda leaf: leaf[job.order], best.places),
             ],
         )
         start = start._replace(shape=(start.shape + job.shape) % shapes)
-        last = lax.fori_loop(
+        end = lax.fori_loop(
             0,
             job.steps + 1,
             lambda _, state: _step(crowd, kinds, state),
             nothing._replace(places=start),
         )
-        pays = (search.turn >= len(first)) & (best.cost - last.cost > GAIN * best.cost + negligible)
-        is_better = last.cost < best.cost
-        best = jax.tree.map(lambda *leaves: jnp.where(is_better, *leaves), last, best)
-        turn = jnp.where(pays, len(first), search.turn + 1)
-        return Search(turn, search.trips + (search.turn >= len(first)), last, best)
+        is_first = search.turn < n
+        pays = best.cost - end.cost > GAIN * best.cost + negligible
+        is_better = is_first | (end.cost < best.cost)
+        return Search(
+            jnp.where(~is_first & pays, n, search.turn + 1),
+            search.trips + 1,
+            jax.tree.map(lambda *leaves: jnp.where(is_better, *leaves), end, best),
+        )
 
     def search(sign):
-        start = Search(jnp.asarray(0), jnp.asarray(0), nothing, nothing)
-        one = functools.partial(do, sign)
-        return lax.while_loop(goes_on, one, start).best
+        return lax.while_loop(
+            lambda search: (search.turn < len(jobs)) & (search.trips < most),
+            functools.partial(do, sign),
+            Search(jnp.asarray(0), jnp.asarray(0), nothing),
+        ).best
 
-    both = lax.map(search, jnp.asarray(SIGNS[: len(kinds) + 1], crowd.y.dtype))
-    return jax.tree.map(lambda leaf: leaf[jnp.argmin(both.cost)], both)
+    every = lax.map(search, jnp.asarray(SIGNS[: n + 1], crowd.y.dtype))
+    return jax.tree.map(lambda leaf: leaf[jnp.argmin(every.cost)], every)
 
 
 def _nothing(crowd: Crowd, n: int) -> State:
@@ -337,14 +324,13 @@ def _use(state: State) -> Float[Array, " n"]:
     return state.heights**2 / jnp.diagonal(state.inverse)
 
 
-def _elsewhere(crowd: Crowd, state: State, job: Job, sign) -> Places:
+def _elsewhere(crowd: Crowd, state: State, rank, sign) -> Places:
     """The least useful peak where most is left without it."""
     places, n, m = state.places, len(state.heights), len(crowd.y)
-    one = jnp.argsort(_use(state))[job.rank]
+    one = jnp.argsort(_use(state))[rank]
     without_it = state.heights[one] / state.inverse[one, one] * state.inverse[one]
     left = crowd.y - jnp.matmul(state.heights - without_it, state.columns)
     sums = _inside((left * crowd.rest.factor)[None], crowd.before, crowd.behind)[0]
-    sign = job.sign * sign
     image = jnp.where(sign == 0, jnp.abs(sums), jnp.maximum(sign * sums, 0))
     top = jnp.argmax(image**2 * crowd.weight)
     it = jnp.arange(n) == one
@@ -355,12 +341,12 @@ def _elsewhere(crowd: Crowd, state: State, job: Job, sign) -> Places:
     )
 
 
-def _halved(crowd: Crowd, state: State, job: Job) -> Places:
+def _halved(crowd: Crowd, state: State, rank) -> Places:
     """The peak under which most is left in two, with the least useful other one."""
     places, index = state.places, jnp.arange(len(state.heights))
     left = crowd.y - jnp.matmul(state.heights, state.columns)
     under = jnp.matmul(jnp.abs(state.columns), left**2)
-    wide = index == jnp.argsort(-under)[job.rank]
+    wide = index == jnp.argsort(-under)[rank]
     other = index == jnp.argmin(jnp.where(wide, jnp.inf, _use(state)))
     center, fwhm = (jnp.sum(jnp.where(wide, leaf, 0)) for leaf in places[:2])
     either = wide | other
