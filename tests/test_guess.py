@@ -89,7 +89,7 @@ def test_fits_from_the_guess_end_where_those_from_the_truth_would(model, simulat
         )
         error = noise * random.normal(size=x.size)
         try:
-            fit = jaxfit.fit(model, x, exact + error)
+            fit = jaxfit.fit(model, x, np.asarray(exact) + error)
         except jaxfit.FitError:
             wrong.append(k)
             continue

@@ -35,8 +35,9 @@ def best_of_many(
 
     Half of the starts are guesses, the first from all the data and the others from
     random parts of them: what a guess takes for a peak or a frequency there is where
-    another minimum may be. The other half lie about the first. Minima are told apart by their cost, so that those that only differ by the names of
-    exchangeable parts count once.
+    another minimum may be. The other half lie about the first. Minima are told apart by
+    their cost, so that those that only differ by the names of exchangeable parts count
+    once.
     """
     if not (isinstance(number, int) and number >= 1):
         raise ValueError(f"starts is {number!r}; give a whole number of at least 1.")

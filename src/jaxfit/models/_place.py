@@ -1,13 +1,13 @@
 """Where peaks stand in one spectrum, all of them together.
 
-Matching pursuit with refinement: a peak is added where most of the data is left, and a
-few steps of Levenberg and Marquardt then move the centres and widths of all, with
-heights and background at their optimum (Golub and Pereyra, SIAM J. Numer. Anal. 10,
-1973). A peak that is sought alone takes its neighbour for a part of itself: the widest
-one that explains most reaches over both. So this is done several times, with widths up
-to that of the data's largest feature and up to parts of it, and then single peaks of
-the best placing are moved, where they explain least, to where most is left, or become
-one half of another one, as long as that pays.
+Matching pursuit with refinement: a peak goes where most is left of the data, and a few
+steps of Levenberg and Marquardt then move the centres and widths of all, with heights
+and background at their optimum (Golub and Pereyra, SIAM J. Numer. Anal. 10, 1973). A
+peak that is sought alone takes its neighbour for a part of itself: what explains most
+reaches over both. So narrow places are preferred, and in the end the peaks that explain
+least are moved to where most is left, or become one half of another one, as long as
+that pays. All is done for peaks, for dips, and for both: where peaks stand on a slope,
+the gaps between them look like dips, and no single move makes peaks of these.
 
 A peak is a centre and a full width at half maximum here, whatever its kind, and all is
 one loop over such jobs: the program does not grow with the number of peaks.
@@ -79,7 +79,7 @@ class Crowd(NamedTuple):
     widths: Float[Array, " w"]
     before: Int[Array, "w m"]  # where the window about each point begins
     behind: Int[Array, "w m"]  # and ends
-    weight: Float[Array, "w m"]  # one over the size squared of a window
+    weight: Float[Array, "w m"]  # of a window's sum squared, for what it explains
     known: dict[str, Float[Array, " n"]]  # zero where not known
 
 
