@@ -80,7 +80,7 @@ def _oscillation(model, rest: Remainder, known, damping) -> dict[str, Array]:
     gains = jax.lax.map(lambda f: _spectrum(rest._replace(factor=f)), factors)
     best = jnp.argmax(gains)
     frequency = (best % gains.shape[1]).astype(t.dtype) / (SPECTRUM * span)
-    near = {"frequency": frequency + np.arange(-4, 5) / (8 * SPECTRUM * span)}
+    near = {"frequency": frequency + np.arange(-4.0, 5.0) / (8 * SPECTRUM * span)}
     if damping:
         rate = rates[best // gains.shape[1]]
         near["rate"] = jnp.concatenate([rate * np.geomspace(0.5, 2, 5), rates[:1]])
