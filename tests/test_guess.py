@@ -56,12 +56,12 @@ def shoulder(random):
 
 
 def crowd(random):
-    """Five peaks and dips from 3.5 to 6 widths apart."""
-    center = 3 + np.cumsum(random.uniform(3.5, 6, (NUMBER, 5)), axis=1)
+    """Five peaks from 2.5 to 6 widths apart."""
+    center = 3 + np.cumsum(random.uniform(2.5, 6, (NUMBER, 5)), axis=1)
     truth = {}
     for k in range(5):
-        size = random.uniform(1, 4, NUMBER) * random.choice([-1, 1], NUMBER)
-        truth |= {f"p{k}_height": size, f"p{k}_center": center[:, k]}
+        truth[f"p{k}_height"] = random.uniform(1, 4, NUMBER)
+        truth[f"p{k}_center"] = center[:, k]
         truth[f"p{k}_width"] = random.uniform(0.8, 1.2, NUMBER)
     return np.linspace(0, 36, 300), truth | steep(NUMBER, random), 0.04
 
