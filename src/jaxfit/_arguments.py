@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from jaxfit import losses
-from jaxfit._arrays import is_masked, refuse_masks, with_nan
+from jaxfit._arrays import in_a_unit, is_masked, kind_of_moments, refuse_masks, with_nan
 from jaxfit._options import Options
 
 UNBOUNDED = (-np.inf, np.inf)
@@ -28,7 +28,8 @@ def real_array(value: Any, name: str) -> np.ndarray:
     refuse_tracers(value, name)
     try:
         array = np.asarray(value)
-        if array.dtype.kind in "OUS":  # numbers as objects; strings fail
+        is_moments = kind_of_moments(array) is not None
+        if array.dtype.kind in "OUS" and not is_moments:  # numbers as objects
             array = np.asarray(value, float)
     except (ValueError, TypeError) as error:
         raise type(error)(
@@ -36,15 +37,13 @@ def real_array(value: Any, name: str) -> np.ndarray:
         ) from error
     if array.dtype.kind == "c":
         raise ValueError(
-            f"{name} must be real; its dtype is {array.dtype}. Fit the real and the "
-            "imaginary part, or use jaxfit.solve, which takes complex residuals."
+            f"{name} must be real; its dtype is {array.dtype}. Give real and imaginary "
+            "parts one after the other, np.concatenate([z.real, z.imag]), to a model "
+            "that returns both likewise; or use jaxfit.solve, which takes complex "
+            "residuals."
         )
-    if array.dtype.kind in "mM":
-        span = "(t - t[0])" if array.dtype.kind == "M" else "t"
-        raise TypeError(
-            f"{name} has the dtype {array.dtype}; give numbers in a unit of your "
-            f"choice, such as {span} / np.timedelta64(1, 's')."
-        )
+    if is_moments:
+        raise TypeError(f"{name} has the dtype {array.dtype}; {in_a_unit(array)}")
     if array.dtype.kind not in "buif":
         raise TypeError(f"{name} must be real; its dtype is {array.dtype}.")
     return np.asarray(array, np.float64)
@@ -255,13 +254,17 @@ def real_output(output: Any, name: str) -> jax.Array:
         raise TypeError(
             f"`{name}` returned {shorten(output)}; expected an array of numbers."
         ) from error
-    if not jnp.issubdtype(output.dtype, jnp.floating):
-        if not jnp.issubdtype(output.dtype, jnp.integer):
-            raise TypeError(
-                f"`{name}` returned dtype {output.dtype}; expected real numbers. Fit "
-                "real and imaginary parts, or use jaxfit.solve, which takes complex "
-                "residuals."
-            )
+    if jnp.issubdtype(output.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"`{name}` returned dtype {output.dtype}; expected real numbers. Return "
+            "jnp.concatenate([z.real, z.imag]), or use jaxfit.solve, which takes "
+            "complex residuals."
+        )
+    if output.dtype == bool:
+        raise TypeError(
+            f"`{name}` returned dtype bool; expected real numbers. Write "
+            "jnp.where(condition, 1.0, 0.0), and mind that it has no derivative."
+        )
     return output.astype(jnp.float64)
 
 

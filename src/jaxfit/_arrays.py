@@ -7,12 +7,14 @@ since there is no number to compute with. A mask under which nothing lies makes 
 difference. (Objects of xarray and pandas have NaN in place of masks.)
 """
 
+import datetime
 from typing import Any, TypeGuard
 
 import jax
 import numpy as np
 
 ARGUMENTS = "x0", "data", "bounds", "weights"
+NO_NUMBERS = "mMOUS"  # kinds of NumPy's dtypes: times, dates, objects and texts
 
 
 def is_masked(value: Any) -> TypeGuard[np.ma.MaskedArray]:
@@ -47,6 +49,29 @@ def with_nan(value: Any) -> Any:
     return as_floats.filled(np.nan)
 
 
+def kind_of_moments(values: np.ndarray) -> str | None:
+    """ "M" for dates, "m" for times, also as Python's objects; else None."""
+    if values.dtype.kind in "mM":
+        return values.dtype.kind
+    if values.dtype.kind != "O" or not values.size:
+        return None
+    one = values.flat[0]
+    if isinstance(one, (datetime.date, np.datetime64)):
+        return "M"
+    return "m" if isinstance(one, (datetime.timedelta, np.timedelta64)) else None
+
+
+def in_a_unit(values: np.ndarray) -> str:
+    """What to do with dates or times."""
+    span = "(t - t[0])" if kind_of_moments(values) == "M" else "t"
+    if values.dtype.kind == "O":
+        span = f"np.asarray({span.strip('()')}, 'timedelta64[us]')"
+    return (
+        "give numbers in a unit of your choice, such as "
+        f"{span} / np.timedelta64(1, 's')."
+    )
+
+
 def moments(values: np.ndarray) -> np.ndarray:
     """Dates and times as numbers in their own unit, dates since 1970, NaT as NaN."""
     return np.where(np.isnat(values), np.nan, values.astype(float))
@@ -65,15 +90,31 @@ def ordinary(arguments: tuple, names: tuple[str, ...] = ARGUMENTS) -> tuple:
 
     Raises:
         ValueError: for an argument with a masked element, by its name.
+        TypeError: for one with dates, texts or objects.
     """
     leaves, structure = jax.tree.flatten(arguments)
     if not any(map(_is_unusual, leaves)):
         return arguments
     refuse_masks(arguments, names)
+    _refuse_what_is_no_number(arguments, names)
     return jax.tree.unflatten(structure, [native(leaf) for leaf in leaves])
 
 
 def _is_unusual(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray) and (
-        not leaf.dtype.isnative or isinstance(leaf, np.ma.MaskedArray)
+        not leaf.dtype.isnative
+        or isinstance(leaf, np.ma.MaskedArray)
+        or leaf.dtype.kind in NO_NUMBERS
     )
+
+
+def _refuse_what_is_no_number(arguments: tuple, names: tuple[str, ...]) -> None:
+    for name, argument in zip(names, arguments, strict=True):
+        for path, leaf in jax.tree.leaves_with_path(argument):
+            if not (isinstance(leaf, np.ndarray) and leaf.dtype.kind in NO_NUMBERS):
+                continue
+            is_moments = kind_of_moments(leaf) is not None
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} has the dtype {leaf.dtype}; "
+                + (in_a_unit(leaf) if is_moments else "expected an array of numbers.")
+            )

@@ -28,6 +28,7 @@ from jaxfit._solve import (
     check_callable,
     without_callable,
 )
+from jaxfit._words import explained
 from jaxfit.losses import Loss
 
 
@@ -111,7 +112,10 @@ def checked_setting(fn, keep, loss, options, lanes):
 
 def run_batch(callables, fits: Fits, loss, options, placement: Placement) -> Any:
     """All fits, by a program that is compiled once for what is alike."""
-    return compiled(_solve_batch, callables, (fits, loss, options, Static(placement)))
+    with explained(callables[0]):
+        return compiled(
+            _solve_batch, callables, (fits, loss, options, Static(placement))
+        )
 
 
 def _solve_batch(callables, arguments):

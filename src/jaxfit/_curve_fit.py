@@ -137,6 +137,15 @@ def curve_fit(
         _check_enough(n, int(fit["count"]))  # one y may stand for all of the model's
     if settings.verbose:
         _watch.print_summary(status.message, fit)
+    if status == Status.NONFINITE_START:
+        with _host.double_precision(f):
+            count = m if m > 1 else None
+            wrong = _host.not_finite(pose, callables, request, count)
+        raise ValueError(
+            f"Residuals are not finite in the initial point, or their derivatives are "
+            f"not: at p = {_shown(p0)} {wrong}. Give a p0 at which the model is finite "
+            "and differentiable, and look for NaN in the data."
+        )
     if status <= 0:
         raise _failure(status, fit)
     covariance = _known_covariance(fit["covariance"], limits)
@@ -444,15 +453,13 @@ _REASONS = {
 }
 
 
+def _shown(x: np.ndarray) -> str:
+    return np.array2string(x, precision=8, threshold=20)
+
+
 def _failure(status: Status, fit: dict[str, Any]) -> Exception:
     """The error of a fit that found nothing."""
-    where = f"p = {np.array2string(fit['x'], precision=8, threshold=20)}"
-    if status == Status.NONFINITE_START:
-        return ValueError(
-            "Residuals are not finite in the initial point, or their derivatives are "
-            f"not: {where}. Give a p0 at which the model is finite and differentiable, "
-            "and look for NaN in the data."
-        )
+    where = f"p = {_shown(fit['x'])}"
     reason, advice = _REASONS[status]
     return RuntimeError(
         f"Optimal parameters not found: {reason}. After {fit['nfev']:.0f} evaluations "

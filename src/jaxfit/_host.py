@@ -7,10 +7,7 @@ other: the same trips either way.
 
 import contextlib
 import functools
-import linecache
 import math
-import sys
-import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +19,7 @@ from jaxfit._compile import compiled
 from jaxfit._solution import RUNNING
 from jaxfit._solve import Setup, run
 from jaxfit._trip import State, initial_state, trip
+from jaxfit._words import explained, what_is_not_finite
 
 # Programs
 
@@ -45,6 +43,12 @@ def report_on(
     return compiled(bound(_reported, pose, report), callables, (request, state))
 
 
+def not_finite(pose: Callable, callables: Any, request: Any, count: int | None) -> str:
+    """What is not finite at the start of a fit, in words; of the first residuals."""
+    found = compiled(bound(_at_start, pose), callables, request)
+    return what_is_not_finite(*(np.asarray(rows)[:count] for rows in found))
+
+
 def trips(pose: Callable, callables: Any, request: Any) -> Iterator[State]:
     """The states of a fit after each trip."""
     state = compiled(bound(_started, pose), callables, request)
@@ -65,6 +69,11 @@ def bound(function: Callable, *values: Hashable) -> Callable:
 def _whole(pose, report, callables, request):
     setup: Setup = pose(callables, request)
     return report(setup, run(setup), request)
+
+
+def _at_start(pose, callables, request):
+    setup: Setup = pose(callables, request)
+    return setup.rows.residual_and_jacobian(setup.start)
 
 
 def _started(pose, callables, request):
@@ -101,60 +110,8 @@ def unpack(vector: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]
     return values
 
 
-# A model that JAX cannot trace
-
-_MACHINERY = {"jax", "jaxlib", "numpy", "scipy", "equinox", "jaxfit", "jaxtyping"}
-_MACHINERY |= sys.stdlib_module_names - {"__main__"}
-
-_NUMPY = (
-    jax.errors.TracerArrayConversionError,
-    "it calls NumPy or SciPy. Write jax.numpy instead (`import jax.numpy as jnp` and "
-    "`jnp.exp` for `np.exp`), and jax.scipy for scipy.",
-)
-_BRANCH = (
-    (
-        jax.errors.ConcretizationTypeError,
-        jax.errors.TracerBoolConversionError,
-        jax.errors.TracerIntegerConversionError,
-        jax.errors.NonConcreteBooleanIndexError,
-    ),
-    "it asks for the value of a number, by `if`, `while`, float(), int(), range(), the "
-    "math module or a boolean mask. Write `jnp.where(condition, a, b)`.",
-)
-_ASSIGNMENT = "it assigns to a part of an array. Write `y = y.at[i].set(value)`."
-
-
 @contextlib.contextmanager
 def double_precision(function: Any) -> Iterator[None]:
     """Trace and compute in float64; explain why a function could not be traced."""
-    try:
-        with jax.enable_x64(True):
-            yield
-    except Exception as error:
-        reason = _reason(error)
-        if reason is None:
-            raise
-        name = getattr(function, "__name__", type(function).__name__)
-        raise TypeError(
-            f"{name} cannot be traced by JAX{_place(error)}: {reason}"
-        ) from error
-
-
-def _reason(error):
-    for kind, reason in (_NUMPY, _BRANCH):
-        if isinstance(error, kind):
-            return reason
-    if isinstance(error, TypeError) and "JAX arrays are immutable" in str(error):
-        return _ASSIGNMENT
-    return None
-
-
-def _place(error):
-    """The last line of the user's that was running."""
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in _MACHINERY:
-            file = frame.f_code.co_filename
-            code = linecache.getline(file, line, frame.f_globals).strip()
-            return f", {file}:{line}" + (f", `{code}`" if code else "")
-    return ""
+    with explained(function), jax.enable_x64(True):
+        yield

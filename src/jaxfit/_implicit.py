@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit._bounds import Bounds
 from jaxfit._covariance import is_lossy, swept
+from jaxfit._kink import held
 from jaxfit._linearize import Frame, Linearization
 from jaxfit._rows import Rows
 from jaxfit._small import (
@@ -46,6 +47,7 @@ from jaxfit._small import (
     transpose,
     where_needed_one_by_one,
 )
+from jaxfit._solution import Status
 from jaxfit._trip import State
 
 BLOCK = 256  # fits whose derivatives are taken at once
@@ -65,9 +67,15 @@ class Outcome(NamedTuple):
     def of(cls, state: State) -> "Outcome":
         """That of the last state."""
         point = state.point
+        linearization = where_needed_one_by_one(
+            state.status == Status.KINK,
+            held,
+            lambda point, search: point.linearization,
+            *(point, state.search),
+        )
         return cls(
             point.x,
-            point.linearization,
+            linearization,
             state.status,
             point.optimality,
             state.steps,
@@ -215,7 +223,8 @@ def tangent(
     """How the outcome of one fit moves; None in the place of integers.
 
     A fit that failed does not move. Its derivatives may be NaN; they are kept away from
-    what other fits share, in reverse mode too, by a gate at either end.
+    what other fits share, in reverse mode too, by a gate at either end. A fit that
+    succeeded on a kink has no derivative: NaN.
 
     Args:
         pose: the fit as a function of the arrays that move.
@@ -223,9 +232,10 @@ def tangent(
         found: the outcome.
     """
     succeeded, x = found.status > 0, found.x
+    proper = jnp.where(found.status == Status.KINK, jnp.nan, 1).astype(x.dtype)
 
-    def gate(tree):
-        return jax.tree.map(lambda t: jnp.where(succeeded, t, 0), tree)
+    def gate(tree, factor=1):
+        return jax.tree.map(lambda t: jnp.where(succeeded, factor * t, 0), tree)
 
     directions = gate(directions)
     hessian, change = _changes_of_slope(pose, values, directions, found)
@@ -236,14 +246,14 @@ def tangent(
         _, moved = jax.jvp(lambda v: pose(v).bounds, (values,), (directions,))
         free, along = _on_face(x, found.linearization.gradient, bounds, moved)
     needed = jnp.where(free, change + matvec(hessian, along), 0)
-    dx = gate(along - matvec(pseudo_inverse(hessian, free), needed))
+    dx = gate(along - matvec(pseudo_inverse(hessian, free), needed), proper)
     frame = _same_frame(found.linearization)
     _, moved = jax.jvp(
         lambda x, v: pose(v).rows.linearize(x, frame), (x, values), (dx, directions)
     )
     moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
     none: Any = None
-    return Outcome(dx, gate(moved), none, jnp.zeros_like(found.optimality), none, none)
+    return Outcome(dx, gate(moved, proper), none, jnp.zeros_like(found.optimality), none, none)
 
 
 def _none(integers) -> Any:

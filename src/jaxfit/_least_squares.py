@@ -14,6 +14,7 @@ from jaxfit._compile import Static
 from jaxfit._options import Options
 from jaxfit._solution import Status
 from jaxfit._solve import Setup, check_callable, set_up
+from jaxfit._words import what_is_not_finite
 
 # The sentences of scipy.optimize.least_squares, which programs compare.
 MESSAGES = {
@@ -276,7 +277,8 @@ def _result(fit, residual, jacobian, bounds, xtol):
     if status == Status.NONFINITE_START:
         raise ValueError(
             "Residuals are not finite in the initial point, or their derivatives are "
-            f"not: x0 = {x}. Start where `fun` is finite and differentiable."
+            f"not: at x0 = {x} {what_is_not_finite(residual, jacobian)}. Start where "
+            "`fun` is finite and differentiable."
         )
     return OptimizeResult(
         x=x,

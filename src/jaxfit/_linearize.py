@@ -226,6 +226,12 @@ def with_sums(
     return Linearization(sums[0], linearization.frame, counted, robust)
 
 
+def with_gradient(linearization: Linearization, rhs: Vector) -> Linearization:
+    """The linearization with another gradient, in its frame."""
+    normal = linearization.normal.at[:-1, -1].set(rhs).at[-1, :-1].set(rhs)
+    return eqx.tree_at(lambda lin: lin.normal, linearization, normal)
+
+
 def merge(a: Linearization, b: Linearization) -> Linearization:
     """The linearization of the rows of `a` and `b` together, taken in one frame."""
     return _merged(a, b, jax.tree.map(operator.add, sums(a), sums(b)))

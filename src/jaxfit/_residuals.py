@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit._small import Matrix, Vector
+from jaxfit._words import ONLY_REVERSE, is_only_reverse
 
 
 def _real_vector(leaf: Array, dtype) -> Array:
@@ -131,6 +132,7 @@ class Residuals(NamedTuple):
     vector: Callable  # (x, *pieces, *constants) -> residuals (m,)
     matrix: Callable | None  # (x, *pieces, *more) -> a given Jacobian (m, n)
     reverse: bool  # the Jacobian by reverse mode
+    forward: bool  # by forward mode, and nothing else
     structure: PyTree  # of the residuals: their shapes and dtypes
     constants: list  # the arrays that it closes over
     more: list  # those that the Jacobian closes over
@@ -159,7 +161,24 @@ class Residuals(NamedTuple):
         def push(direction):
             return jax.jvp(lambda x: self.value(x, *pieces), (x,), (direction,))
 
-        return jax.vmap(push, out_axes=(None, 0))(directions)
+        try:
+            return jax.vmap(push, out_axes=(None, 0))(directions)
+        except TypeError as error:
+            if not is_only_reverse(error):
+                raise
+            if self.forward:
+                raise TypeError(ONLY_REVERSE) from error
+        return self._replace(reverse=True).evaluate(x, directions, *pieces)
+
+
+def jacobian(function: Callable, x: Vector) -> Array:
+    """Derivatives (m, n), forward or, where the function refuses that, in reverse."""
+    try:
+        return jax.jacfwd(function)(x)
+    except TypeError as error:
+        if not is_only_reverse(error):
+            raise
+    return jax.jacrev(function)(x)
 
 
 def trace_residuals(
@@ -178,7 +197,8 @@ def trace_residuals(
 
     Args:
         fn: residual function of (parameters, *pieces).
-        jac: "fwd", "rev", a function of (parameters, *pieces), or None for the cheaper.
+        jac: "fwd", "rev", a function of (parameters, *pieces), or None for the cheaper,
+            and for reverse mode where `fn` has no other (diffrax, odeint).
         unravel: from the flat vector to the user's parameters.
         x: a point.
         pieces: data that may be others at each call, of these shapes.
@@ -205,7 +225,8 @@ def trace_residuals(
     reverse = jac == "rev"
     if jac is None and not is_masked:
         reverse = _number(structure[0]) < len(x)
-    return Residuals(vector, matrix, reverse, structure[0], constants, more)
+    forward = jac == "fwd"
+    return Residuals(vector, matrix, reverse, forward, structure[0], constants, more)
 
 
 def _number(structure: PyTree) -> int:

@@ -31,6 +31,7 @@ class Status(enum.IntEnum):
     COST = 2
     STEP = 3
     COST_AND_STEP = 4
+    KINK = 5
     NONFINITE_START = -1
     STOPPED = -2
     STALLED = -3
@@ -55,6 +56,10 @@ _MESSAGES = {
     Status.COST_AND_STEP: (
         "Converged: another step would not lower the cost noticeably, and the last "
         "one was too short to matter."
+    ),
+    Status.KINK: (
+        "Converged on a kink: the residuals are not differentiable there, and no "
+        "direction lowers the cost. What the kink holds has no standard error."
     ),
     Status.NONFINITE_START: (
         "The residuals, their derivatives or the weights are not finite at the start, "
@@ -110,6 +115,13 @@ def model_rounding(x: Vector, squared_norms: Vector) -> Scalar:
     return jnp.finfo(x.dtype).eps * inner(jnp.sqrt(squared_norms), jnp.abs(x))
 
 
+def certificate_limit(linearization: Linearization, rounding: Scalar) -> Scalar:
+    """τ |r| + 8 ε sum_k D_k |x_k|: see `Solution`."""
+    size = jnp.sqrt(linearization.squared_residual)
+    tau = CERTIFIED_COSINE if size.dtype == jnp.float64 else 1e-3
+    return tau * size + 8 * rounding
+
+
 def is_certified(
     x: Vector,
     linearization: Linearization,
@@ -124,9 +136,7 @@ def is_certified(
         projected: from `projected_gradient`.
         rounding: from `model_rounding`.
     """
-    tau = CERTIFIED_COSINE if x.dtype == jnp.float64 else 1e-3
-    cost = linearization.cost
-    limit = tau * jnp.sqrt(linearization.squared_residual) + 8 * rounding
+    cost, limit = linearization.cost, certificate_limit(linearization, rounding)
     seen = largest(diagonal(linearization.normal)) >= _least_square(x.dtype)
     stationary = (projected <= limit) & seen
     solved = cost < jnp.finfo(x.dtype).eps ** 1.5 * start_cost
@@ -266,7 +276,9 @@ class Solution(eqx.Module):
     def uncertainty(self, absolute: bool | Bool[Array, ""] = False) -> Uncertainty:
         """`covariance` and `determined` at once, both in `ravel` order."""
         of_one = functools.partial(uncertainty, absolute=absolute)
-        return self._each(of_one, self.linearization, self.free)
+        found = self._each(of_one, self.linearization, self.free)
+        on_kink = (self.status == Status.KINK)[..., None]
+        return found._replace(determined=found.determined | on_kink)
 
     def stderr(self, absolute: bool = False) -> PyTree[Float[Array, "..."]]:
         """Standard errors in the structure of `x`; see `covariance`."""

@@ -41,6 +41,7 @@ from jaxfit._rows import (
 from jaxfit._small import varying_with
 from jaxfit._solution import RUNNING, Solution
 from jaxfit._trip import Problem, State, initial_state, trip
+from jaxfit._words import explained
 from jaxfit.losses import Loss
 
 DEFAULTS = Options()
@@ -96,7 +97,8 @@ def solve(
     if isinstance(rows, Sharded):
         rows, data, weights = placed(rows, data, weights)
     arguments = x0, data, bounds, weights, loss, options, rows
-    return compiled(_solve, (fn, jac), arguments)
+    with explained(fn):
+        return compiled(_solve, (fn, jac), arguments)
 
 
 def without_callable(options: Options) -> tuple[Options, Any]:

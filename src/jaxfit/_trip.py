@@ -20,6 +20,7 @@ from jaxtyping import Array, Int
 from jaxfit import _bounds, _trust_region
 from jaxfit._bounds import Bounds, Hat
 from jaxfit._covariance import is_lossy, unit_rcond
+from jaxfit._kink import Search, Turn, searched
 from jaxfit._linearize import (
     Frame,
     Linearization,
@@ -67,6 +68,9 @@ STEP_RCOND = {64: 1e-10, 32: 1e-4}
 # far, is put on it at the end.
 SNAP_REACH = 1e-4
 
+# A step shorter than this part of the radius is a Newton step.
+INSIDE = 0.95
+
 # A step whose predicted gain is below so many units of rounding of the cost is wasted.
 GAIN_ROUNDING = 4
 
@@ -108,6 +112,7 @@ class State(eqx.Module):
     # changes when the trial point is accepted
     point: Point
     steps: Int[Array, "*lanes"]
+    search: Search  # of a kink, where it has stalled
     # changes once
     status: Int[Array, "*lanes"]
     start_cost: Scalar
@@ -170,6 +175,7 @@ def initial_state(problem: Problem, x0: Vector) -> State:
             rcond=zero,
         ),
         steps=none,
+        search=Search.off(x0),
         status=status,
         start_cost=infinite,
     )
@@ -187,7 +193,7 @@ def restarted(state: State, fresh: State, lanes: Int[Array, " K"]) -> State:
         trial = state.trial
         return (
             *(trial.x, trial.framed, state.point.largest_norms, state.nfev),
-            *(state.finishing, state.steps, state.status),
+            *(state.finishing, state.steps, state.search.mode, state.status),
         )
 
     put = [
@@ -260,7 +266,9 @@ def _frame(linearization: Linearization, needed: Flag) -> Frame:
 @batched_in_lanes
 def decide(problem: Problem, state: State, linearization: Linearization) -> State:
     """All of a trip that follows from the linearization at the trial point."""
-    trial, old, first = state.trial, state.point, state.nfev == 0
+    trial, old, search = state.trial, state.point, state.search
+    first, sample = state.nfev == 0, linearization
+    linearization = search.adopted(linearization)
     cost = linearization.cost
     finite = jnp.isfinite(total(total(linearization.normal)) + cost)
     start_cost = jnp.where(first, cost, state.start_cost)
@@ -276,13 +284,15 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
     known = usable | (trial.framed & jnp.isfinite(cost))
     gain = jnp.where(known, old_cost - cost, jnp.nan)
     level = _is_level(problem, state, gain)
+    level = level & (state.finishing | (trial.length < INSIDE * state.radius))
     falls = new.hat.reduced.decrement < old.hat.reduced.decrement
     accepted = usable & ((gain > 0) | (level & (falls | state.finishing)))
     again = settled(~usable & ((gain > 0) | level))
     accepted = accepted & (new.certified | ~(state.finishing & old.certified))
-    accepted = settled(accepted)
+    accepted = settled((accepted | search.adopts) & ~search.samples)
     point = choose(accepted, new, old)
-    moved = accepted & ~first & ~state.finishing
+    fresh = first | search.adopts
+    moved = accepted & ~fresh & ~state.finishing
 
     # the radius
     ratio = _trust_region.gain_ratio(gain, trial.predicted)
@@ -292,8 +302,9 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
     )
     radius = jnp.where(accepted & (gain <= 0), state.radius, radius)
     start_radius = _trust_region.first_radius(point.x, point.hat.scaling)
-    radius = jnp.where(first, start_radius, radius)
-    alpha = jnp.where(first, 0, alpha)
+    radius = jnp.where(fresh, start_radius, radius)
+    alpha = jnp.where(fresh, 0, alpha)
+    radius = jnp.where(search.samples, state.radius, radius)
 
     # is it over, and if not, where next?
     nfev = state.nfev + 1
@@ -301,7 +312,7 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
         status = _scipy_status(problem, state, point, gain, ratio)
     else:
         status = _judge(problem, state, point, accepted, gain, ratio)
-    status = jnp.where(again, RUNNING, status)
+    status = jnp.where(again | search.samples, RUNNING, status)
     full = (status == RUNNING) & (nfev >= problem.limits.max_steps)
     status = jnp.where(full, Status.MAX_STEPS, status)
     status = jnp.where(first & ~finite, Status.NONFINITE_START, status)
@@ -317,7 +328,7 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
         (plain, state.radius, state.alpha, state.finishing),
         (next_trial, radius, alpha, finishing),
     )
-    return State(
+    next_state = State(
         trial=next_trial,
         radius=radius,
         alpha=alpha,
@@ -325,9 +336,27 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
         finishing=finishing,
         point=point,
         steps=jnp.where(moved, state.steps + 1, state.steps),
+        search=search,
         status=status,
         start_cost=start_cost,
     )
+    if problem.scipy_steps:
+        return next_state
+    return _search(problem, state, next_state, sample)
+
+
+def _search(problem, before, after, sample) -> State:
+    """What follows where a fit has stalled, as it does on a kink."""
+    bounds = problem.bounds
+    if bounds is not None:
+        bounds = Bounds(*(jnp.broadcast_to(b, after.trial.x.shape) for b in bounds))
+    turn = where_needed_one_by_one(
+        before.search.is_wanted(after.status, after.finishing),
+        searched,
+        lambda bounds, before, after, sample: Turn.of(after),
+        *(bounds, before, after, sample),
+    )
+    return dataclasses.replace(after, **turn._asdict())
 
 
 def _evaluated(problem, largest_norms, x, linearization, columns, start_cost) -> Point:
@@ -398,7 +427,8 @@ def _is_level(problem, state, gain):
 
 def _judge(problem, state, point, accepted, gain, ratio):
     """The status after a trip, by our tests."""
-    trial, old, first = state.trial, state.point, state.nfev == 0
+    trial, old = state.trial, state.point
+    first = (state.nfev == 0) | state.search.adopts
     scale = _scale(problem, point.largest_norms)
     step, length = norm((trial.x - old.x) / scale), norm(point.x / scale)
     if problem.scipy_tests:

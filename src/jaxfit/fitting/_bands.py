@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
@@ -10,7 +9,8 @@ from jaxtyping import PyTree
 from jaxfit._arguments import coordinates, real_array
 from jaxfit._compile import compiled
 from jaxfit._host import double_precision
-from jaxfit.fitting._program import named, propagated
+from jaxfit._residuals import jacobian
+from jaxfit.fitting._program import for_solver, named, propagated
 from jaxfit.fitting._statistics import quantile
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _points(fit, x):
 
 
 def _at(fit):
-    return fit.numbers["x"], fit.numbers["covariance"]
+    return for_solver(fit.numbers, "x"), for_solver(fit.numbers, "covariance")
 
 
 def _shape_of(model, points, parameters):
@@ -86,19 +86,19 @@ def _shape_of(model, points, parameters):
 
 def _band(problem, arguments):
     points, x, covariance = arguments
-    shape = _shape_of(problem.model, points, problem.parameters(x))
+    shape = _shape_of(problem.model, points, problem.about_origin(x))
 
     def curve(x):
         return problem.values(x, points, shape).ravel()
 
-    value, slope = curve(x), jax.jacfwd(curve)(x)
+    value, slope = curve(x), jacobian(curve, x)
     stderr = propagated(slope, covariance)
     return value.reshape(shape), stderr.reshape(shape)
 
 
 def _components(problem, arguments):
     points, x, _ = arguments
-    parameters = problem.parameters(x)
+    points, parameters = problem.points(points), problem.about_origin(x)
     shape = _shape_of(problem.model, points, parameters)
     return [
         jnp.broadcast_to(part.evaluate(points, parameters), shape)

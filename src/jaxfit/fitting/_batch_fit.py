@@ -16,7 +16,7 @@ from jaxfit._solve import check_loss
 from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._data import Observed, observed
 from jaxfit.fitting._fit import covariance_kind
-from jaxfit.fitting._problem import Data, Problem, pose
+from jaxfit.fitting._problem import Data, Problem, from_middle, pose, starts_about
 from jaxfit.fitting._program import Axes, Case, Manner, no_fits, run_batch
 from jaxfit.fitting._starts import check_inside
 from jaxfit.losses import Loss
@@ -85,6 +85,8 @@ def fit_batch(
     problem, given = pose(model, p0=p0, **terms)
     check_inside(problem, given)
     starts = {name: _of_each(name, v, lead) for name, v in given.items()}
+    problem = from_middle(problem, given, seen.data.x)
+    starts = starts_about(problem, starts)
     settings = terms | {
         "sigma": sigma,
         "loss": loss,

@@ -16,7 +16,7 @@ from jaxfit._solution import Status
 from jaxfit.fitting import _plot_batch
 from jaxfit.fitting._fit import fit
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import named
+from jaxfit.fitting._program import for_solver, named
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting._save import needed
 from jaxfit.models import Model
@@ -133,9 +133,7 @@ class BatchFit:
     def predict(self, x: PyTree = None) -> np.ndarray:
         """The fitted curves at other points, or at the data."""
         points = self.x if x is None else coordinates(x, real_array)
-        values = self._by_name("values", derived=False)
-        values = {k: v.reshape(-1) for k, v in values.items()}
-        curves = batch_values(self.problem, points, values)
+        curves = batch_values(self.problem, points, for_solver(self.numbers, "x"))
         return curves.reshape(*self.shape, *curves.shape[1:])
 
     def fit(self, index: Any, **settings: Any) -> Fit:
@@ -150,9 +148,12 @@ class BatchFit:
         """
         problem, values = self.problem, self._by_name("values", derived=False)
         untied = [name for name in self.names if name not in problem.ties]
+        ended = {name: values[name][index] for name in untied}
+        if problem.origin is not None:  # an amplitude at x = 0 may be beyond any number
+            ended = {n: v for n, v in ended.items() if np.isfinite(v)}
         same = {
             **self.settings,
-            "p0": {name: values[name][index] for name in untied},
+            "p0": ended,
             "nan_policy": "omit",
         }
         if same["sigma"] is not None:
@@ -261,16 +262,16 @@ class BatchFit:
         return {name: self._map(columns[:, k]) for k, name in enumerate(names)}
 
 
-def batch_values(problem: Problem, points: PyTree, values: dict) -> np.ndarray:
-    """The model at some points, for each of many sets of parameters."""
+def batch_values(problem: Problem, points: PyTree, x: np.ndarray) -> np.ndarray:
+    """The model at some points, for each of many of the solver's vectors."""
     with double_precision(named(problem.model)):
-        return np.asarray(compiled(_curves, problem, (points, values)))
+        return np.asarray(compiled(_curves, problem, (points, x)))
 
 
 def _curves(problem, arguments):
-    points, values = arguments
+    points, vectors = arguments
 
-    def one(parameters):
-        return problem.model.evaluate(points, parameters)
+    def one(x):
+        return problem.model.evaluate(problem.points(points), problem.about_origin(x))
 
-    return jax.vmap(one)(values)
+    return jax.vmap(one)(vectors)

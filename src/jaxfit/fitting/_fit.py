@@ -13,8 +13,8 @@ from jaxfit._solution import Status
 from jaxfit._solve import check_loss
 from jaxfit.fitting import _report, _starts
 from jaxfit.fitting._data import observed
-from jaxfit.fitting._problem import pose
-from jaxfit.fitting._program import Case, Manner, run_fit
+from jaxfit.fitting._problem import from_middle, pose, starts_about
+from jaxfit.fitting._program import Case, Manner, not_finite, run_fit
 from jaxfit.fitting._result import Fit
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
@@ -104,7 +104,8 @@ def fit(
     seen.check_enough(problem)
     kind = covariance_kind(covariance, loss)
     manner = Manner(loss, options, np.bool_(absolute_sigma), kind)
-    case = Case(seen.data, seen.valid, given)
+    problem = from_middle(problem, given, seen.data.x)
+    case = Case(seen.data, seen.valid, starts_about(problem, given))
     minima = None
     if starts != 1:
         case, minima = _starts.best_of_many(problem, case, manner, starts, seed)
@@ -112,6 +113,9 @@ def fit(
     found = Fit(problem, seen, manner, numbers, minima)
     if found.status == Status.MAX_STEPS:
         found = dataclasses.replace(found, remarks=_creeping(found, case))
+    if found.status == Status.NONFINITE_START:
+        wrong = not_finite(problem, case, found.numbers)
+        found = dataclasses.replace(found, remarks=(f"There {wrong}.",))
     if not found.success:
         raise FitError(_report.failure(found), found)
     return found

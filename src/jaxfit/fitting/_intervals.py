@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxfit.fitting import _profile, _resample
-from jaxfit.fitting._program import Case
+from jaxfit.fitting._program import Case, for_solver
 from jaxfit.fitting._resample import Bootstrap
 from jaxfit.fitting._statistics import check_level, joint_threshold, quantile
 
@@ -126,7 +126,7 @@ def _wald(fit: "Fit", levels) -> Intervals:
     values, errors = fit.numbers["values"], fit.numbers["errors"]
     reach = np.array([quantile(p, fit.dof, fit.absolute_sigma) for p in levels])
     reach = np.where(errors[:, None] == 0, 0, errors[:, None] * reach)
-    around = values[:, None]
+    around = np.where(np.isfinite(errors), values, 0)[:, None]
     return Intervals(
         "wald", levels, _names(fit), values, around - reach, around + reach
     )
@@ -168,30 +168,35 @@ def profile(
         points: for each, over three standard errors on either side.
     """
     chosen = _varied(self, names)
-    gram, scale = _profile.ray_context(self)
-    n = len(self.varied)
+    found: dict[int, Profile] = {}
+    for view, own in _views(self, chosen):
+        found |= _profiles(view, own, points)
+    return [found[k] for k in chosen if k in found]
+
+
+def _profiles(fit: "Fit", chosen: list[int], points: int) -> dict[int, Profile]:
+    gram, scale = _profile.ray_context(fit)
+    n, bounds = len(fit.varied), fit.problem.bounds
     t = np.linspace(-3.2, 3.2, points) * np.sqrt(scale)
     known = [k for k in chosen if np.isfinite(gram[k, k])]
     held = np.repeat(np.eye(n, dtype=bool)[known], points, axis=0)
-    rays = _rays(self, held, held.astype(float))
+    rays = _rays(fit, held, held.astype(float))
     places = np.tile(t, len(known))
-    if self.problem.lower is not None:
+    if bounds is not None:
         own = np.repeat(known, points)
         at = rays.x[own] + places * rays.tangent[held]
-        inside = np.clip(at, self.problem.lower[own], self.problem.upper[own])
+        inside = np.clip(at, *(bound[own] for bound in bounds))
         places = (inside - rays.x[own]) / rays.tangent[held]
-    zeta, x = _profile.trace(self.problem, _case(self), self.manner, rays, places)
-    found = []
+    zeta, x = _profile.trace(fit.problem, _case(fit), fit.manner, rays, places)
+    found = {}
     for i, k in enumerate(known):
         part = slice(i * points, (i + 1) * points)
         order = np.argsort(x[part, k], kind="stable")
-        found.append(
-            Profile(
-                self.varied[k],
-                x[part, k][order],
-                zeta[part][order] / np.sqrt(scale),
-                x[part][order],
-            )
+        found[k] = Profile(
+            fit.varied[k],
+            x[part, k][order],
+            zeta[part][order] / np.sqrt(scale),
+            x[part][order],
         )
     return found
 
@@ -212,7 +217,8 @@ def contour(
     i, j = _varied(self, [a, b])
     if i == j:
         raise ValueError(f"a and b are both {a!r}; give two parameters.")
-    gram, scale = _profile.ray_context(self)
+    view = _views(self, [i, j])[-1][0]
+    gram, scale = _profile.ray_context(view)
     pair = gram[np.ix_([i, j], [i, j])]
     if not np.isfinite(pair).all():
         raise ValueError(f"The data do not determine {a} and {b}: no region is closed.")
@@ -223,21 +229,50 @@ def contour(
     held = np.zeros(directions.shape, bool)
     held[:, [i, j]] = True
     rays = _rays(
-        self, np.tile(held, (len(levels), 1)), np.tile(directions, (len(levels), 1))
+        view, np.tile(held, (len(levels), 1)), np.tile(directions, (len(levels), 1))
     )
     rise = [joint_threshold(p, 2, self.dof, self.absolute_sigma) for p in levels]
     targets = np.repeat(np.sqrt(np.array(rise) * scale), points)
-    ends = _profile.walk(self.problem, _case(self), self.manner, rays, targets)
+    ends = _profile.walk(view.problem, _case(self), self.manner, rays, targets)
     reached = np.isfinite(ends.t)[:, None]
     found = np.where(reached, ends.x[:, [i, j]], np.nan)
     return Contour((a, b), levels, found.reshape(len(levels), points, 2))
 
 
+def _views(fit: "Fit", chosen: list[int]) -> list[tuple["Fit", list[int]]]:
+    """The chosen parameters, and the fit in coordinates where each can be held alone.
+
+    Those of the solver, and for x as it is where another origin mixes a parameter with
+    others: in the latter, which come last, any can be held.
+    """
+    problem = fit.problem
+    if problem.origin is None:
+        return [(fit, chosen)]
+    own = {name: for_solver(fit.numbers, name) for name in ("x", "covariance")}
+    solvers = dataclasses.replace(fit, numbers={**fit.numbers, **own})
+    peoples = dataclasses.replace(
+        fit, problem=dataclasses.replace(problem, origin=None)
+    )
+    mixed = [k for k in chosen if fit.varied[k] in problem.mixed]
+    plain = [k for k in chosen if k not in mixed]
+    both = [(solvers, plain), (peoples, mixed)]
+    return [(view, own) for view, own in both if own]
+
+
 def _by_profile(fit: "Fit", levels) -> Intervals:
-    gram, scale = _profile.ray_context(fit)
     n, count = len(fit.varied), len(levels)
     lower, upper = np.full((n, count), -np.inf), np.full((n, count), np.inf)
-    known = np.flatnonzero(np.isfinite(np.diagonal(gram)))
+    for view, chosen in _views(fit, list(range(n))):
+        _ends(view, chosen, levels, lower, upper)
+    x = fit.numbers["x"]
+    return Intervals("profile", levels, fit.varied, x, lower, upper)
+
+
+def _ends(fit: "Fit", chosen: list[int], levels, lower, upper) -> None:
+    """Fills in the ends of some parameters' intervals."""
+    gram, scale = _profile.ray_context(fit)
+    n, count = len(fit.varied), len(levels)
+    known = np.array([k for k in chosen if np.isfinite(gram[k, k])], int)
     if len(known) and fit.dof > 0:
         held = np.eye(n, dtype=bool)[known]
         signs = np.array([-1.0, 1.0])
@@ -256,8 +291,6 @@ def _by_profile(fit: "Fit", levels) -> Intervals:
         at = at.reshape(shape)
         lower[known] = np.where(np.isfinite(at[0]), at[0], -np.inf).T
         upper[known] = at[1].T
-    x = fit.numbers["x"]
-    return Intervals("profile", levels, fit.varied, x, lower, upper)
 
 
 def _varied(fit: "Fit", names) -> list[int]:

@@ -16,14 +16,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit._arguments import real_array
+from jaxfit._host import double_precision
 from jaxfit.models import Model
+from jaxfit.models._start import far_middle
 
 Bounds = Mapping[str, Any]
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["model", "fixed", "ties", "lower", "upper", "prior"],
+    data_fields=["model", "fixed", "ties", "lower", "upper", "prior", "origin"],
     meta_fields=["varied"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +39,8 @@ class Problem:
         ties: functions of all other parameters, by the name of the one they give.
         lower, upper: bounds of the varied parameters, (n,); None: all are free.
         prior: (mean, standard deviation) by name: further residuals.
+        origin: where the solver's x counts from, whose vector then holds the parameters
+            for that; None: 0. All that stands here is for x as it is.
     """
 
     model: Model
@@ -46,6 +50,7 @@ class Problem:
     lower: Any
     upper: Any
     prior: dict[str, tuple[Any, Any]]
+    origin: Any = None
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -60,19 +65,56 @@ class Problem:
     @property
     def bounds(self) -> tuple | None:
         """For the solver."""
-        return None if self.lower is None else (self.lower, self.upper)
+        if self.lower is None or self.origin is None:
+            return None if self.lower is None else (self.lower, self.upper)
+        is_place = [name in self.model.places for name in self.varied]
+        shift = np.array(is_place, float) * self.origin
+        return self.lower - shift, self.upper - shift
 
     @property
     def function(self) -> Callable:
         """`residuals` for the solver: a pytree, as this is."""
         return jax.tree_util.Partial(Problem.residuals, self)
 
-    def parameters(self, x: Float[Array, " n"]) -> dict[str, Array]:
-        """All parameters by name, in the model's order."""
+    @property
+    def mixed(self) -> set[str]:
+        """The parameters that another origin changes by what others are."""
+        changed = self.model.moved(dict.fromkeys(self.names, 1.0), 1.0) or {}
+        return {*changed} - {*self.model.places}
+
+    def points(self, x: PyTree) -> PyTree:
+        """Coordinates, counted from the origin."""
+        return x if self.origin is None else x - self.origin
+
+    def counted(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by name, those of places counted from the origin."""
+        if self.origin is None:
+            return dict(values)
+        places = self.model.places
+        return {n: v - self.origin if n in places else v for n, v in values.items()}
+
+    def about_origin(self, x: Float[Array, " n"]) -> dict[str, Array]:
+        """All parameters by name, in the model's order, for x from the origin."""
         known = dict(zip(self.varied, x, strict=True))
-        known |= {name: jnp.asarray(v, x.dtype) for name, v in self.fixed.items()}
+        fixed = self.counted(self.fixed)
+        known |= {name: jnp.asarray(v, x.dtype) for name, v in fixed.items()}
         known = _tied(self.ties, known)
         return {name: known[name] for name in self.names}
+
+    def parameters(self, x: Float[Array, " n"]) -> dict[str, Array]:
+        """All parameters by name, in the model's order."""
+        known = self.about_origin(x)
+        if self.origin is None:
+            return known
+        fixed = {name: jnp.asarray(v, x.dtype) for name, v in self.fixed.items()}
+        return known | (self.model.moved(known, -self.origin) or {}) | fixed
+
+    def of_varied(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """The parameters that vary, from the solver's vector."""
+        if self.origin is None:
+            return x
+        parameters = self.parameters(x)
+        return jnp.stack([parameters[name] for name in self.varied])
 
     def ties_hold(self, x: Float[Array, " n"]) -> Bool[Array, ""]:
         """Whether what is tied lies within the model's bounds, as all else does."""
@@ -85,11 +127,12 @@ class Problem:
 
     def derived(self, x: Float[Array, " n"]) -> dict[str, Array]:
         """Derived quantities by name."""
-        return self.model.derived(self.parameters(x))
+        return self.model.derived(self.about_origin(x), self.origin)
 
     def values(self, x: Float[Array, " n"], at: PyTree, shape: tuple) -> Array:
         """The model at the points `at`, in the shape of the data."""
-        values = jnp.asarray(self.model.evaluate(at, self.parameters(x)))
+        values = self.model.evaluate(self.points(at), self.about_origin(x))
+        values = jnp.asarray(values)
         if np.broadcast_shapes(values.shape, shape) != shape:
             raise ValueError(
                 f"The model {self.model.label} has values of the shape {values.shape}; "
@@ -242,6 +285,47 @@ def _problem(model, held, ties, limits, beliefs) -> Problem:
 def _plain(model: Model) -> Problem:
     """A model with nothing but its own bounds."""
     return _problem(model, {}, {}, model.bounds, {})
+
+
+def from_middle(problem: Problem, given: Mapping[str, Any], x: PyTree) -> Problem:
+    """The problem with the middle of the data as its origin, where x = 0 is far off.
+
+    Only if the whole model can be moved, and nothing is asked of a parameter that
+    changes with others: that it be fixed, tied or bounded (but by zero, where only its
+    scale changes), or start at a value without those of all others.
+    """
+    origin, names = far_middle(x), problem.names
+    if origin is None or problem.ties:
+        return problem
+    mixed = problem.mixed
+    partly = mixed & set(given) and not {*given, *problem.fixed} >= set(names)
+    if not mixed or partly or mixed & {*problem.fixed, *_bounded(problem)}:
+        return problem
+    return dataclasses.replace(problem, origin=origin)
+
+
+def _bounded(problem: Problem) -> list[str]:
+    """The parameters whose bounds another origin would change."""
+    if problem.bounds is None:
+        return []
+    return [
+        name
+        for name, *pair in zip(problem.varied, *problem.bounds, strict=True)
+        if not all(
+            np.isinf(bound) or (bound == 0 and name in problem.model.scales)
+            for bound in pair
+        )
+    ]
+
+
+def starts_about(problem: Problem, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Starts that are given, for x from the problem's origin."""
+    known = {**problem.fixed, **given}
+    if problem.origin is None or not known.keys() >= set(problem.names):
+        return problem.counted(given)
+    with double_precision(problem.model):
+        changed = problem.model.moved(known, problem.origin) or {}
+        return {n: np.asarray(changed.get(n, v)) for n, v in given.items()}
 
 
 def by_name(names: Sequence[str], given: Any, what: str) -> dict[str, Any]:

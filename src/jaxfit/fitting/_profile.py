@@ -9,6 +9,7 @@ the gradient at the fitted point. All rays walk together, in one batch.
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -131,6 +132,7 @@ def _trace(problem, arguments):
     case, manner, rays, t = arguments
     start = rays.x + t[:, None] * rays.tangent
     x, zeta, _, success = _fitted(problem, case, manner, rays, t, start)
+    x = jax.vmap(problem.of_varied)(x)
     return jnp.where(success, zeta * jnp.sign(t), jnp.nan), x
 
 
@@ -185,7 +187,8 @@ def _walk(problem, arguments):
     end = lax.while_loop(unfinished, step, carry)
     short = end["zeta"] < targets * (1 - 1e-6)
     reached = end["done"] & (~short | is_bound)
-    return jnp.where(reached, end["t"], jnp.inf), end["x"]
+    x = jax.vmap(problem.of_varied)(end["x"])
+    return jnp.where(reached, end["t"], jnp.inf), x
 
 
 def ray_context(fit: Any) -> tuple[np.ndarray, float]:

@@ -16,8 +16,10 @@ from jaxfit import _host
 from jaxfit._batch import solve_batch
 from jaxfit._compile import Static, compiled
 from jaxfit._options import Options, limited
+from jaxfit._residuals import jacobian
 from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
+from jaxfit._words import what_is_not_finite
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.losses import Linear, Loss
 from jaxfit.models._start import start_from
@@ -53,8 +55,9 @@ def start_vector(problem: Problem, case: Case) -> Float[Array, " n"]:
     if all(name in given for name in problem.varied):
         return jnp.stack([jnp.asarray(given[name]) for name in problem.varied])
     data = case.data
-    known = {**given, **problem.fixed}
-    guess = start_from(problem.model, data.x, data.y, case.valid, known)
+    known = {**given, **problem.counted(problem.fixed)}
+    points = problem.points(data.x)
+    guess = start_from(problem.model, points, data.y, case.valid, known)
     x0 = jnp.stack([guess[name] for name in problem.varied])
     bounds = bounds_of(problem, case)
     if bounds is not None:
@@ -160,12 +163,12 @@ def sandwich(problem: Problem, case: Case, x, loss: Loss | None, plain) -> Array
         return jnp.concatenate([jnp.ravel(part) for part in parts.values()])
 
     loss = Linear() if loss is None else loss
-    r, jacobian = residuals(x), jax.jacfwd(residuals)(x)
+    r, slopes = residuals(x), jacobian(residuals, x)
     z = (r / loss.scale) ** 2
     _, slope, curvature = loss.evaluate(z)
     dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    size = jnp.sqrt(jnp.sum(jacobian**2, axis=0))
-    scaled = jacobian / jnp.where(size > 0, size, 1)
+    size = jnp.sqrt(jnp.sum(slopes**2, axis=0))
+    scaled = slopes / jnp.where(size > 0, size, 1)
     hessian = dot(scaled.T, (slope + 2 * z * curvature)[:, None] * scaled)
     gradients = (slope * r)[:, None] * scaled
     bread = jnp.linalg.inv(hessian)
@@ -187,17 +190,33 @@ def described(problem: Problem, x, covariance, determined) -> dict[str, Array]:
     that the data do not determine is not determined, and has an infinite error.
     """
     values, slope = everything(problem, x), jax.jacfwd(everything, 1)(problem, x)
-    return {
+    found = {
         "values": values,
         "errors": propagated(slope, covariance),
         "determined": ~jnp.any((slope != 0) & ~determined, axis=1),
+    }
+    if problem.origin is None:
+        return found
+    names = [*problem.names, *problem.derived_names]
+    varied = np.array([names.index(name) for name in problem.varied])
+    # an amplitude at x = 0 may be beyond any number, or below
+    beyond = ~jnp.all(jnp.isfinite(slope), axis=1)
+    beyond = beyond.at[varied].set(beyond[varied] | ~jnp.any(slope[varied], axis=1))
+    return {
+        "values": values,
+        "errors": jnp.where(beyond, jnp.inf, found["errors"]),
+        "determined": found["determined"] & ~beyond,
+        "x": values[varied],
+        "covariance": carried(slope[varied], covariance, beyond[varied]),
+        "solver_x": x,
+        "solver_covariance": covariance,
     }
 
 
 def everything(problem: Problem, x: Float[Array, " n"]) -> Float[Array, " k"]:
     """The values of all parameters, and then of what is derived from them."""
     parameters = problem.parameters(x)
-    derived = problem.model.derived(parameters)
+    derived = problem.derived(x)
     return jnp.stack([*parameters.values(), *map(jnp.asarray, derived.values())])
 
 
@@ -211,9 +230,20 @@ def propagated(slope: Float[Array, "k n"], covariance: Float[Array, "n n"]) -> A
     return jnp.where(uses_unknown, jnp.inf, jnp.sqrt(jnp.maximum(variance, 0)))
 
 
+def carried(slope, covariance, beyond) -> Float[Array, "k k"]:
+    """The covariance of k functions with these derivatives; see `propagated`."""
+    unknown = ~jnp.isfinite(jnp.diagonal(covariance))
+    known = jnp.where(unknown[:, None] | unknown, 0, covariance)
+    found = jnp.einsum("ik,kl,jl->ij", slope, known, slope, precision="highest")
+    lost = beyond | jnp.any((slope != 0) & unknown, axis=1)
+    nothing = jnp.where(jnp.eye(len(lost), dtype=bool), jnp.inf, jnp.nan)
+    return jnp.where(lost[:, None] | lost, nothing, found)
+
+
 def shapes_of(problem: Problem, m: int) -> dict[str, tuple[int, ...]]:
     """The shapes of what `_fit` returns, in order."""
     n, k = len(problem.varied), len(problem.names) + len(problem.derived_names)
+    own = {"solver_x": (n,), "solver_covariance": (n, n)}
     return {
         "x": (n,),
         "covariance": (n, n),
@@ -222,9 +252,15 @@ def shapes_of(problem: Problem, m: int) -> dict[str, tuple[int, ...]]:
         **dict.fromkeys(("cost", "optimality", "status", "nfev", "count"), ()),
         "values": (k,),
         "errors": (k,),
+        **({} if problem.origin is None else own),
         "start": (n,),
         "best": (m,),
     }
+
+
+def for_solver(numbers: Any, what: str) -> Any:
+    """What the solver calls "x" and "covariance": see `Problem.origin`."""
+    return numbers.get(f"solver_{what}", numbers[what])
 
 
 def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, np.ndarray]:
@@ -235,6 +271,25 @@ def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, np.ndarra
         vector = compiled(_fit, problem, (case, manner))
         shapes = shapes_of(problem, int(np.size(case.data.y)))
     return _host.unpack(vector, shapes)
+
+
+def not_finite(problem: Problem, case: Case, numbers: Any) -> str:
+    """What is not finite where a fit started, in words."""
+    with _host.double_precision(named(problem.model)):
+        x = for_solver(numbers, "x")
+        residual, slopes = map(np.array, compiled(_rows, problem, (case, x)))
+    if case.valid is not None:
+        residual[~case.valid] = slopes[~case.valid] = 0
+    return what_is_not_finite(residual, slopes)
+
+
+def _rows(problem, arguments):
+    case, x = arguments
+
+    def rows(x):
+        return problem.residuals(x, case.data)["data"]
+
+    return rows(x), jacobian(rows, x)
 
 
 def run_starts(problem: Problem, case: Case, valid: np.ndarray) -> np.ndarray:
@@ -256,7 +311,8 @@ def _fit(problem, arguments):
     found = finished(problem, case, end, manner)
     y = case.data.y
     best = problem.values(end["x"], case.data.x, y.shape)
-    return _host.pack({**found, "start": x0, "best": best})
+    start = problem.of_varied(x0)
+    return _host.pack({**found, "start": start, "best": best})
 
 
 def named(model):
@@ -315,7 +371,8 @@ def _fit_batch(problem, arguments):
     def finish(problem, case, end):
         return finished(problem, case, end, manner)
 
-    return {**of_each(finish, ends)(cases, ends), "start": x0}
+    start = jax.vmap(problem.of_varied)(x0)
+    return {**of_each(finish, ends)(cases, ends), "start": start}
 
 
 def _start_vectors(problem: Problem, cases: Case, axes: Case, number: int):

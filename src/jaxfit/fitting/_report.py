@@ -115,7 +115,16 @@ def warnings(self: "Fit") -> list[str]:
                 f"{p.name} is at its {side} bound, {bound:.6g}; its standard error "
                 "takes no notice of that."
             )
-    lost = [p.name for p in fit.params.values() if p.undetermined]
+    unknown = [p for p in fit.params.values() if p.undetermined]
+    if fit.problem.origin is not None:
+        beyond = [p for p in unknown if p.value == 0 or not math.isfinite(p.value)]
+        unknown = [p for p in unknown if p not in beyond]
+        if beyond:
+            found.append(
+                f"At x = 0, far from the data, {_listed([p.name for p in beyond])} is "
+                "beyond floating point; all else holds. Count x from nearer."
+            )
+    lost = [p.name for p in unknown]
     if lost:
         found.append(
             f"The data do not determine {_listed(lost)}; fix "

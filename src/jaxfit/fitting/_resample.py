@@ -14,6 +14,7 @@ from jaxfit.fitting._program import (
     Case,
     devices_for,
     everything,
+    for_solver,
     named,
     shared_weights,
     status_within,
@@ -72,7 +73,8 @@ def run(fit: "Fit", number: int, resample: str, seed: int) -> Bootstrap:
     arguments = (
         Case(seen.data, seen.valid, {}),
         fit.manner._replace(absolute=np.bool_(True)),
-        *(fit.numbers["x"], drawn, Static((number, resample, devices_for(number)))),
+        *(for_solver(fit.numbers, "x"), drawn),
+        Static((number, resample, devices_for(number))),
     )
     with _host.double_precision(named(fit.model)):
         values, status = map(np.asarray, compiled(_run, fit.problem, arguments))

@@ -112,6 +112,7 @@ def save(self: "Fit", path: Any) -> None:
     head = {
         "format": FORMAT,
         "model": _described(fit.model),
+        "origin": None if fit.problem.origin is None else float(fit.problem.origin),
         "ties": sorted(fit.problem.ties),
         "x": _x_form(fit.observed.data.x, x_structure),
         "absolute_sigma": fit.absolute_sigma,
@@ -162,7 +163,9 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
         )
     problem, _ = pose(chosen, fixed=head["fixed"], tie=ties, prior=head["prior"])
     lower, upper = arrays.get("lower"), arrays.get("upper")
-    problem = dataclasses.replace(problem, lower=lower, upper=upper)
+    origin = head.get("origin")
+    origin = None if origin is None else np.float64(origin)
+    problem = dataclasses.replace(problem, lower=lower, upper=upper, origin=origin)
     count = sum(1 for name in arrays if name[0] == "x" and name[1:].isdigit())
     leaves = [arrays[f"x{i}"] for i in range(count)]
     data = Data(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))

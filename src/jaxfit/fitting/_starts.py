@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import Axes, Case, Manner, run_batch, run_starts
+from jaxfit.fitting._program import (
+    Axes,
+    Case,
+    Manner,
+    for_solver,
+    run_batch,
+    run_starts,
+)
 
 SAME_COST = 1e-6  # relative: ends of one minimum
 KEPT = 0.6  # of the points, for a guess from a part of them
@@ -43,7 +50,8 @@ def best_of_many(
         raise ValueError(f"starts is {number!r}; give a whole number of at least 1.")
     guesses = run_starts(problem, case, _parts(problem, case, number // 2, seed))
     first = guesses[0]
-    around = spread(first, problem.lower, problem.upper, number - len(guesses), seed)
+    lower, upper = problem.bounds or (None, None)
+    around = spread(first, lower, upper, number - len(guesses), seed)
     starts = np.concatenate([guesses, around])
     cases = Case(
         case.data, case.valid, dict(zip(problem.varied, starts.T, strict=True))
@@ -51,7 +59,7 @@ def best_of_many(
     found = run_batch(problem, cases, Axes(None, None, shared=True), manner)
     cost = np.where(found["status"] > 0, found["cost"], np.inf)
     best = int(np.argmin(cost))
-    chosen = found["x"][best] if np.isfinite(cost[best]) else first
+    chosen = for_solver(found, "x")[best] if np.isfinite(cost[best]) else first
     starts_of_best = dict(zip(problem.varied, chosen, strict=True))
     return Case(case.data, case.valid, starts_of_best), _distinct(cost)
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +62,26 @@ class _Composite(Model):
     def starts_from_data(self):
         return any(member.starts_from_data for member in self.members)
 
-    def derived(self, parameters):
-        found = [member.derived(parameters) for member in self.members]
+    @property
+    def places(self):  # type: ignore[override]
+        return tuple(m.prefix + name for m in self.members for name in m.places)
+
+    @property
+    def scales(self):  # type: ignore[override]
+        return tuple(m.prefix + name for m in self.members for name in m.scales)
+
+    def derived(self, parameters, origin=None):
+        found = [member.derived(parameters, origin) for member in self.members]
         return {k: v for one in found for k, v in one.items()}
+
+    def moved(self, parameters, origin):
+        found: dict[str, Any] = {}
+        for member in self.members:
+            changed = member.moved(parameters, origin)
+            if changed is None:
+                return None
+            found |= changed
+        return found
 
 
 class Sum(_Composite):

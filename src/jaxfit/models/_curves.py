@@ -23,6 +23,15 @@ def first(x):
     return x[0] if isinstance(x, (tuple, list)) else x
 
 
+def taylor_shift(coefficients, origin):
+    """The coefficients of p(x + origin), ascending like those of p."""
+    shifted = list(coefficients)
+    for k in range(len(shifted) - 1):
+        for i in range(len(shifted) - 2, k - 1, -1):
+            shifted[i] = shifted[i] + origin * shifted[i + 1]
+    return shifted
+
+
 class Constant(Model):
     """c: the same everywhere, in any number of dimensions.
 
@@ -33,6 +42,9 @@ class Constant(Model):
 
     def function(self, x, c):
         return c * jnp.ones_like(first(x))
+
+    def about(self, origin, c):
+        return {}
 
 
 class Linear(Model):
@@ -46,8 +58,14 @@ class Linear(Model):
     def function(self, x, slope, intercept):
         return slope * x + intercept
 
+    def about(self, origin, slope, intercept):
+        return {"intercept": intercept + slope * origin}
+
     def quantities(self, slope, intercept):
-        return {"root": -intercept / slope}
+        return self.quantities_about(0.0, slope, intercept)
+
+    def quantities_about(self, origin, slope, intercept):
+        return {"root": origin - intercept / slope}
 
 
 class Quadratic(Model):
@@ -62,8 +80,15 @@ class Quadratic(Model):
     def function(self, x, a, b, c):
         return (a * x + b) * x + c
 
+    def about(self, origin, a, b, c):
+        c, b, _ = taylor_shift([c, b, a], origin)
+        return {"b": b, "c": c}
+
     def quantities(self, a, b, c):
-        return {"vertex": -b / (2 * a), "extremum": c - b**2 / (4 * a)}
+        return self.quantities_about(0.0, a, b, c)
+
+    def quantities_about(self, origin, a, b, c):
+        return {"vertex": origin - b / (2 * a), "extremum": c - b**2 / (4 * a)}
 
 
 class Polynomial(Model):
@@ -95,6 +120,10 @@ class Polynomial(Model):
             value = value * x + coefficients[name]
         return value
 
+    def about(self, origin, **coefficients):
+        shifted = taylor_shift([coefficients[n] for n in self.own_names], origin)
+        return dict(zip(self.own_names[:-1], shifted, strict=False))
+
 
 class Exponential(Model):
     """amplitude exp(-rate x): a decay, or growth where the rate is negative.
@@ -104,6 +133,7 @@ class Exponential(Model):
     """
 
     linear = ("amplitude",)
+    scales = ("amplitude",)
 
     def function(self, x, amplitude, rate):
         return amplitude * jnp.exp(-rate * x)
@@ -111,6 +141,9 @@ class Exponential(Model):
     def candidates(self, x, y):
         rates = np.geomspace(0.15, 60, 14)
         return {"rate": np.concatenate([-rates[:10], rates]) / extent(x)[1]}
+
+    def about(self, origin, amplitude, rate):
+        return {"amplitude": amplitude * jnp.exp(-rate * origin)}
 
     def quantities(self, amplitude, rate):
         return {"half_life": math.log(2) / rate, "lifetime": 1 / rate}
@@ -125,6 +158,7 @@ class BiExponential(Model):
     """
 
     linear = ("amplitude1", "amplitude2")
+    scales = ("amplitude1", "amplitude2")
     limits = {"rate1": POSITIVE, "rate2": POSITIVE}
 
     def function(self, x, amplitude1, rate1, amplitude2, rate2):
@@ -136,6 +170,12 @@ class BiExponential(Model):
         pairs = fast > 1.5 * slow
         span = extent(x)[1]
         return {"rate1": fast[pairs] / span, "rate2": slow[pairs] / span}
+
+    def about(self, origin, amplitude1, rate1, amplitude2, rate2):
+        return {
+            "amplitude1": amplitude1 * jnp.exp(-rate1 * origin),
+            "amplitude2": amplitude2 * jnp.exp(-rate2 * origin),
+        }
 
     def quantities(self, amplitude1, rate1, amplitude2, rate2):
         return {

@@ -33,7 +33,8 @@ class Model(eqx.Module):
 
     Models compose: `Gaussian() + Gaussian(prefix="b_") + Linear()`, `Sine() * Step()`;
     a plain function may be added too. To write one, define `function`, and what else
-    applies: `limits`, `linear` and `candidates` (or `start`), and `quantities`.
+    applies: `limits`, `linear` and `candidates` (or `start`), `quantities`, and
+    `places` or `about` where the curve can be moved along x.
 
     Args:
         prefix: stands before the name of every parameter.
@@ -45,6 +46,10 @@ class Model(eqx.Module):
     """Natural bounds (lower, upper) by name; others are free."""
     linear: ClassVar[tuple[str, ...]] = ()
     """Parameters in which the model is linear once all others are given."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Parameters that are an x, such as a center: see `about`."""
+    scales: ClassVar[tuple[str, ...]] = ()
+    """Parameters that `about` multiplies by a positive number, such as an amplitude."""
     is_peak: ClassVar[bool] = False
     """Whether it falls off on both sides, so that a sum finds its place by itself."""
 
@@ -92,6 +97,19 @@ class Model(eqx.Module):
     def quantities(self, **parameters: Array) -> dict[str, Array]:
         """What follows from the parameters: a width at half maximum, an area."""
         return {}
+
+    def about(self, origin: Any, **parameters: Any) -> dict[str, Any] | None:
+        """The parameters that change when x counts from an origin; None: it cannot.
+
+        The curve is the same: f(x, p) = f(x - origin, q), with q = p but for these.
+        Far from x = 0 (dates as numbers) a fit varies q, which no cancellation spoils.
+        """
+        return {name: parameters[name] - origin for name in self.places} or None
+
+    def quantities_about(self, origin: Any, **parameters: Array) -> dict[str, Array]:
+        """`quantities`, from the parameters for an x that counts from an origin."""
+        moved = self.about(-origin, **parameters)
+        return self.quantities(**(parameters | (moved or {})))
 
     # What it then has
 
@@ -155,10 +173,25 @@ class Model(eqx.Module):
         x = jax.tree.map(jnp.asarray, x, is_leaf=is_numbers)
         return self.evaluate(x, parameters)
 
-    def derived(self, parameters: Params) -> dict[str, Array]:
-        """Derived quantities by name, with the prefix."""
-        own = self.quantities(**self._own(parameters))
+    def derived(self, parameters: Params, origin: Any = None) -> dict[str, Array]:
+        """Derived quantities by name, with the prefix.
+
+        Args:
+            origin: where the x counts from to which the parameters belong; None: 0.
+        """
+        own = self._own(parameters)
+        if origin is None:
+            own = self.quantities(**own)
+        else:
+            own = self.quantities_about(origin, **own)
         return {self.prefix + name: value for name, value in own.items()}
+
+    def moved(self, parameters: Params, origin: Any) -> dict[str, Any] | None:
+        """`about` with the prefix."""
+        changed = self.about(origin, **self._own(parameters))
+        if changed is None:
+            return None
+        return {self.prefix + name: value for name, value in changed.items()}
 
     def starts(self, x: PyTree, y: Array, known: Params) -> dict[str, Array]:
         """`start` with the prefix, and the known values, which may be others' too."""
@@ -194,8 +227,13 @@ class Model(eqx.Module):
             A number for each parameter; for a batch arrays of its leading axes.
         """
         y, x = jax.tree.map(np.ma.getdata, (real_points(y, "y"), coordinates(x)))
+        origin, ones = _start.far_middle(x), dict.fromkeys(self.names, 1.0)
         with double_precision(self):
-            found = compiled(_start.guess, self, (x, y))
+            if origin is None or self.moved(ones, origin) is None:
+                found = compiled(_start.guess, self, (x, y))
+            else:
+                found = compiled(_start.guess, self, (x - origin, y))
+                found = found | (self.moved(found, -origin) or {})
         return {name: np.asarray(found[name])[()] for name in self.names}
 
     def __add__(self, other: Any) -> "Model":

@@ -42,6 +42,7 @@ class Gaussian(Peak):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE}
 
     def function(self, x, height, center, width):
@@ -63,6 +64,7 @@ class Lorentzian(Peak):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE}
 
     def function(self, x, height, center, width):
@@ -87,6 +89,7 @@ class Voigt(Peak):
     """
 
     linear = ("area",)
+    places = ("center",)
     limits = {"sigma": POSITIVE, "gamma": POSITIVE}
 
     def function(self, x, area, center, sigma, gamma):
@@ -117,6 +120,7 @@ class PseudoVoigt(Peak):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE, "fraction": (0.0, 1.0)}
 
     def function(self, x, height, center, width, fraction):
@@ -142,6 +146,7 @@ class Moffat(Peak):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE, "exponent": POSITIVE}
 
     def function(self, x, height, center, width, exponent):
@@ -166,6 +171,7 @@ class Pearson7(Peak):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE, "exponent": (0.5, np.inf)}
 
     def function(self, x, height, center, width, exponent):
@@ -193,6 +199,7 @@ class SkewedGaussian(Peak):
     """
 
     linear = ("area",)
+    places = ("center",)
     limits = {"width": POSITIVE}
 
     def function(self, x, area, center, width, skew):
@@ -230,6 +237,7 @@ class ExponentialGaussian(Peak):
     """
 
     linear = ("area",)
+    places = ("center",)
     limits = {"width": POSITIVE, "rate": POSITIVE}
 
     def function(self, x, area, center, width, rate):
@@ -266,6 +274,7 @@ class Doniach(Peak):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE, "asymmetry": (0.0, 1.0)}
 
     def function(self, x, height, center, width, asymmetry):
@@ -291,6 +300,7 @@ class BreitWigner(Model):
     """
 
     linear = ("amplitude",)
+    places = ("center",)
     limits = {"width": POSITIVE}
 
     def function(self, x, amplitude, center, width, q):

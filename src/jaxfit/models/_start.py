@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Values = Float[Array, " m"]
 
+FAR = 10  # times the data's range: from there on x = 0 is far away
 DEFAULT_START = 1.0  # of a parameter of which nothing is known, as in curve_fit
 
 
@@ -200,7 +201,16 @@ def best_of(
     return chosen, coefficients[best]
 
 
-# Starts of data as they come
+# Data as they come
+
+
+def far_middle(x: PyTree) -> np.float64 | None:
+    """The middle of the data's x, where x = 0 is far off; else None."""
+    if not isinstance(x, np.ndarray) or not (finite := x[np.isfinite(x)]).size:
+        return None
+    low, high = finite.min(), finite.max()
+    middle = 0.5 * low + 0.5 * high
+    return np.float64(middle) if abs(middle) > FAR * (high - low) else None
 
 
 def start_from(

@@ -14,6 +14,12 @@ from jaxfit.models._model import POSITIVE, Model
 from jaxfit.models._start import Remainder, best_of, extent, grid, peak, with_known
 
 
+def turned(phase, frequency, origin):
+    """The phase at an origin: less the whole turns that lie between."""
+    turns = frequency * origin
+    return phase + 2 * math.pi * (turns - jnp.round(turns))
+
+
 class Sine(Model):
     """amplitude sin(2π frequency x + phase).
 
@@ -31,6 +37,9 @@ class Sine(Model):
     def search(self, rest, known):
         return _oscillation(self, rest, known, {})
 
+    def about(self, origin, amplitude, frequency, phase):
+        return {"phase": turned(phase, frequency, origin)}
+
     def quantities(self, amplitude, frequency, phase):
         return {"period": 1 / frequency}
 
@@ -45,6 +54,7 @@ class DampedSine(Model):
 
     linear = ("amplitude",)
     limits = {"amplitude": POSITIVE, "frequency": POSITIVE}
+    scales = ("amplitude",)
 
     def function(self, x, amplitude, frequency, phase, rate):
         wave = jnp.sin(2 * math.pi * frequency * x + phase)
@@ -53,6 +63,12 @@ class DampedSine(Model):
     def search(self, rest, known):
         rates = np.array([0, 0.6, 1.2, 2.4, 5, 10, 20, 40]) / extent(rest.x)[1]
         return _oscillation(self, rest, known, {"rate": rates})
+
+    def about(self, origin, amplitude, frequency, phase, rate):
+        return {
+            "amplitude": amplitude * jnp.exp(-rate * origin),
+            "phase": turned(phase, frequency, origin),
+        }
 
     def quantities(self, amplitude, frequency, phase, rate):
         return {"period": 1 / frequency, "quality": math.pi * frequency / rate}
@@ -173,6 +189,7 @@ class Logistic(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
 
     def function(self, x, height, center, rate):
         return height * 0.5 * (1 + jnp.tanh(0.5 * rate * (x - center)))
@@ -192,6 +209,7 @@ class Gompertz(Model):
     """
 
     linear = ("height",)
+    places = ("center",)
     limits = {"rate": POSITIVE}
 
     def function(self, x, height, center, rate):
@@ -221,6 +239,7 @@ class Step(Model):
     form: str = eqx.field(default="erf", static=True)
 
     linear = ("height",)
+    places = ("center",)
     limits = {"width": POSITIVE}
 
     _FORMS: ClassVar = {
