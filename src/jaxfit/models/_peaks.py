@@ -208,8 +208,9 @@ class SkewedGaussian(Peak):
         return area * unit * (1 + erf(skew * z / math.sqrt(2)))
 
     def shaped(self, center, fwhm):
-        skew = np.array([0.0, -1.5, 1.5, -4.0, 4.0])
-        wider = np.array([1.0, 1.25, 1.25, 1.55, 1.55])
+        # none without skew, where the derivatives by centre and skew are parallel
+        skew = np.array([0.7, -0.7, 1.5, -1.5, 4.0, -4.0])
+        wider = np.array([1.1, 1.1, 1.25, 1.25, 1.55, 1.55])
         width = fwhm / FWHM * wider
         return {
             "center": center - np.sign(skew) * 0.5 * width,
