@@ -201,8 +201,8 @@ class StretchedExponential(Model):
 
     def candidates(self, x, y):
         return grid(
-            lifetime=extent(x)[1] * np.geomspace(0.01, 5, 20),
-            exponent=np.array([0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 3.0]),
+            lifetime=extent(x)[1] * np.geomspace(0.01, 5, 14),
+            exponent=np.array([0.4, 0.6, 0.8, 1.0, 1.4, 2.0]),
         )
 
     def quantities(self, amplitude, lifetime, exponent):
