@@ -7,7 +7,7 @@ import pytest
 
 import jaxfit
 from jaxfit import models
-from jaxfit.fitting import _program
+from jaxfit.fitting import _program, _starts
 from jaxfit.fitting._problem import Data, pose
 
 NUMBER = 20
@@ -125,3 +125,18 @@ def test_guesses_by_chunks_are_those_of_single_data_sets(monkeypatch):
     chunks = jax.jit(starts)(cases)
     assert chunks.shape == (7, 4)
     np.testing.assert_allclose(chunks[:, 0], height, rtol=1e-3)
+
+
+def test_further_starts_are_guesses_from_parts_of_the_data():
+    x = jnp.linspace(0, 10, 40)
+    valid = np.arange(40) != 7
+    problem, _ = pose(models.Gaussian() + models.Constant())
+    case = _program.Case(Data(x, x, None), valid, {})
+    parts = _starts._parts(problem, case, 8, seed=0)
+    assert parts.shape == (8, 40)
+    np.testing.assert_array_equal(parts[0], valid)
+    assert not parts[:, 7].any()
+    assert len(np.unique(parts, axis=0)) == 8
+    assert (parts.sum(axis=1) >= 15).all()
+    given = case._replace(starts=dict.fromkeys(problem.varied, 1.0))
+    assert len(_starts._parts(problem, given, 8, seed=0)) == 1
