@@ -81,8 +81,9 @@ def fit(
             (parameter - mean) / deviation, in units of sigma.
         absolute_sigma: sigma is known; otherwise it is scaled so that the reduced
             chi-square is 1, as in SciPy and lmfit.
-        starts: fit from that many starts, quasi-random inside the bounds or around the
-            guess, and keep the best; `Fit.minima` tells what was found.
+        starts: fit from that many starts, guesses from parts of the data and
+            quasi-random ones inside the bounds or around the guess, and keep the best;
+            `Fit.minima` tells what was found.
         seed: of these starts.
         covariance: "gram", "sandwich", or None: the sandwich with a robust loss.
 

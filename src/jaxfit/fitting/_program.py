@@ -24,6 +24,7 @@ from jaxfit.fitting._problem import Data, Problem
 from jaxfit.losses import Linear, Loss
 from jaxfit.models._start import start_from
 
+GUESS_NUMBERS = 2**17  # of data for which starts are guessed at a time
 FITS_A_DEVICE = 200  # below, more devices do not pay
 
 
@@ -291,10 +292,16 @@ def _rows(problem, arguments):
     return rows(x), jacobian(rows, x)
 
 
-def run_start(problem: Problem, case: Case) -> np.ndarray:
-    """Where the fit of a case starts."""
+def run_starts(problem: Problem, case: Case, valid: np.ndarray) -> np.ndarray:
+    """Where the fit of a case starts, (number, n), guessed from these of its points."""
     with _host.double_precision(named(problem.model)):
-        return np.asarray(compiled(start_vector, problem, case))
+        return np.asarray(compiled(_starts, problem, (case, valid)))
+
+
+def _starts(problem, arguments):
+    case, valid = arguments
+    axes = Case(data=None, valid=0, starts=None)
+    return _start_vectors(problem, case._replace(valid=valid), axes, len(valid))
 
 
 def _fit(problem, arguments):
@@ -357,7 +364,8 @@ def _fit_batch(problem, arguments):
         own = (axes.case, *(0 for _ in more))
         return jax.vmap(functools.partial(function, problem), in_axes=own)
 
-    x0 = of_each(start_vector)(cases)
+    number = len(jax.tree.leaves((cases.starts, cases.data.y))[0])
+    x0 = _start_vectors(problem, cases, axes.case, number)
     ends = solve_cases(problem, x0, cases, axes, manner, mesh)
 
     def finish(problem, case, end):
@@ -365,6 +373,31 @@ def _fit_batch(problem, arguments):
 
     start = jax.vmap(problem.of_varied)(x0)
     return {**of_each(finish, ends)(cases, ends), "start": start}
+
+
+def _start_vectors(problem: Problem, cases: Case, axes: Case, number: int):
+    """`start_vector` of a number of cases, by chunks: a guess needs much memory.
+
+    Args:
+        axes: what has a leading axis of that number.
+    """
+
+    def of_one(k):
+        case = jax.tree.map(
+            lambda axis, part: (
+                part if axis is None else jax.tree.map(lambda leaf: leaf[k], part)
+            ),
+            axes,
+            cases,
+            is_leaf=lambda axis: axis is None,
+        )
+        return start_vector(problem, case)
+
+    points = np.size(cases.data.y) // (1 if axes.data is None else number)
+    chunks = -(-number * max(points, 1) // GUESS_NUMBERS)
+    rows = np.minimum(np.arange(chunks * -(-number // chunks)), number - 1)
+    found = jax.lax.map(jax.vmap(of_one), rows.reshape(chunks, -1))
+    return found.reshape(-1, len(problem.varied))[:number]
 
 
 def devices_for(number: int) -> Mesh | None:

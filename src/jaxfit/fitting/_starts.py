@@ -5,9 +5,17 @@ from typing import Any
 import numpy as np
 
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import Axes, Case, Manner, for_solver, run_batch, run_start
+from jaxfit.fitting._program import (
+    Axes,
+    Case,
+    Manner,
+    for_solver,
+    run_batch,
+    run_starts,
+)
 
 SAME_COST = 1e-6  # relative: ends of one minimum
+KEPT = 0.6  # of the points, for a guess from a part of them
 
 
 def check_inside(problem: Problem, given: dict[str, Any]) -> None:
@@ -32,14 +40,19 @@ def best_of_many(
 ) -> tuple[Case, list[tuple[float, int]]]:
     """The case with the start whose fit has the least cost, and all minima.
 
-    Minima are told apart by their cost, so that those that only differ by the names of
-    exchangeable parts count once.
+    Half of the starts are guesses, the first from all the data and the others from
+    random parts of them: what a guess takes for a peak or a frequency there is where
+    another minimum may be. The other half lie about the first. Minima are told apart by
+    their cost, so that those that only differ by the names of exchangeable parts count
+    once.
     """
     if not (isinstance(number, int) and number >= 1):
         raise ValueError(f"starts is {number!r}; give a whole number of at least 1.")
-    first = run_start(problem, case)
+    guesses = run_starts(problem, case, _parts(problem, case, number // 2, seed))
+    first = guesses[0]
     lower, upper = problem.bounds or (None, None)
-    starts = spread(first, lower, upper, number, seed)
+    around = spread(first, lower, upper, number - len(guesses), seed)
+    starts = np.concatenate([guesses, around])
     cases = Case(
         case.data, case.valid, dict(zip(problem.varied, starts.T, strict=True))
     )
@@ -49,6 +62,26 @@ def best_of_many(
     chosen = for_solver(found, "x")[best] if np.isfinite(cost[best]) else first
     starts_of_best = dict(zip(problem.varied, chosen, strict=True))
     return Case(case.data, case.valid, starts_of_best), _distinct(cost)
+
+
+def _parts(problem: Problem, case: Case, number: int, seed: int) -> np.ndarray:
+    """Which points count for each of several guesses: all, and then parts.
+
+    By turns a random part of the points, and all outside a random interval.
+    """
+    y = case.data.y
+    valid = np.ones(np.shape(y), bool) if case.valid is None else np.asarray(case.valid)
+    is_guessed = any(name not in case.starts for name in problem.varied)
+    if number < 2 or not (is_guessed and problem.model.starts_from_data):
+        return valid[None]
+    random = np.random.default_rng(seed)
+    scattered = random.uniform(size=(number, valid.size)) < KEPT
+    middle, width = random.uniform(size=(2, number, 1))
+    away = np.abs(np.arange(valid.size) / valid.size - middle)
+    outside = away > 0.5 * (1 - KEPT) * width
+    kept = np.where(np.arange(number)[:, None] % 2 == 0, outside, scattered)
+    kept[0] = True
+    return valid & kept.reshape(number, *valid.shape)
 
 
 def _distinct(costs: np.ndarray) -> list[tuple[float, int]]:
@@ -63,7 +96,7 @@ def _distinct(costs: np.ndarray) -> list[tuple[float, int]]:
 
 
 def spread(first, lower, upper, number: int, seed: int) -> np.ndarray:
-    """Starts (number, n), the first of them given, the others quasi-random.
+    """Quasi-random starts (number, n) about a first one.
 
     Between two finite bounds they are even; beyond one bound from a fifth to five times
     the first's distance from it; without bounds within three times its size, of 1 at
@@ -76,7 +109,7 @@ def spread(first, lower, upper, number: int, seed: int) -> np.ndarray:
         root = (1 + root) ** (1 / (n + 1))
     shift = np.random.default_rng(seed).uniform(size=n)
     step = root ** -np.arange(1.0, n + 1)
-    u = (shift + np.arange(number - 1)[:, None] * step) % 1
+    u = (shift + np.arange(number)[:, None] * step) % 1
     lower = np.full(n, -np.inf) if lower is None else lower
     upper = np.full(n, np.inf) if upper is None else upper
     has_lower, has_upper = np.isfinite(lower), np.isfinite(upper)
@@ -86,7 +119,7 @@ def spread(first, lower, upper, number: int, seed: int) -> np.ndarray:
     away_low = np.where(first > low, first - low, np.maximum(np.abs(first), 1))
     away_high = np.where(first < high, high - first, np.maximum(np.abs(first), 1))
     size = np.where(first == 0, 1.0, np.abs(first))
-    points = np.where(
+    return np.where(
         both,
         low + u * (high - low),
         np.where(
@@ -97,4 +130,3 @@ def spread(first, lower, upper, number: int, seed: int) -> np.ndarray:
             ),
         ),
     )
-    return np.concatenate([first[None], points])

@@ -1,16 +1,20 @@
 """Sums and products of models, and where they start: one part after the other."""
 
 import functools
-import itertools
-import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxfit.models import _start
 from jaxfit.models._model import Model
+from jaxfit.models._peaks import Peak
+from jaxfit.models._place import placed
+from jaxfit.models._start import Remainder, beside, orthonormal, project
+from jaxfit.models._waves import DampedSine, Sine
+
+ROUNDS = 2  # in which each part is sought beside the others
 
 
 def added(first: Model, second: Model) -> "Sum":
@@ -79,9 +83,6 @@ class _Composite(Model):
             found |= changed
         return found
 
-    def start(self, x, y, known):
-        return self.starts(x, y, known)
-
 
 class Sum(_Composite):
     """The sum of models: peaks on a background, say."""
@@ -99,25 +100,34 @@ class Sum(_Composite):
             jnp.add, [member.evaluate(x, parameters) for member in self.members]
         )
 
-    def starts(self, x, y, known):
-        """Background from the edges, then the largest peak of what is left, and so on.
+    def search(self, rest, known):
+        """The parts beside each other, with the background free beside them all.
 
-        Curves that are no peaks (a decay, say) are found together with the background.
-        In the end all linear parameters are solved for together.
+        Peaks are placed together; other curves are sought one after the other, each
+        beside the others as they stand. In the end all linear parameters are solved
+        for together.
         """
-        peaks = [m for m in self.members if m.is_peak]
-        backgrounds = [m for m in self.members if m.is_background]
-        curves = [m for m in self.members if m not in peaks + backgrounds]
+        rigid = [m for m in self.members if not m.linear]
         found: dict[str, Array] = {}
-        left = y
-        for curve in curves:
-            found |= _beside(curve, backgrounds, x, left, known)
-            left = left - curve.evaluate(x, found)
-        if backgrounds:
-            found |= _at_edges(backgrounds, x, left, known, only_edges=bool(peaks))
-            for background in backgrounds:
-                left = left - background.evaluate(x, found)
-        return _placed(self.members, peaks, x, y, left, found, known)
+        for member in rigid:
+            found |= member.searched(rest, known)
+            values = rest.factor * member.evaluate(rest.x, found)
+            rest = rest._replace(y=rest.y - jnp.where(jnp.isfinite(values), values, 0))
+        backgrounds = [m for m in self.members if m.is_background]
+        peaks = [m for m in self.members if isinstance(m, Peak)]
+        curves = [m for m in self.members if m not in rigid + backgrounds + peaks]
+        parts = [_Part([m], functools.partial(m.searched, known=known)) for m in curves]
+        if peaks:
+            together = functools.partial(placed, peaks, known=known)
+            parts.append(_Part(peaks, together))
+        columns, fixed = _linear(backgrounds, rest, {}, known)
+        beside_all = rest._replace(
+            y=rest.y - fixed,
+            basis=orthonormal(jnp.concatenate([rest.basis, *columns.values()])),
+        )
+        found |= _in_rounds(parts, beside_all)
+        members = [m for m in self.members if m.linear]
+        return found | _resolved(members, rest, found, known)
 
 
 class Product(_Composite):
@@ -129,131 +139,127 @@ class Product(_Composite):
             f"({m.label})" if len(m.parts) > 1 else m.label for m in self.members
         )
 
+    @property
+    def linear(self):  # type: ignore[override]
+        """The linear parameters of the first factor that has any."""
+        for member in self.members:
+            if member.linear and not isinstance(member, _Composite):
+                return tuple(member.prefix + name for name in member.linear)
+        return ()
+
+    @property
+    def is_background(self):
+        return False
+
+    def columns(self, x, **others):
+        first = next(m for m in self.members if set(self.linear) <= set(m.names))
+        rest = [m.evaluate(x, others) for m in self.members if m is not first]
+        own = {
+            n: others[first.prefix + n]
+            for n in first.own_names
+            if n not in first.linear
+        }
+        return [
+            functools.reduce(jnp.multiply, rest, column)
+            for column in first.columns(x, **own)
+        ]
+
     def evaluate(self, x, parameters):
         return functools.reduce(
             jnp.multiply, [member.evaluate(x, parameters) for member in self.members]
         )
 
-    def starts(self, x, y, known):
-        """Each factor from the data over the factors before it."""
-        found: dict[str, Array] = {}
-        for member in self.members:
-            found |= member.starts(x, y, known)
-            values = member.evaluate(x, found)
-            floor = 0.1 * jnp.max(jnp.abs(values))
-            usable = jnp.abs(values) > floor
-            y = jnp.where(usable, y / jnp.where(usable, values, 1), jnp.sign(values))
-        return found
+    def search(self, rest, known):
+        """Each factor with the others as they stand, oscillations first, and again."""
+        members = sorted(self.members, key=lambda m: not _oscillates(m))
+
+        def once(_, state):
+            found, values = state
+            for k, member in enumerate(members):
+                others = [v for j, v in enumerate(values) if j != k]
+                factor = functools.reduce(jnp.multiply, others, rest.factor)
+                found = found | member.searched(rest._replace(factor=factor), known)
+                own = member.evaluate(rest.x, found)
+                own = jnp.where(jnp.isfinite(own), own, 0)
+                values = (*values[:k], own, *values[k + 1 :])
+            return found, values
+
+        ones = tuple(jnp.ones_like(rest.y) for _ in members)
+        zeros = dict.fromkeys(self.names, jnp.zeros((), rest.y.dtype))
+        return jax.lax.fori_loop(0, ROUNDS, once, (zeros, ones))[0]
+
+
+def _oscillates(model: Model) -> bool:
+    return any(isinstance(part, (Sine, DampedSine)) for part in model.parts)
 
 
 # Starts of sums
 
 
-def _beside(curve: Model, backgrounds, x, y, known) -> dict[str, Array]:
-    """The start of a curve that has a background beside it."""
-    if not curve.linear or isinstance(curve, _Composite):
-        return curve.starts(x, y, known)
+class _Part(NamedTuple):
+    """Members of a sum that are sought together, and how."""
 
-    def columns(x, **others):
-        mine = curve.columns(x, **others)
-        return [column for b in backgrounds for column in b.columns(x)] + mine
-
-    free = [(-math.inf, math.inf) for b in backgrounds for _ in b.linear]
-    limits = [*free, *curve._linear_limits]
-    own = curve._known(known)
-    candidates = _start.with_known(curve.candidates(x, y), own)
-    others, linear = _start.best_of(columns, x, y, candidates, limits)
-    found = others | dict(zip(curve.linear, linear[len(free) :], strict=True)) | own
-    return {curve.prefix + name: value for name, value in found.items()}
+    members: Sequence[Model]
+    search: Callable[[Remainder], dict[str, Array]]
 
 
-def _at_edges(backgrounds, x, y, known, only_edges: bool) -> dict[str, Array]:
-    """The background, where there are peaks from the edges of the data alone."""
-    if only_edges:
-        axes = x if isinstance(x, tuple) else (x,)
-        edge = _start.away_from_middle(axes)
-        x, y = jax.tree.map(lambda leaf: leaf[edge], (x, y))
-    columns = [column for b in backgrounds for column in b.columns(x)]
-    coefficients, _ = _start.project(columns, y)
-    names = [b.prefix + name for b in backgrounds for name in b.linear]
-    found = dict(zip(names, coefficients, strict=True))
-    return found | {name: known[name] for name in names if name in known}
-
-
-def _placed(members, peaks, x, y, left, found, known) -> dict[str, Array]:
-    """Peaks at what the background leaves, in the best order.
-
-    Those of which something is known come first. Then the largest peak goes to the
-    next, and so on. Where peaks are of several kinds, up to three, it matters which is
-    which: every order of the kinds is tried.
-    """
-    placed = [m for m in peaks if any(name in known for name in m.names)]
-    free = [m for m in peaks if m not in placed]
-    orders = [tuple(free)]
-    if len({type(m) for m in free}) > 1 and len(free) < 4:
-        every = list(itertools.permutations(free))
-        orders = list({tuple(map(type, one)): one for one in every[::-1]}.values())
-    ways, sizes = [], []
-    for order in orders:
-        way = found | _pursued([*placed, *order], x, left, known)
-        ways.append(_resolved(members, x, y, way, known))
-        sizes.append(jnp.sum((y - sum(m.evaluate(x, ways[-1]) for m in members)) ** 2))
-    if len(orders) == 1:
-        return ways[0]
-    best = jnp.argmin(jnp.nan_to_num(jnp.stack(sizes), nan=jnp.inf))
-    return {name: jnp.stack([way[name] for way in ways])[best] for name in ways[0]}
-
-
-def _pursued(peaks, x, y, known) -> dict[str, Array]:
-    """One peak after the other, each from what the others leave, and once more."""
-
-    def pursue(_, state):
-        left, values, found = state
-        values, found = list(values), dict(found)
-        for k, member in enumerate(peaks):
-            left = left + values[k]
-            start = member.starts(x, left, known)
-            found |= {name: value.astype(y.dtype) for name, value in start.items()}
-            values[k] = member.evaluate(x, found)
-            left = left - values[k]
-        return left, values, found
-
-    zero = jnp.zeros((), y.dtype)
-    nothing = dict.fromkeys((name for m in peaks for name in m.names), zero)
-    state = y, [jnp.zeros_like(y) for _ in peaks], nothing
-    if len(peaks) < 2:
-        return pursue(0, state)[2]
-    return jax.lax.fori_loop(0, 2, pursue, state)[2]
-
-
-def _resolved(members, x, y, found, known) -> dict[str, Array]:
-    """All linear parameters together, unless one changes its sign by that.
-
-    Those that are known stay.
-    """
-    plain = [m for m in members if m.linear and not isinstance(m, _Composite)]
-    names, columns, is_height = [], [], []
-    rest = y
+def _linear(members, rest: Remainder, found, known):
+    """Columns (1, m) by name of what is linear and not known, and the known part."""
+    columns: dict[str, Array] = {}
+    fixed = jnp.zeros_like(rest.y)
     for member in members:
-        if member not in plain:
-            rest = rest - member.evaluate(x, found)
-            continue
-        others = {n: found[member.prefix + n] for n in member.own_names}
-        for name in member.linear:
-            del others[name]
-        names += [member.prefix + name for name in member.linear]
-        is_height += [not member.is_background] * len(member.linear)
-        columns += member.columns(x, **others)
+        others = {
+            n: found[member.prefix + n]
+            for n in member.own_names
+            if n not in member.linear
+        }
+        values = member.columns(rest.x, **others)
+        for name, column in zip(member.linear, values, strict=True):
+            column = jnp.where(jnp.isfinite(column), column, 0) * rest.factor
+            if member.prefix + name in known:
+                fixed = fixed + known[member.prefix + name] * column
+            else:
+                columns[member.prefix + name] = column[None]
+    return columns, fixed
+
+
+def _in_rounds(parts: Sequence[_Part], rest: Remainder) -> dict[str, Array]:
+    """Each part beside the others, as far as these are found."""
+    if len(parts) < 2:
+        return parts[0].search(rest) if parts else {}
+
+    def once(_, state):
+        found, columns = state
+        for k, part in enumerate(parts):
+            others = [c for j, c in enumerate(columns) if j != k]
+            basis = orthonormal(jnp.concatenate([rest.basis, *others]))
+            found = found | part.search(rest._replace(basis=basis))
+            own, _ = _linear(part.members, rest, found, {})
+            own = jnp.concatenate([*own.values()])
+            columns = (*columns[:k], own, *columns[k + 1 :])
+        return found, columns
+
+    dtype, m = rest.y.dtype, len(rest.y)
+    names = [n for part in parts for member in part.members for n in member.names]
+    nothing = tuple(
+        jnp.zeros((sum(len(member.linear) for member in part.members), m), dtype)
+        for part in parts
+    )
+    zeros = dict.fromkeys(names, jnp.zeros((), dtype))
+    return jax.lax.fori_loop(0, ROUNDS, once, (zeros, nothing))[0]
+
+
+def _resolved(members, rest: Remainder, found, known) -> dict[str, Array]:
+    """All linear parameters together; those that are known stay."""
+    columns, fixed = _linear(members, rest, found, known)
     if not columns:
-        return found
-    coefficients, left = _start.project(columns, rest)
-    fine = jnp.isfinite(left)
-    for name, value, height in zip(names, coefficients, is_height, strict=True):
-        if height:
-            fine = fine & (value * found[name] > 0)
-    better = {
-        name: jnp.where(fine, value, found[name])
-        for name, value in zip(names, coefficients, strict=True)
-        if name not in known
+        return {}
+    stack = beside(rest.basis, jnp.concatenate([*columns.values()]))
+    coefficients, _ = project(stack, rest._replace(y=rest.y - fixed).orthogonal)
+    given = {
+        name: jnp.asarray(known[name])
+        for m in members
+        for name in m.names
+        if name in known
     }
-    return found | better
+    return given | dict(zip(columns, coefficients, strict=True))

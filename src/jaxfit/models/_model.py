@@ -83,9 +83,15 @@ class Model(eqx.Module):
         Args:
             known: values by name that are given, and need no guess.
         """
-        candidates, limits = self.candidates(x, y), self._linear_limits
-        candidates = _start.with_known(candidates, known)
-        others, linear = _start.best_of(self.columns, x, y, candidates, limits)
+        return self.search(_start.alone(x, y), known)
+
+    def search(self, rest: _start.Remainder, known: Params) -> dict[str, Array]:
+        """`start` of a part of a model, from what the others leave of the data."""
+        if type(self).start is not Model.start:
+            return self.start(rest.x, rest.orthogonal, known)
+        candidates = _start.with_known(self.candidates(rest.x, rest.orthogonal), known)
+        limits = self._linear_limits
+        others, linear = _start.best_of(self.columns, rest, candidates, limits)
         return others | dict(zip(self.linear, linear, strict=True))
 
     def quantities(self, **parameters: Array) -> dict[str, Array]:
@@ -189,9 +195,14 @@ class Model(eqx.Module):
 
     def starts(self, x: PyTree, y: Array, known: Params) -> dict[str, Array]:
         """`start` with the prefix, and the known values, which may be others' too."""
+        return self.searched(_start.alone(x, y), known)
+
+    def searched(self, rest: _start.Remainder, known: Params) -> dict[str, Array]:
+        """`search` with the prefix, and the known values, which may be others' too."""
         own = self._known(known)
-        found = self.start(x, y, own) | own
-        return {self.prefix + n: jnp.asarray(v) for n, v in found.items()}
+        found = self.search(rest, own) | own
+        found = {n: jnp.asarray(v, rest.y.dtype) for n, v in found.items()}
+        return self._with_prefix(found)
 
     def columns(self, x: PyTree, **others: Array) -> list[Array]:
         """The values that one unit of each linear parameter adds."""
@@ -249,6 +260,9 @@ class Model(eqx.Module):
         """Which of its own parameters are known, without the prefix."""
         names = {self.prefix + name: name for name in self.own_names}
         return {names[name]: value for name, value in known.items() if name in names}
+
+    def _with_prefix(self, own: Params) -> dict[str, Any]:
+        return {self.prefix + name: value for name, value in own.items()}
 
     def _own(self, parameters: Params) -> dict[str, Any]:
         return {n: parameters[self.prefix + n] for n in self.own_names}

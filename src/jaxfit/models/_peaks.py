@@ -1,21 +1,39 @@
 """Peaks of one coordinate. Negative heights and areas are dips."""
 
 import math
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import erf, gammaln, log_ndtr
+from jaxtyping import Array
 
 from jaxfit.models._model import POSITIVE, Model
+from jaxfit.models._place import placed
 from jaxfit.models._special import faddeeva
 from jaxfit.models._start import grid, peak
 
 FWHM = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian, in standard deviations
-WIDER = np.array([0.5, 1.0, 1.7])  # widths that are tried, in those of the data
 
 
-class Gaussian(Model):
+class Peak(Model):
+    """A peak with a centre and one linear parameter; it needs `shaped` for a start."""
+
+    is_peak: ClassVar[bool] = True
+
+    def shaped(self, center: Array, fwhm: Array) -> dict[str, Array]:
+        """Parameters (S,), but for the linear one, of peaks of one place and width.
+
+        Their full width at half maximum is about `fwhm`; the first is the likeliest.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define shaped().")
+
+    def search(self, rest, known):
+        return self._known(placed([self], rest, self._with_prefix(known)))
+
+
+class Gaussian(Peak):
     """height exp(-(x - center)² / (2 width²)).
 
     Parameters: `height`, the value at the centre; `center`; `width`, the standard
@@ -26,20 +44,18 @@ class Gaussian(Model):
     linear = ("height",)
     places = ("center",)
     limits = {"width": POSITIVE}
-    is_peak = True
 
     def function(self, x, height, center, width):
         return height * jnp.exp(-0.5 * ((x - center) / width) ** 2)
 
-    def candidates(self, x, y):
-        center, fwhm = peak(x, y)
-        return grid(center=center[None], width=fwhm / FWHM * WIDER)
+    def shaped(self, center, fwhm):
+        return {"center": center[None], "width": fwhm[None] / FWHM}
 
     def quantities(self, height, center, width):
         return {"fwhm": FWHM * width, "area": math.sqrt(2 * math.pi) * height * width}
 
 
-class Lorentzian(Model):
+class Lorentzian(Peak):
     """height / (1 + ((x - center) / width)²).
 
     Parameters: `height`, the value at the centre; `center`; `width`, half the width at
@@ -50,20 +66,18 @@ class Lorentzian(Model):
     linear = ("height",)
     places = ("center",)
     limits = {"width": POSITIVE}
-    is_peak = True
 
     def function(self, x, height, center, width):
         return height / (1 + ((x - center) / width) ** 2)
 
-    def candidates(self, x, y):
-        center, fwhm = peak(x, y)
-        return grid(center=center[None], width=fwhm / 2 * WIDER)
+    def shaped(self, center, fwhm):
+        return {"center": center[None], "width": fwhm[None] / 2}
 
     def quantities(self, height, center, width):
         return {"fwhm": 2 * width, "area": math.pi * height * width}
 
 
-class Voigt(Model):
+class Voigt(Peak):
     """A Lorentzian seen through a Gaussian: area Re w(z) / (sigma √(2π)).
 
     Here z = (x - center + i gamma) / (sigma √2), and w is the Faddeeva function.
@@ -77,7 +91,6 @@ class Voigt(Model):
     linear = ("area",)
     places = ("center",)
     limits = {"sigma": POSITIVE, "gamma": POSITIVE}
-    is_peak = True
 
     def function(self, x, area, center, sigma, gamma):
         scale = 1 / (math.sqrt(2) * sigma)
@@ -86,11 +99,10 @@ class Voigt(Model):
         profile = faddeeva(lax.complex(along, jnp.asarray(height, along.dtype))).real
         return area * profile * scale / math.sqrt(math.pi)
 
-    def candidates(self, x, y):
-        center, fwhm = peak(x, y)
-        sigma, gamma = np.array([0.2, 0.5, 0.9, 1.4]), np.array([0.1, 0.4, 0.8])
-        found = grid(sigma=fwhm / FWHM * sigma, gamma=fwhm / 2 * gamma)
-        return {"center": jnp.full(sigma.size * gamma.size, center), **found}
+    def shaped(self, center, fwhm):
+        sigma, gamma = np.array([(0.77, 0.4), (0.95, 0.1), (0.4, 0.8)]).T
+        same = jnp.full(len(sigma), center)
+        return {"center": same, "sigma": fwhm / FWHM * sigma, "gamma": fwhm / 2 * gamma}
 
     def quantities(self, area, center, sigma, gamma):
         wide = FWHM * sigma
@@ -99,7 +111,7 @@ class Voigt(Model):
         return {"height": height, "fwhm": fwhm}
 
 
-class PseudoVoigt(Model):
+class PseudoVoigt(Peak):
     """height (fraction L + (1 - fraction) G), L and G of one width and height 1.
 
     Parameters: `height`, the value at the centre; `center`; `width`, half the width at
@@ -110,24 +122,22 @@ class PseudoVoigt(Model):
     linear = ("height",)
     places = ("center",)
     limits = {"width": POSITIVE, "fraction": (0.0, 1.0)}
-    is_peak = True
 
     def function(self, x, height, center, width, fraction):
         z = ((x - center) / width) ** 2
         gaussian = jnp.exp(-math.log(2) * z)
         return height * (fraction / (1 + z) + (1 - fraction) * gaussian)
 
-    def candidates(self, x, y):
-        center, fwhm = peak(x, y)
-        found = grid(width=fwhm / 2 * WIDER, fraction=np.array([0.2, 0.8]))
-        return {"center": jnp.full(2 * WIDER.size, center), **found}
+    def shaped(self, center, fwhm):
+        found = grid(width=fwhm[None] / 2, fraction=np.array([0.5, 0.15, 0.85]))
+        return {"center": jnp.full(3, center), **found}
 
     def quantities(self, height, center, width, fraction):
         unit = fraction * math.pi + (1 - fraction) * math.sqrt(math.pi / math.log(2))
         return {"fwhm": 2 * width, "area": height * width * unit}
 
 
-class Moffat(Model):
+class Moffat(Peak):
     """height / (1 + ((x - center) / width)²)^exponent: a star, a beam with wings.
 
     Parameters: `height`, the value at the centre; `center`; `width`, in units of x;
@@ -138,26 +148,20 @@ class Moffat(Model):
     linear = ("height",)
     places = ("center",)
     limits = {"width": POSITIVE, "exponent": POSITIVE}
-    is_peak = True
 
     def function(self, x, height, center, width, exponent):
         return height * (1 + ((x - center) / width) ** 2) ** -exponent
 
-    def candidates(self, x, y):
-        center, fwhm = peak(x, y)
-        exponent = np.array([1.0, 2.0, 4.0])[:, None]
-        width = fwhm / 2 * WIDER / np.sqrt(2 ** (1 / exponent) - 1)
-        return {
-            "center": jnp.full(width.size, center),
-            "width": width.ravel(),
-            "exponent": np.repeat(exponent, WIDER.size),
-        }
+    def shaped(self, center, fwhm):
+        exponent = np.array([2.0, 1.0, 4.0])
+        width = fwhm / 2 / np.sqrt(2 ** (1 / exponent) - 1)
+        return {"center": jnp.full(3, center), "width": width, "exponent": exponent}
 
     def quantities(self, height, center, width, exponent):
         return {"fwhm": 2 * width * jnp.sqrt(2 ** (1 / exponent) - 1)}
 
 
-class Pearson7(Model):
+class Pearson7(Peak):
     """height (1 + ((x - center) / width)² (2^(1/exponent) - 1))^-exponent.
 
     Parameters: `height`, the value at the centre; `center`; `width`, half the width at
@@ -169,16 +173,14 @@ class Pearson7(Model):
     linear = ("height",)
     places = ("center",)
     limits = {"width": POSITIVE, "exponent": (0.5, np.inf)}
-    is_peak = True
 
     def function(self, x, height, center, width, exponent):
         steep = 2 ** (1 / exponent) - 1
         return height * (1 + steep * ((x - center) / width) ** 2) ** -exponent
 
-    def candidates(self, x, y):
-        center, fwhm = peak(x, y)
-        found = grid(width=fwhm / 2 * WIDER, exponent=np.array([0.8, 1.5, 4.0]))
-        return {"center": jnp.full(3 * WIDER.size, center), **found}
+    def shaped(self, center, fwhm):
+        found = grid(width=fwhm[None] / 2, exponent=np.array([1.5, 0.8, 4.0]))
+        return {"center": jnp.full(3, center), **found}
 
     def quantities(self, height, center, width, exponent):
         steep = 2 ** (1 / exponent) - 1
@@ -187,7 +189,7 @@ class Pearson7(Model):
         return {"fwhm": 2 * width, "area": area}
 
 
-class SkewedGaussian(Model):
+class SkewedGaussian(Peak):
     """A Gaussian times 1 + erf(skew (x - center) / (width √2)).
 
     Parameters: `area`; `center` and `width`, location and scale, in units of x, which
@@ -199,21 +201,22 @@ class SkewedGaussian(Model):
     linear = ("area",)
     places = ("center",)
     limits = {"width": POSITIVE}
-    is_peak = True
 
     def function(self, x, area, center, width, skew):
         z = (x - center) / width
         unit = jnp.exp(-0.5 * z**2) / (math.sqrt(2 * math.pi) * width)
         return area * unit * (1 + erf(skew * z / math.sqrt(2)))
 
-    def candidates(self, x, y):
-        center, fwhm = peak(x, y)
-        width = np.array([0.7, 1.0, 1.6])
-        skew = np.array([-4.0, -1.5, 0.0, 1.5, 4.0])
-        found = grid(width=fwhm / FWHM * width, skew=skew)
-        return {"center": center - jnp.sign(found["skew"]) * 0.5 * found["width"]} | (
-            found
-        )
+    def shaped(self, center, fwhm):
+        # none without skew, where the derivatives by centre and skew are parallel
+        skew = np.array([0.7, -0.7, 1.5, -1.5, 4.0, -4.0])
+        wider = np.array([1.1, 1.1, 1.25, 1.25, 1.55, 1.55])
+        width = fwhm / FWHM * wider
+        return {
+            "center": center - np.sign(skew) * 0.5 * width,
+            "width": width,
+            "skew": skew,
+        }
 
     def quantities(self, area, center, width, skew):
         delta = skew / jnp.sqrt(1 + skew**2)
@@ -223,7 +226,7 @@ class SkewedGaussian(Model):
         }
 
 
-class ExponentialGaussian(Model):
+class ExponentialGaussian(Peak):
     """A Gaussian with an exponential tail to the right: chromatography, detectors.
 
     area rate exp(rate (center - x) + rate² width² / 2) Φ((x - center) / width
@@ -237,20 +240,21 @@ class ExponentialGaussian(Model):
     linear = ("area",)
     places = ("center",)
     limits = {"width": POSITIVE, "rate": POSITIVE}
-    is_peak = True
 
     def function(self, x, area, center, width, rate):
         z = (x - center) / width
         k = rate * width
         return area * rate * jnp.exp(0.5 * k**2 - k * z + log_ndtr(z - k))
 
-    def candidates(self, x, y):
-        center, fwhm = peak(x, y)
-        width = np.array([0.3, 0.5, 0.7, 1.0])
-        tail = np.array([0.3, 0.8, 1.6, 3.0])  # its length, in widths of the data
-        found = grid(width=fwhm / FWHM * width, rate=FWHM / fwhm / tail)
-        shift = jnp.minimum(0.5 / found["rate"], 0.5 * fwhm)
-        return {"center": center - shift, **found}
+    def shaped(self, center, fwhm):
+        sigma = np.array([0.8, 0.92, 0.5, 0.25])  # of the Gaussian, in widths
+        tail = np.array([0.7, 0.35, 1.3, 1.6])  # its length likewise
+        width = fwhm / FWHM * sigma
+        return {
+            "center": center - 0.6 * np.minimum(tail, 0.9) * fwhm / FWHM,
+            "width": width,
+            "rate": FWHM / fwhm / tail,
+        }
 
     def quantities(self, area, center, width, rate):
         return {
@@ -259,7 +263,7 @@ class ExponentialGaussian(Model):
         }
 
 
-class Doniach(Model):
+class Doniach(Peak):
     """A metal's photoemission line (Doniach and Sunjic, J. Phys. C 3, 1970).
 
     height cos(π a / 2 + (1 - a) atan(z)) / (1 + z²)^((1 - a) / 2), z = (x - center) /
@@ -273,20 +277,20 @@ class Doniach(Model):
     linear = ("height",)
     places = ("center",)
     limits = {"width": POSITIVE, "asymmetry": (0.0, 1.0)}
-    is_peak = True
 
     def function(self, x, height, center, width, asymmetry):
         z = (x - center) / width
         angle = 0.5 * math.pi * asymmetry + (1 - asymmetry) * jnp.arctan(z)
         return height * jnp.cos(angle) * (1 + z**2) ** (-0.5 * (1 - asymmetry))
 
-    def candidates(self, x, y):
-        center, fwhm = peak(x, y)
-        found = grid(
-            width=fwhm / 2 * np.array([0.4, 0.7, 1.0, 1.5]),
-            asymmetry=np.array([0.05, 0.2, 0.4]),
-        )
-        return {"center": center - found["asymmetry"] * found["width"], **found}
+    def shaped(self, center, fwhm):
+        asymmetry = np.array([0.1, 0.02, 0.3])
+        width = fwhm / 2 * np.array([0.95, 1.0, 0.8])
+        return {
+            "center": center - asymmetry * width,
+            "width": width,
+            "asymmetry": jnp.asarray(asymmetry, width.dtype),
+        }
 
 
 class BreitWigner(Model):

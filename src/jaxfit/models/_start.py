@@ -7,8 +7,8 @@ Everything is array code of fixed shapes, for one curve or, under `vmap`, for a 
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,39 +25,88 @@ FAR = 10  # times the data's range: from there on x = 0 is far away
 DEFAULT_START = 1.0  # of a parameter of which nothing is known, as in curve_fit
 
 
-def project(columns: Sequence[Values], y: Values) -> tuple[list[Array], Array]:
-    """Linear least squares by modified Gram-Schmidt.
+class Remainder(NamedTuple):
+    """What is left of the data for one part of a model, and what stands beside it.
+
+    The part's values are multiplied by `factor`. Beside it are the directions of
+    `basis`, each with a coefficient of its own, so that the part is judged by what it
+    explains of y at right angles to them.
+    """
+
+    x: PyTree
+    y: Values  # without the other parts, as far as they are known
+    basis: Float[Array, "q m"]  # orthonormal rows, or zeros
+    factor: Values
+
+    @property
+    def orthogonal(self) -> Values:
+        """y at right angles to the basis."""
+        return without(self.basis, self.y)
+
+
+def alone(x: PyTree, y: Values) -> Remainder:
+    """The data for a model that has nothing beside it."""
+    return Remainder(x, y, jnp.zeros((0, len(y)), y.dtype), jnp.ones_like(y))
+
+
+def orthonormal(columns: Float[Array, "q m"]) -> Float[Array, "q m"]:
+    """An orthonormal basis of the rows' span: modified Gram-Schmidt, done twice.
+
+    A row that depends on those before it, or is not finite, becomes zero.
+    """
+
+    def add(k, basis):
+        column = columns[k]
+        column = jnp.where(jnp.all(jnp.isfinite(column)), column, 0)
+        size = jnp.max(jnp.abs(column))
+        column = column / jnp.where(size > 0, size, 1)
+        before = jnp.sqrt(jnp.sum(column**2))
+        column = without(basis, without(basis, column))
+        length = jnp.sqrt(jnp.sum(column**2))
+        counts = length > 1e-10 * before
+        return basis.at[k].set(
+            jnp.where(counts, column, 0) / jnp.where(counts, length, 1)
+        )
+
+    if len(columns) == 0:
+        return columns
+    return lax.fori_loop(0, len(columns), add, jnp.zeros_like(columns))
+
+
+def without(basis: Float[Array, "q m"], values: Float[Array, "*k m"]) -> Array:
+    """Values less their part in the span of an orthonormal basis."""
+    return values - jnp.matmul(jnp.matmul(values, basis.T), basis)
+
+
+def beside(basis: Float[Array, "q m"], columns: Float[Array, "l m"]) -> Array:
+    """`without`, but zero for what is in the span to within rounding."""
+    rest = without(basis, columns)
+    before, after = (jnp.sum(v**2, axis=1, keepdims=True) for v in (columns, rest))
+    return jnp.where(after <= 1e-16 * before, 0, rest)
+
+
+def project(columns: Float[Array, "l m"], y: Values) -> tuple[Array, Array]:
+    """Linear least squares.
 
     Returns:
         The coefficients of the columns, zero for one that depends on those before it,
         and the sum of squares that remains; infinite if a column is not finite.
     """
-    finite = jnp.array(True)
-    basis: list[Array] = []
-    triangle: list[list[Array]] = []
-    remaining, images = y, []
-    for column in columns:
-        finite = finite & jnp.all(jnp.isfinite(column))
-        column = jnp.where(jnp.isfinite(column), column, 0)
-        size = jnp.sqrt(jnp.sum(column**2))
-        overlaps = []
-        for q in basis:
-            overlaps.append(jnp.sum(q * column))
-            column = column - overlaps[-1] * q
-        length = jnp.sqrt(jnp.sum(column**2))
-        counts = length > 1e-10 * size
-        q = jnp.where(counts, column / jnp.where(counts, length, 1), 0)
-        images.append(jnp.sum(q * remaining))
-        remaining = remaining - images[-1] * q
-        basis.append(q)
-        triangle.append([*overlaps, jnp.where(counts, length, jnp.inf)])
-    coefficients = images
-    for k in range(len(columns) - 1, -1, -1):
-        value = coefficients[k] / triangle[k][k]
-        coefficients[k] = value
-        for i in range(k):
-            coefficients[i] = coefficients[i] - triangle[k][i] * value
-    left = jnp.sum(remaining**2)
+    finite = jnp.all(jnp.isfinite(columns))
+    columns = jnp.where(jnp.isfinite(columns), columns, 0)
+    basis = orthonormal(columns)
+    triangle, images = jnp.matmul(basis, columns.T), jnp.matmul(basis, y)
+
+    def substitute(back, coefficients):
+        k = len(columns) - 1 - back
+        pivot = triangle[k, k]
+        value = images[k] - jnp.sum(triangle[k] * coefficients)
+        value = jnp.where(pivot == 0, 0, value / jnp.where(pivot == 0, 1, pivot))
+        return coefficients.at[k].set(value)
+
+    zeros = jnp.zeros_like(images)
+    coefficients = lax.fori_loop(0, len(columns), substitute, zeros)
+    left = jnp.sum((y - jnp.matmul(images, basis)) ** 2)
     return coefficients, jnp.where(finite, left, jnp.inf)
 
 
@@ -107,35 +156,11 @@ def peak(x: Values, y: Values) -> tuple[Array, Array]:
     return x[top], jnp.maximum(left_half + right_half - least, least)
 
 
-def frequency(x: Values, y: Values) -> Array:
-    """The strongest frequency above zero, in cycles per unit of x.
-
-    The spectrum of the data on an even grid, four times finer than the data resolve.
-    """
-    m = len(y)
-    low, span = extent(x)
-    even = jnp.interp(low + span * np.linspace(0, 1, m), x, y - jnp.mean(y))
-    power = jnp.abs(jnp.fft.rfft(even, 4 * m)) ** 2
-    power = jnp.where(jnp.arange(len(power)) < 2, 0, power)  # less than half a cycle
-    strongest = jnp.argmax(power).astype(y.dtype)
-    return strongest * (max(m - 1, 1) / (4 * m)) / span
-
-
-def away_from_middle(x: tuple[Values, ...], part: float = 0.3) -> Array:
-    """Indices of the points that lie at the edge of the data, a part of them all."""
-    distance = jnp.zeros_like(x[0])
-    for axis in x:
-        low, span = extent(axis)
-        distance = jnp.maximum(distance, jnp.abs(2 * (axis - low) / span - 1))
-    number = max(1, min(len(distance), max(int(part * len(distance)), 4)))
-    return lax.top_k(distance, number)[1]
-
-
-def last_valid(valid: Array) -> Array:
-    """For each point the nearest valid one before it, or else the first valid one."""
-    index = jnp.arange(len(valid))
-    before = lax.cummax(jnp.where(valid, index, -1))
-    return jnp.where(before < 0, jnp.argmax(valid), before)
+def only_valid(valid: Array) -> Array:
+    """Indices of as many points, of the valid ones alone and each about as often."""
+    number = jnp.cumsum(valid)
+    turn = jnp.arange(len(valid)) * number[-1] // len(valid)
+    return jnp.minimum(jnp.searchsorted(number, turn + 1), len(valid) - 1)
 
 
 def with_known(candidates: dict[str, Array], known) -> dict[str, Array]:
@@ -146,21 +171,27 @@ def with_known(candidates: dict[str, Array], known) -> dict[str, Array]:
     }
 
 
-def best_of(columns_of, x, y, candidates: dict[str, Array], limits=()):
+def best_of(
+    columns_of: Callable[..., Sequence[Values]],
+    rest: Remainder,
+    candidates: Mapping[str, ArrayLike],
+    limits: Sequence[tuple[float, float]] = (),
+) -> tuple[dict[str, Array], Array]:
     """The candidate whose columns leave least of y, and its linear coefficients.
 
     Args:
-        columns_of: (x, **candidate) -> a list of columns (m,).
+        columns_of: (x, **candidate) -> columns (m,).
         candidates: vectors (K,) by name; none for a model that is linear.
         limits: (lower, upper) of each coefficient; a candidate outside is left out.
     """
+    y = rest.orthogonal
 
     def one(candidate):
-        columns = columns_of(x, **candidate)
-        coefficients, left = project(columns, y)
+        columns = jnp.stack(columns_of(rest.x, **candidate)) * rest.factor
+        coefficients, left = project(beside(rest.basis, columns), y)
         for value, (lower, upper) in zip(coefficients, limits, strict=False):
             left = jnp.where((value < lower) | (value > upper), jnp.inf, left)
-        return jnp.stack(coefficients), left
+        return coefficients, left
 
     if not candidates:
         return {}, one({})[0]
@@ -200,7 +231,7 @@ def start_from(
     x, y = flat_coordinates(x, y), jnp.ravel(y)
     if valid is not None:
         flags = [jnp.ravel(valid), *map(jnp.isfinite, jax.tree.leaves(x))]
-        index = last_valid(functools.reduce(jnp.logical_and, flags))
+        index = only_valid(functools.reduce(jnp.logical_and, flags))
         x, y = jax.tree.map(lambda leaf: leaf[index], (x, y))
     if not isinstance(x, tuple):
         order = jnp.argsort(x)

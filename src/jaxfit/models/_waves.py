@@ -4,14 +4,14 @@ import math
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf
+from jaxtyping import Array, Float
 
 from jaxfit.models._model import POSITIVE, Model
-from jaxfit.models._start import extent, frequency, grid, peak
-
-PHASES = np.arange(-5, 7) * (math.pi / 6)
+from jaxfit.models._start import Remainder, best_of, extent, grid, peak, with_known
 
 
 def turned(phase, frequency, origin):
@@ -34,8 +34,8 @@ class Sine(Model):
     def function(self, x, amplitude, frequency, phase):
         return amplitude * jnp.sin(2 * math.pi * frequency * x + phase)
 
-    def candidates(self, x, y):
-        return _oscillation(x, y)
+    def search(self, rest, known):
+        return _oscillation(self, rest, known, {})
 
     def about(self, origin, amplitude, frequency, phase):
         return {"phase": turned(phase, frequency, origin)}
@@ -60,8 +60,9 @@ class DampedSine(Model):
         wave = jnp.sin(2 * math.pi * frequency * x + phase)
         return amplitude * jnp.exp(-rate * x) * wave
 
-    def candidates(self, x, y):
-        return _oscillation(x, y, rate=np.geomspace(0.3, 30, 7) / extent(x)[1])
+    def search(self, rest, known):
+        rates = np.array([0, 0.6, 1.2, 2.4, 5, 10, 20, 40]) / extent(rest.x)[1]
+        return _oscillation(self, rest, known, {"rate": rates})
 
     def about(self, origin, amplitude, frequency, phase, rate):
         return {
@@ -73,14 +74,74 @@ class DampedSine(Model):
         return {"period": 1 / frequency, "quality": math.pi * frequency / rate}
 
 
-def _oscillation(x, y, **others):
-    """The strongest frequency and its neighbours, every phase at the middle of x."""
+def _oscillation(model, rest: Remainder, known, damping) -> dict[str, Array]:
+    """The frequency, and the rate of damping if any, that explain most of the data.
+
+    Amplitude and phase are those of a cosine and a sine, two linear columns. Where
+    these stand beside others, all are solved for together, at every frequency.
+
+    Args:
+        damping: rates (R,) to try by the name of their parameter, or nothing.
+    """
+    low, span = extent(rest.x)
+    t = rest.x - low
+
+    def columns(x, frequency, rate=0.0):
+        turn = 2 * math.pi * frequency * (x - low)
+        decay = jnp.exp(-rate * (x - low))
+        return [decay * jnp.cos(turn), decay * jnp.sin(turn)]
+
+    rates = with_known(damping, known).get("rate", jnp.zeros(1))
+    factors = rest.factor * jnp.exp(-rates[:, None] * t)
+    gains = jax.lax.map(lambda f: _spectrum(rest._replace(factor=f)), factors)
+    best = jnp.argmax(gains)
+    frequency = (best % gains.shape[1]).astype(t.dtype) / (SPECTRUM * span)
+    near = {"frequency": frequency + np.arange(-4.0, 5.0) / (8 * SPECTRUM * span)}
+    if damping:
+        rate = rates[best // gains.shape[1]]
+        near["rate"] = jnp.concatenate([rate * np.geomspace(0.5, 2, 5), rates[:1]])
+    near = with_known(grid(**near), known)
+    chosen, (along, across) = best_of(columns, rest, near)
+    start = jnp.arctan2(along, across) - 2 * math.pi * chosen["frequency"] * low
+    phase = jnp.asarray(known.get("phase", jnp.arctan2(jnp.sin(start), jnp.cos(start))))
+    one = {name: value[None] for name, value in {**chosen, "phase": phase}.items()}
+    others, linear = best_of(model.columns, rest, one)
+    return {**others, "amplitude": linear[0]}
+
+
+SPECTRUM = 4  # frequencies for each that the range of x resolves
+
+
+def _spectrum(rest: Remainder) -> Float[Array, " k"]:
+    """What a cosine and a sine explain of the data, for a range of frequencies.
+
+    Lomb's periodogram (Astrophys. Space Sci. 39, 1976) beside other columns: the sum of
+    squares that both take together, with the others' coefficients free. All sums over
+    the points are Fourier transforms of points moved to a grid, sixteen to the shortest
+    period (Press and Rybicki, Astrophys. J. 338, 1989, do so with more care).
+    """
+    x, factor = rest.x, rest.factor
     low, span = extent(x)
-    nearby = frequency(x, y) + np.array([-0.25, 0.0, 0.25]) / span
-    found = grid(frequency=jnp.maximum(nearby, 0.1 / span), phase=PHASES, **others)
-    phase = found["phase"] - 2 * math.pi * found["frequency"] * (low + 0.5 * span)
-    # the phase that was meant is that at the middle, where it least depends on the rest
-    return {**found, "phase": jnp.arctan2(jnp.sin(phase), jnp.cos(phase))}
+    m = len(x)
+    each = max(m - 1, 1)  # points as even as these lie on the grid
+    length = 4 * SPECTRUM * each
+    place = jnp.round((x - low) / span * (4 * each)).astype(int)
+    rows = jnp.concatenate([(factor * rest.orthogonal)[None], factor * rest.basis])
+    rows = jnp.concatenate([rows, (factor**2)[None]])
+    on_grid = jnp.zeros((len(rows), length), x.dtype).at[:, place].add(rows)
+    transform = jnp.fft.rfft(on_grid)
+    k = np.arange(SPECTRUM // 2 * each + 1)
+    image, others, double = transform[0, k], transform[1:-1, k], transform[-1, 2 * k]
+    total = transform[-1, 0].real
+    cosines = 0.5 * (total + double.real) - jnp.sum(others.real**2, axis=0)
+    sines = 0.5 * (total - double.real) - jnp.sum(others.imag**2, axis=0)
+    mixed = 0.5 * double.imag - jnp.sum(others.real * others.imag, axis=0)
+    cosines, sines = (v + 1e-6 * total for v in (cosines, sines))
+    determinant = cosines * sines - mixed**2
+    a, b = image.real, image.imag
+    gain = (sines * a**2 - 2 * mixed * a * b + cosines * b**2) / determinant
+    fine = (determinant > 0) & (k >= SPECTRUM // 2)  # half a cycle at least
+    return jnp.where(fine, gain, 0)
 
 
 class DampedOscillator(Model):

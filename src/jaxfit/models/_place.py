@@ -1,0 +1,428 @@
+"""Where peaks stand in one spectrum, all of them together.
+
+Matching pursuit with refinement: a peak goes where most is left of the data, and a few
+steps of Levenberg and Marquardt then move the centres and widths of all, with heights
+and background at their optimum (Golub and Pereyra, SIAM J. Numer. Anal. 10, 1973). A
+peak that is sought alone takes its neighbour for a part of itself: what explains most
+reaches over both. So narrow places are preferred, and in the end the peaks that explain
+least are moved to where most is left, or become one half of another one, as long as
+that pays. All is done for peaks, for dips, and for both: where peaks stand on a slope,
+the gaps between them look like dips, and no single move makes peaks of these.
+
+A peak is a centre and a full width at half maximum here, whatever its kind, and all is
+one loop over such jobs: the program does not grow with the number of peaks.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfit.models._start import Remainder, Values, extent, with_known, without
+
+if TYPE_CHECKING:
+    from jaxfit.models._peaks import Peak
+
+PLACE, SPLIT, ARRANGE = 0, 1, 2  # moves
+SIGNS = 1.0, -1.0, 0.0  # of what is placed; 0 for any
+WIDTHS = 9  # of windows, from a few points to a third of the range
+NARROW = 0.5  # power of the width by which narrow windows are preferred
+WINDOW = 1.7  # a peak's full width at half maximum, in half windows that suit it best
+RIDGE = 1e-5  # on heights, so that none cancels another's
+DIFFERENCE = 1e-4  # of centre and width, in widths, for derivatives
+LONGEST = 0.7  # step of a centre, in widths, and of a logarithm of a width
+RANKS = 4  # of peaks that are moved
+MORE = 4  # jobs for each peak beyond two
+GAIN = 0.01  # of the sum of squares, so that a job pays
+NOTHING = 1e-7  # of the data's sum of squares
+
+
+class Places(NamedTuple):
+    """Where all peaks are."""
+
+    center: Float[Array, " n"]
+    fwhm: Float[Array, " n"]
+    shape: Int[Array, " n"]  # which of those that its kind has for one width
+    used: Bool[Array, " n"]  # false for one that has no place yet
+
+
+class State(NamedTuple):
+    """Places with the normal equations there, for heights, centres and widths."""
+
+    places: Places
+    columns: Float[Array, "n m"]  # the peaks, at right angles to the basis, of size 1
+    inverse: Float[Array, "n n"]  # of their Gram
+    heights: Float[Array, " n"]  # of the columns
+    scale: Float[Array, " n"]  # a column in peaks of height 1
+    gram: Float[Array, "3n 3n"]
+    gradient: Float[Array, " 3n"]
+    cost: Array
+    damping: Array
+
+
+class Crowd(NamedTuple):
+    """What is the same wherever the peaks are placed."""
+
+    rest: Remainder
+    y: Values  # at right angles to the basis
+    low: Array
+    span: Array
+    least: Array  # distance of points
+    widths: Float[Array, " w"]
+    before: Int[Array, "w m"]  # where the window about each point begins
+    behind: Int[Array, "w m"]  # and ends
+    weight: Float[Array, "w m"]  # of a window's sum squared, for what it explains
+    known: dict[str, Float[Array, " n"]]  # zero where not known
+
+
+class Job(NamedTuple):
+    """One change of the best places, and the steps after it."""
+
+    move: Any  # PLACE, SPLIT or ARRANGE
+    rank: Any  # of the peak that is moved
+    steps: Any
+    order: Any  # (n,) of the peaks
+    shape: Any  # (n,) added to that of each
+
+
+class Search(NamedTuple):
+    """How far the jobs are done."""
+
+    turn: Array  # the next one
+    trips: Array  # how many were done
+    best: State
+
+
+def placed(peaks: Sequence["Peak"], rest: Remainder, known: Mapping[str, Any]):
+    """The parameters of all peaks, with the prefixes."""
+    peaks = sorted(peaks, key=lambda peak: not peak._known(known))  # these come first
+    kinds = _kinds(peaks, known)
+    crowd = _crowd(peaks, rest, known)
+    state = _best(crowd, kinds)
+    table = *state.places[:3], state.heights * state.scale
+    if len(set(kinds)) == 1 and not kinds[0].known:  # the largest first
+        size = jnp.abs(state.heights) * jnp.max(jnp.abs(state.columns), axis=1)
+        table = jax.tree.map(lambda leaf: leaf[jnp.argsort(-size)], table)
+    found = {}
+    for k, peak in enumerate(peaks):
+        *place, height = (leaf[k] for leaf in table)
+        one = _parameters(peak, peak._known(known), *place)
+        one |= {peak.linear[0]: height} | peak._known(known)
+        found |= {peak.prefix + name: value for name, value in one.items()}
+    return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kind:
+    """Peaks that differ in their numbers alone."""
+
+    peak: "Peak"
+    known: tuple[str, ...]
+
+    @property
+    def shapes(self) -> int:
+        """How many shapes of one width it has."""
+        one = self.peak.shaped(jnp.zeros(()), jnp.ones(()))
+        return len(next(iter(one.values())))
+
+
+def _kinds(peaks, known) -> tuple[Kind, ...]:
+    """The kind of each peak, by one peak that stands for all."""
+    first: dict[Any, Kind] = {}
+    kinds = []
+    for peak in peaks:
+        names = tuple(peak._known(known))
+        is_plain = len(dataclasses.fields(peak)) == 1  # nothing but a prefix
+        key = type(peak) if is_plain else id(peak), names
+        kinds.append(first.setdefault(key, Kind(peak, names)))
+    return tuple(kinds)
+
+
+def _crowd(peaks, rest, known) -> Crowd:
+    y = rest.orthogonal
+    low, span = extent(rest.x)
+    least = span / max(len(rest.x) - 1, 1)
+    narrowest = jnp.maximum(1.5 * least, span / 128)
+    widths = jnp.geomspace(narrowest, jnp.maximum(span / 3, 2 * narrowest), WIDTHS)
+    edges = rest.x + jnp.stack([-widths, widths])[..., None] / WINDOW
+    before = jnp.searchsorted(rest.x, edges[0], side="left")
+    behind = jnp.searchsorted(rest.x, edges[1], side="right")
+    rows = jnp.concatenate([rest.factor[None], rest.basis]) * rest.factor
+    sums = _inside(rows, before, behind)
+    own = sums[0] - jnp.sum(sums[1:] ** 2, axis=0)
+    fine = own > 0.05 * sums[0]
+    weight = jnp.where(fine, 1 / jnp.where(fine, own, 1), 0)
+    weight = weight * (span / widths[:, None]) ** NARROW
+    zero = jnp.zeros((), y.dtype)
+    names = {name for peak in peaks for name in peak._known(known)}
+    table = {
+        name: jnp.stack(
+            [jnp.asarray(peak._known(known).get(name, zero)) for peak in peaks]
+        )
+        for name in sorted(names)
+    }
+    return Crowd(
+        rest,
+        y,
+        low,
+        span,
+        least,
+        widths,
+        before,
+        behind,
+        weight,
+        table,
+    )
+
+
+def _inside(rows: Float[Array, "k m"], before, behind) -> Float[Array, "k w m"]:
+    """The sums over all windows."""
+    zero = jnp.zeros((len(rows), 1), rows.dtype)
+    sums = jnp.concatenate([zero, jnp.cumsum(rows, axis=1)], axis=1)
+    return sums[:, behind] - sums[:, before]
+
+
+def _parameters(peak, known, center, fwhm, shape) -> dict[str, Array]:
+    """The parameters of one peak, but for its height."""
+    shapes = with_known(peak.shaped(center, fwhm), known)
+    own = {name: jnp.asarray(values) for name, values in shapes.items()}
+    return {n: values[shape] for n, values in own.items() if n not in peak.linear}
+
+
+def _profiles(crowd: Crowd, kinds, places: Places) -> Float[Array, "n m"]:
+    """All peaks of height 1."""
+
+    def profile(kind, k, center, fwhm, shape):
+        known = {name: crowd.known[name][k] for name in kind.known}
+        others = _parameters(kind.peak, known, center, fwhm, shape)
+        return kind.peak.columns(crowd.rest.x, **others)[0]
+
+    rows: list = []
+    order: list[int] = []
+    for kind in dict.fromkeys(kinds):
+        own = np.array([k for k, other in enumerate(kinds) if other is kind])
+        one = functools.partial(profile, kind)
+        rows.append(jax.vmap(one)(own, *(leaf[own] for leaf in places[:3])))
+        order.extend(own)
+    values = jnp.concatenate(rows)
+    if len(rows) > 1:
+        values = values[np.argsort(order)]
+    return jnp.where(jnp.isfinite(values), values * crowd.rest.factor, 0)
+
+
+# Jobs
+
+
+def _jobs(kinds) -> list[Job]:
+    """One for each peak, and then those that are tried until one pays."""
+    n = len(kinds)
+    same, plain = tuple(range(n)), (0,) * n
+    jobs = [Job(PLACE, 0, 2, same, plain)] * n
+    for rank in range(min(n, RANKS) if n > 1 else 0):
+        jobs += [Job(move, rank, 3, same, plain) for move in (SPLIT, PLACE)]
+    jobs += [Job(ARRANGE, 0, 3, order, plain) for order in _orders(kinds)[1:]]
+    for k, kind in enumerate(kinds):
+        for shape in range(1, kind.shapes):
+            other = tuple(shape * (i == k) for i in range(n))
+            jobs.append(Job(ARRANGE, 0, 2, same, other))
+    return [*jobs, Job(ARRANGE, 0, 4, same, plain)]
+
+
+def _orders(kinds) -> list[tuple[int, ...]]:
+    """Exchanges of up to three peaks of several kinds; the first changes nothing."""
+    free = [k for k, kind in enumerate(kinds) if not kind.known]
+    if len({kinds[k] for k in free}) < 2 or len(free) > 3:
+        return [tuple(range(len(kinds)))]
+    found: dict[Any, tuple[int, ...]] = {}
+    for order in itertools.permutations(free):
+        whole = list(range(len(kinds)))
+        for k, other in zip(free, order, strict=True):
+            whole[k] = other
+        found.setdefault(tuple(kinds[k] for k in np.argsort(whole)), tuple(whole))
+    return list(found.values())
+
+
+def _best(crowd: Crowd, kinds) -> State:
+    """The state that leaves least of the data, after all jobs."""
+    n, jobs = len(kinds), _jobs(kinds)
+    table = Job(*(jnp.asarray(column) for column in zip(*jobs, strict=True)))
+    shapes = np.array([kind.shapes for kind in kinds])
+    most = len(jobs) + MORE * max(n - 2, 0)
+    negligible = NOTHING * jnp.sum(crowd.y**2)
+    nothing = _nothing(crowd, n)
+
+    def do(sign, search):
+        job = jax.tree.map(lambda column: column[search.turn], table)
+        best = search.best
+        start = lax.switch(
+            job.move,
+            [
+                lambda: _elsewhere(crowd, best, job.rank, sign),
+                lambda: _halved(crowd, best, job.rank),
+                lambda: jax.tree.map(lambda leaf: leaf[job.order], best.places),
+            ],
+        )
+        start = start._replace(shape=(start.shape + job.shape) % shapes)
+        end = lax.fori_loop(
+            0,
+            job.steps + 1,
+            lambda _, state: _step(crowd, kinds, state),
+            nothing._replace(places=start),
+        )
+        is_first = search.turn < n
+        pays = best.cost - end.cost > GAIN * best.cost + negligible
+        is_better = is_first | (end.cost < best.cost)
+        return Search(
+            jnp.where(~is_first & pays, n, search.turn + 1),
+            search.trips + 1,
+            jax.tree.map(lambda *leaves: jnp.where(is_better, *leaves), end, best),
+        )
+
+    def search(sign):
+        return lax.while_loop(
+            lambda search: (search.turn < len(jobs)) & (search.trips < most),
+            functools.partial(do, sign),
+            Search(jnp.asarray(0), jnp.asarray(0), nothing),
+        ).best
+
+    every = lax.map(search, jnp.asarray(SIGNS[: n + 1], crowd.y.dtype))
+    return jax.tree.map(lambda leaf: leaf[jnp.argmin(every.cost)], every)
+
+
+def _nothing(crowd: Crowd, n: int) -> State:
+    """A state without peaks, at which nothing was computed: any trial is accepted."""
+    m, dtype = len(crowd.y), crowd.y.dtype
+    zeros = jnp.zeros(n, dtype)
+    return State(
+        Places(
+            crowd.known.get("center", zeros),
+            zeros + 1,
+            jnp.zeros(n, int),
+            jnp.zeros(n, bool),
+        ),
+        jnp.zeros((n, m), dtype),
+        jnp.eye(n, dtype=dtype),
+        zeros,
+        zeros,
+        jnp.eye(3 * n, dtype=dtype),
+        jnp.zeros(3 * n, dtype),
+        jnp.asarray(jnp.inf, dtype),
+        jnp.asarray(0.01, dtype),
+    )
+
+
+def _use(state: State) -> Float[Array, " n"]:
+    """What the data lose without each peak."""
+    return state.heights**2 / jnp.diagonal(state.inverse)
+
+
+def _elsewhere(crowd: Crowd, state: State, rank, sign) -> Places:
+    """The least useful peak where most is left without it."""
+    places, n, m = state.places, len(state.heights), len(crowd.y)
+    one = jnp.argsort(_use(state))[rank]
+    without_it = state.heights[one] / state.inverse[one, one] * state.inverse[one]
+    left = crowd.y - jnp.matmul(state.heights - without_it, state.columns)
+    sums = _inside((left * crowd.rest.factor)[None], crowd.before, crowd.behind)[0]
+    image = jnp.where(sign == 0, jnp.abs(sums), jnp.maximum(sign * sums, 0))
+    top = jnp.argmax(image**2 * crowd.weight)
+    it = jnp.arange(n) == one
+    return places._replace(
+        center=jnp.where(it, crowd.rest.x[top % m], places.center),
+        fwhm=jnp.where(it, crowd.widths[top // m], places.fwhm),
+        used=places.used | it,
+    )
+
+
+def _halved(crowd: Crowd, state: State, rank) -> Places:
+    """The peak under which most is left in two, with the least useful other one."""
+    places, index = state.places, jnp.arange(len(state.heights))
+    left = crowd.y - jnp.matmul(state.heights, state.columns)
+    under = jnp.matmul(jnp.abs(state.columns), left**2)
+    wide = index == jnp.argsort(-under)[rank]
+    other = index == jnp.argmin(jnp.where(wide, jnp.inf, _use(state)))
+    center, fwhm = (jnp.sum(jnp.where(wide, leaf, 0)) for leaf in places[:2])
+    either = wide | other
+    return places._replace(
+        center=jnp.where(
+            either, center + jnp.where(wide, -0.4, 0.4) * fwhm, places.center
+        ),
+        fwhm=jnp.where(either, 0.6 * fwhm, places.fwhm),
+    )
+
+
+# Steps
+
+
+def _step(crowd: Crowd, kinds, state: State) -> State:
+    """One trial, accepted if it leaves less of the data."""
+    n, places = len(kinds), state.places
+    size = jnp.sqrt(jnp.diagonal(state.gram))
+    size = jnp.where(size > 0, size, 1)
+    damping = jnp.where(jnp.arange(3 * n) < n, 1e-8, state.damping)
+    matrix = state.gram / size / size[:, None] + jnp.diag(damping)
+    step = _solve(matrix, state.gradient / size) / size
+    step = jnp.clip(jnp.nan_to_num(step), -LONGEST, LONGEST)
+    reach = 0.2 * crowd.span
+    trial = places._replace(
+        center=jnp.clip(
+            places.center + step[n : 2 * n] * places.fwhm,
+            crowd.low - reach,
+            crowd.low + crowd.span + reach,
+        ),
+        fwhm=jnp.clip(
+            places.fwhm * jnp.exp(step[2 * n :]), 0.8 * crowd.least, 0.6 * crowd.span
+        ),
+    )
+    there = _normal(crowd, kinds, trial, 0.3 * state.damping)
+    here = state._replace(damping=5 * state.damping)
+    is_better = there.cost < state.cost
+    return jax.tree.map(lambda a, b: jnp.where(is_better, a, b), there, here)
+
+
+def _normal(crowd: Crowd, kinds, places: Places, damping) -> State:
+    """Normal equations for heights, centres and widths, and what is left of y."""
+    n, m = len(kinds), len(crowd.y)
+    near = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves),
+        places,
+        places._replace(center=places.center + DIFFERENCE * places.fwhm),
+        places._replace(fwhm=places.fwhm * (1 + DIFFERENCE)),
+    )
+    columns = jax.vmap(lambda places: _profiles(crowd, kinds, places))(near)
+    columns = jnp.concatenate([columns[:1], (columns[1:] - columns[0]) / DIFFERENCE])
+    columns = without(crowd.rest.basis, columns)
+    size = jnp.sqrt(jnp.sum(columns[0] ** 2, axis=1))
+    fine = places.used & (size > 0)
+    scale = jnp.where(fine, 1 / jnp.where(fine, size, 1), 0)
+    columns = (scale[:, None] * columns).reshape(3 * n, m)
+    gram, images = jnp.matmul(columns, columns.T), jnp.matmul(columns, crowd.y)
+    eye = jnp.eye(n, dtype=size.dtype)
+    inverse = _solve(gram[:n, :n] + RIDGE * eye, eye)
+    heights = jnp.matmul(inverse, images[:n])
+    along = jnp.concatenate([jnp.ones_like(heights), heights, heights])
+    gradient = along * (images - jnp.matmul(gram[:, :n], heights))
+    ridge = jnp.where(np.arange(3 * n) < n, RIDGE, 0)
+    return State(
+        places,
+        columns[:n],
+        inverse,
+        heights,
+        scale,
+        gram * along * along[:, None] + jnp.diag(ridge),
+        gradient,
+        jnp.sum(crowd.y**2) - jnp.sum(heights * images[:n]),
+        damping,
+    )
+
+
+def _solve(matrix, right):
+    """The solution of a positive definite system."""
+    return cho_solve((jnp.linalg.cholesky(matrix), True), right)
