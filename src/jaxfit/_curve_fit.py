@@ -148,7 +148,7 @@ def curve_fit(
         )
     if status <= 0:
         raise _failure(status, fit)
-    covariance = _known_covariance(fit["covariance"], limits)
+    covariance = _known_covariance(fit["covariance"], limits, status)
     if not full_output:
         return fit["x"], covariance
     details = _details(int(fit["nfev"]), *rows, count=m if m > 1 else None)
@@ -397,12 +397,24 @@ def _report(full_output: bool, setup: Setup, state, request: _Request):
 # Results
 
 
-def _known_covariance(covariance: np.ndarray, bounds) -> np.ndarray:
-    """SciPy's convention: infinite throughout if it cannot be estimated."""
+def _known_covariance(covariance: np.ndarray, bounds, status: Status) -> np.ndarray:
+    """SciPy's convention: infinite throughout if it cannot be estimated.
+
+    But on a kink only for what that holds.
+    """
     if np.isfinite(covariance).all():
         return covariance
     from scipy.optimize import OptimizeWarning
 
+    held = np.isinf(np.diag(covariance))
+    if status == Status.KINK and not held.all():
+        warnings.warn(
+            "The best fit lies on a kink of the model: there is no variance of "
+            f"parameter {', '.join(map(str, np.flatnonzero(held)))}",
+            category=OptimizeWarning,
+            stacklevel=3,
+        )
+        return np.where(np.isnan(covariance), np.inf, covariance)
     warnings.warn(
         "Covariance of the parameters could not be estimated",
         category=OptimizeWarning,

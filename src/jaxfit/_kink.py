@@ -116,7 +116,7 @@ class Search(eqx.Module):
         )
 
     def columns(self, columns: Columns, sample: Linearization) -> Columns:
-        """Columns at the trial point, of their whole lengths where it adopts a slope."""
+        """Columns at the trial point, of whole length where it adopts a slope."""
         whole = diagonal(sample.normal)[:-1]
         lengths = jnp.where(self.adopts, whole, columns.squared_norms)
         moves = columns.moves | (self.adopts & (whole > 0))
