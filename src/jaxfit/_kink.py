@@ -32,6 +32,7 @@ from jaxfit._bounds import Bounds, coleman_li
 from jaxfit._linearize import Columns, Linearization
 from jaxfit._small import (
     Flag,
+    Matrix,
     Scalar,
     Vector,
     choose,
@@ -111,9 +112,12 @@ class Search(eqx.Module):
         Args:
             norms: the largest squares of those of the columns.
         """
-        return where_needed_one_by_one(
-            self.adopts, _along_kink, lambda lin, *_: lin, linearization, self, norms
+        numbers = linearization.normal, linearization.frame
+        numbers = varying_with(numbers, norms)
+        normal, frame = where_needed_one_by_one(
+            self.adopts, _along_kink, lambda numbers, *_: numbers, numbers, self, norms
         )
+        return dataclasses.replace(linearization, normal=normal, frame=frame)
 
     def columns(self, columns: Columns, sample: Linearization) -> Columns:
         """Columns at the trial point, of whole length where it adopts a slope."""
@@ -398,8 +402,8 @@ def least_norm(gram: Float[Array, "m m"]) -> Float[Array, " m"]:
     return lax.while_loop(unfinished, move, varying_with(start, gram))[0]
 
 
-def _along_kink(linearization, search, norms) -> Linearization:
-    """The linearization with the slope for a gradient and the Jacobian along the kink.
+def _along_kink(numbers, search, norms) -> tuple[Matrix, Matrix]:
+    """Of a linearization: the slope for a gradient, and the Jacobian along the kink.
 
     Only in directions in which all corners agree has the cost a curvature, and only
     there may a step go; a frame that leaves out the others, which the kink holds, says
@@ -420,9 +424,8 @@ def _along_kink(linearization, search, norms) -> Linearization:
     eye = varying_with(identity(scale), across)
     onto = lax.fori_loop(1, len(across), without, eye)
     frame = onto * scale / scale[:, None]
-    normal = linearization.normal
+    normal, _ = numbers
     gram = matmul(transpose(frame), matmul(normal[:-1, :-1], frame))
     gram = gram + outer(scale, scale) * (eye - onto)  # which the frame leaves out
     normal = normal.at[:-1, :-1].set(gram)
-    normal = normal.at[:-1, -1].set(search.slope).at[-1, :-1].set(search.slope)
-    return dataclasses.replace(linearization, normal=normal, frame=frame)
+    return normal.at[:-1, -1].set(search.slope).at[-1, :-1].set(search.slope), frame
