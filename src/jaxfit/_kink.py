@@ -106,16 +106,12 @@ class Search(eqx.Module):
         """Whether the trial is the point itself, with the slope for its gradient."""
         return self.mode == ADOPT
 
-    def adopted(self, linearization: Linearization, norms: Vector) -> Linearization:
-        """The linearization at the trial point, that along the kink where it adopts.
-
-        Args:
-            norms: the largest squares of those of the columns.
-        """
+    def adopted(self, linearization: Linearization, point) -> Linearization:
+        """The linearization at the trial point, that along the kink where it adopts."""
         numbers = linearization.normal, linearization.frame
-        numbers = varying_with(numbers, norms)
+        numbers = varying_with(numbers, point.x)
         normal, frame = where_needed_one_by_one(
-            self.adopts, _along_kink, lambda numbers, *_: numbers, numbers, self, norms
+            self.adopts, _along_kink, lambda numbers, *_: numbers, numbers, self, point
         )
         return dataclasses.replace(linearization, normal=normal, frame=frame)
 
@@ -402,20 +398,21 @@ def least_norm(gram: Float[Array, "m m"]) -> Float[Array, " m"]:
     return lax.while_loop(unfinished, move, varying_with(start, gram))[0]
 
 
-def _along_kink(numbers, search, norms) -> tuple[Matrix, Matrix]:
+def _along_kink(numbers, search, point) -> tuple[Matrix, Matrix]:
     """Of a linearization: the slope for a gradient, and the Jacobian along the kink.
 
     Only in directions in which all corners agree has the cost a curvature, and only
     there may a step go; a frame that leaves out the others, which the kink holds, says
     so to all that reads it.
     """
+    norms, here = point.largest_norms, _Here.of(None, point)
     scale = jnp.sqrt(jnp.where(norms > 0, norms, 1))
     across = (search.corners - search.corners[0]) / scale
     rounding = jnp.finfo(scale.dtype).eps ** 0.5
 
     def without(k, onto):
         left = matvec(onto, across[k])
-        left = jnp.where(jnp.abs(left) > search.extent / KINKED, left, 0)
+        left = jnp.where(jnp.abs(left) > here.smooth / KINKED, left, 0)
         length = norm(left)
         unit = left / jnp.where(length > 0, length, 1)
         onto = onto - outer(unit, unit)

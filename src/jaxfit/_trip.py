@@ -268,7 +268,7 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
     """All of a trip that follows from the linearization at the trial point."""
     trial, old, search = state.trial, state.point, state.search
     first, sample = state.nfev == 0, linearization
-    linearization = search.adopted(linearization, old.largest_norms)
+    linearization = search.adopted(linearization, old)
     cost = linearization.cost
     finite = jnp.isfinite(total(total(linearization.normal)) + cost)
     start_cost = jnp.where(first, cost, state.start_cost)
