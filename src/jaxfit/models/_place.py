@@ -40,7 +40,7 @@ RIDGE = 1e-5  # on heights, so that none cancels another's
 DIFFERENCE = 1e-4  # of centre and width, in widths, for derivatives
 LONGEST = 0.7  # step of a centre, in widths, and of a logarithm of a width
 RANKS = 4  # of peaks that are moved
-MORE = 4  # jobs for each peak beyond two
+MORE = 4  # jobs for each peak beyond the first, if some pay
 GAIN = 0.01  # of the sum of squares, so that a job pays
 NOTHING = 1e-7  # of the data's sum of squares
 
@@ -255,7 +255,8 @@ def _best(crowd: Crowd, kinds) -> State:
     n, jobs = len(kinds), _jobs(kinds)
     table = Job(*(jnp.asarray(column) for column in zip(*jobs, strict=True)))
     shapes = np.array([kind.shapes for kind in kinds])
-    most = len(jobs) + MORE * max(n - 2, 0)
+    again = len(jobs) - n  # a pass through all but the first places
+    most = len(jobs) + MORE * (n - 1)
     negligible = NOTHING * jnp.sum(crowd.y**2)
     nothing = _nothing(crowd, n)
 
@@ -279,6 +280,7 @@ def _best(crowd: Crowd, kinds) -> State:
         )
         is_first = search.turn < n
         pays = best.cost - end.cost > GAIN * best.cost + negligible
+        pays = pays & (search.trips + 1 + again <= most)  # what comes last is not cut
         is_better = is_first | (end.cost < best.cost)
         return Search(
             jnp.where(~is_first & pays, n, search.turn + 1),

@@ -227,7 +227,7 @@ def start_from(
         known: values by name that are given, and need no guess.
     """
     if not model.starts_from_data:
-        return model.starts(x, y, known)
+        return model.starts(x, jnp.ravel(y), known)
     x, y = flat_coordinates(x, y), jnp.ravel(y)
     if valid is not None:
         flags = [jnp.ravel(valid), *map(jnp.isfinite, jax.tree.leaves(x))]
