@@ -8,7 +8,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
 
 OLDEST = ["jax==0.10.0", "jaxlib==0.10.0", "equinox==0.13.4", "optax==0.2.5"]
-TESTS = ("pytest", "-n", "2", "--durations=15")
+TESTS = ("pytest", "-n", "2", "--dist", "loadfile", "--durations=15")
 
 
 def _groups(session: nox.Session, *names: str) -> None:
