@@ -200,7 +200,7 @@ def searched(bounds: Bounds | None, before, after, sample: Linearization) -> Tur
     shorter = _shortened(before.trial, after.point.x)
     trial = choose(visits, _visit(after.trial, x), after.trial)
     trial = choose(along & ~moved & running, shorter, trial)
-    trial = dataclasses.replace(trial, framed=trial.framed & (mode == OVER))
+    trial = dataclasses.replace(trial, framed=trial.framed & ~steps)
     mode = _first_of(
         (begins | goes_on, SAMPLE),
         (checks, CHECK),

@@ -43,9 +43,9 @@ class Options(eqx.Module):
         x_scale: "jac", which scales each parameter by the norm of its Jacobian column
             (the largest so far), or characteristic sizes of the parameters: a positive
             number or a pytree that matches or prefixes `x0`.
-        jac: None for the cheaper of forward and reverse mode (reverse where `fn` holds a
-            `jax.custom_vjp`, which knows no other), "fwd", "rev", or a function of
-            (x, data) that returns what `jax.jacobian(fn)(x, data)` would.
+        jac: None for the cheaper of forward and reverse mode (for reverse mode where
+            `fn` holds a `jax.custom_vjp`, which has no other), "fwd", "rev", or a
+            function of (x, data) that returns what `jax.jacobian(fn)(x, data)` would.
         derivative: how the solution is differentiated: "exact", or "gauss-newton",
             which leaves second derivatives of the residuals out of the Hessian: faster,
             and wrong where residuals are large and the model curved.

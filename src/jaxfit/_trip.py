@@ -311,7 +311,7 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
     if problem.scipy_steps:
         status = _scipy_status(problem, state, point, gain, ratio)
     else:
-        status = _judge(problem, state, point, accepted, gain, ratio)
+        status = _judge(problem, state, point, fresh, accepted, gain, ratio)
     status = jnp.where(again | search.samples, RUNNING, status)
     full = (status == RUNNING) & (nfev >= problem.limits.max_steps)
     status = jnp.where(full, Status.MAX_STEPS, status)
@@ -425,10 +425,9 @@ def _is_level(problem, state, gain):
     return gain >= -noise
 
 
-def _judge(problem, state, point, accepted, gain, ratio):
-    """The status after a trip, by our tests."""
+def _judge(problem, state, point, fresh, accepted, gain, ratio):
+    """The status after a trip, by our tests; a fresh point was reached by no step."""
     trial, old = state.trial, state.point
-    first = (state.nfev == 0) | state.search.adopts
     scale = _scale(problem, point.largest_norms)
     step, length = norm((trial.x - old.x) / scale), norm(point.x / scale)
     if problem.scipy_tests:
@@ -436,13 +435,13 @@ def _judge(problem, state, point, accepted, gain, ratio):
         status = jnp.where(point.certified, status, RUNNING)
     else:
         status = _trust_region.stopping_tests(
-            problem.limits, point, jnp.where(accepted & ~first, step, jnp.inf), length
+            problem.limits, point, jnp.where(accepted & ~fresh, step, jnp.inf), length
         )
     # a refused trial after which a shorter step can gain nothing either
     eps = jnp.finfo(step.dtype).eps
     hopeless = trial.predicted <= GAIN_ROUNDING * eps * old.linearization.cost
     hopeless = (hopeless & jnp.isfinite(gain)) | ~(step > 0.5 * eps * length)
-    exhausted = ~accepted & ~first & hopeless
+    exhausted = ~accepted & ~fresh & hopeless
     return jnp.where(exhausted, jnp.int32(Status.STALLED), status)
 
 
