@@ -16,11 +16,11 @@ from jaxfit._small import (
     Flag,
     Scalar,
     Vector,
+    branch,
     every,
     inner,
     least,
     norm,
-    where_needed,
 )
 
 
@@ -162,7 +162,7 @@ def select_step(
     in the scaled variables.
     """
     leaves = ~bounds.contains(x + hat.scaling * step.p)
-    return where_needed(
+    return branch(
         leaves,
         functools.partial(_best_of_three, bounds=bounds),
         lambda x, step, *_: step,

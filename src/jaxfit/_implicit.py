@@ -22,29 +22,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from jaxfit._bounds import Bounds
-from jaxfit._covariance import is_lossy, swept
+from jaxfit._inverse import inverse_of, pseudo_inverse
 from jaxfit._linearize import Frame, Linearization
 from jaxfit._rows import Rows
 from jaxfit._small import (
-    LANES_MAX,
-    Flag,
     Matrix,
     Scalar,
     Vector,
     batched_in_lanes,
-    identity,
-    in_turn,
-    is_lanes,
-    matmul,
+    branch,
+    is_framed,
     matvec,
-    norm,
-    outer,
-    some,
     transpose,
-    where_needed_one_by_one,
 )
 from jaxfit._solution import Status
 from jaxfit._trip import State
@@ -284,76 +276,10 @@ def _on_face(x, slope, bounds, moved):
 def _same_frame(linearization: Linearization) -> Frame:
     """The frame of a linearization, as a constant."""
     inverse = jax.lax.stop_gradient(linearization.frame)
-    return Frame(inverse, _directions(inverse), jnp.asarray(True))
+    return Frame(inverse, transpose(_unframed(inverse)), jnp.asarray(True))
 
 
 @batched_in_lanes
-def _directions(inverse: Matrix) -> Matrix:
-    """Pᵀ from P⁻¹."""
-    framed = some(some(inverse != identity(inverse[0])))
-    return where_needed_one_by_one(
-        framed,
-        lambda inverse: jnp.linalg.inv(inverse).T,
-        lambda inverse: identity(inverse[0]),
-        inverse,
-    )
-
-
-# The inverse of the Hessian
-
-
-@jax.custom_jvp
-def pseudo_inverse(
-    hessian: Float[Array, "n n"], free: Bool[Array, " n"]
-) -> Float[Array, "n n"]:
-    """The Moore-Penrose inverse over the free parameters; zero for the others.
-
-    Which directions are determined is decided where the diagonal is one, so that it
-    does not depend on the units of the parameters.
-    """
-    return _pseudo_inverse(hessian, free)
-
-
-@pseudo_inverse.defjvp
-def _pseudo_inverse_jvp(primals, tangents):
-    """dK = -K dH K, exact for a Hessian whose rank does not change."""
-    hessian, free = primals
-    inverse = pseudo_inverse(hessian, free)
-    return inverse, -matmul(inverse, matmul(tangents[0], inverse))
-
-
-@batched_in_lanes
-def _pseudo_inverse(hessian: Matrix, free: Flag) -> Matrix:
-    if not is_lanes(free):
-        return _by_eigenvalues(hessian, free)
-    if len(free) > LANES_MAX:
-        return in_turn(_by_eigenvalues, hessian, free)
-    inverse, pivot = swept(hessian, free)
-    return where_needed_one_by_one(
-        is_lossy(pivot), _by_eigenvalues, lambda *_: inverse, hessian, free
-    )
-
-
-def _by_eigenvalues(hessian, free):
-    """From the eigenvalues of the matrix scaled to a diagonal of one.
-
-    Its inverse on the range, brought back to the units of the parameters, is a
-    generalised inverse; projected on both sides onto the complement of the null space
-    it is the one of minimum norm.
-    """
-    n, eps = len(free), jnp.finfo(hessian.dtype).eps
-    hessian = jnp.where(outer(free, free), hessian, 0)
-    size = jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
-    divisor = jnp.where(size > 0, size, 1)
-    scaled = hessian / outer(divisor, divisor)
-    eigenvalues, vectors = jnp.linalg.eigh(scaled, symmetrize_input=False)
-    magnitude = jnp.abs(eigenvalues)
-    kept = magnitude > 10 * n * eps * jnp.max(magnitude)
-    inverse = jnp.where(kept, 1 / jnp.where(kept, eigenvalues, 1), 0)
-    half = vectors / divisor[:, None]
-    inverse = matmul(half * inverse, transpose(half))
-    lost = jnp.where(kept, 0, half / norm(half))
-    basis, singular, _ = jnp.linalg.svd(lost)
-    basis = jnp.where(singular > n * eps, basis, 0)
-    onto = identity(size) - matmul(basis, basis.T)
-    return matmul(onto, matmul(inverse, onto))
+def _unframed(inverse: Matrix) -> Matrix:
+    """P from P⁻¹."""
+    return branch(is_framed(inverse), inverse_of, lambda inverse: inverse, inverse)

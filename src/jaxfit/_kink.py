@@ -29,23 +29,26 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxfit._bounds import Bounds, coleman_li
-from jaxfit._linearize import Columns, Linearization
+from jaxfit._linearize import Columns, Linearization, columns_of
 from jaxfit._small import (
     Flag,
     Matrix,
     Scalar,
     Vector,
+    bordered,
+    branch,
     choose,
     diagonal,
+    for_each,
     identity,
     inner,
+    is_lanes,
     matmul,
     matvec,
     norm,
     outer,
     transpose,
     varying_with,
-    where_needed_one_by_one,
 )
 from jaxfit._solution import RUNNING, Status, certificate_limit
 
@@ -74,10 +77,8 @@ class Search(eqx.Module):
     turn: Int[Array, "*lanes"]  # samples in this mode
     near: Flag  # whether samples are taken near by
     extent: Scalar  # the least size of a hull about a kink
-    length: Scalar  # of the slope
     corners: Float[Array, "m n *lanes"]  # gradients, the first that of the point
     weights: Float[Array, "m *lanes"]  # of the corners in the least-norm element
-    slope: Vector  # that element
 
     @classmethod
     def off(cls, x: Vector) -> "Search":
@@ -90,11 +91,14 @@ class Search(eqx.Module):
             turn=none,
             near=none != 0,
             extent=zeros[0],
-            length=zeros[0],
             corners=corners,
             weights=corners[:, 0],
-            slope=zeros,
         )
+
+    @property
+    def slope(self) -> Vector:
+        """The least-norm element of the hull of the corners."""
+        return matvec(transpose(self.corners), self.weights)
 
     @property
     def samples(self) -> Flag:
@@ -106,26 +110,38 @@ class Search(eqx.Module):
         """Whether the trial is the point itself, with the slope for its gradient."""
         return self.mode == ADOPT
 
-    def adopted(self, linearization: Linearization, point) -> Linearization:
-        """The linearization at the trial point, that along the kink where it adopts."""
-        numbers = linearization.normal, linearization.frame
-        numbers = varying_with(numbers, point.x)
-        normal, frame = where_needed_one_by_one(
-            self.adopts, _along_kink, lambda numbers, *_: numbers, numbers, self, point
+    def seen(self, sample: Linearization, point) -> tuple[Linearization, Columns]:
+        """The linearization at the trial point, that along the kink where it adopts,
+        and its columns, which then have their whole length."""
+        numbers = varying_with((sample.normal, sample.frame), point.x)
+        normal, frame = branch(
+            self.adopts,
+            for_each(_along_kink, is_lanes(point.x)),
+            lambda numbers, *_: numbers,
+            *(numbers, self, point),
         )
-        return dataclasses.replace(linearization, normal=normal, frame=frame)
-
-    def columns(self, columns: Columns, sample: Linearization) -> Columns:
-        """Columns at the trial point, of whole length where it adopts a slope."""
+        linearization = dataclasses.replace(sample, normal=normal, frame=frame)
+        columns = columns_of(linearization)
         whole = diagonal(sample.normal)[:-1]
         lengths = jnp.where(self.adopts, whole, columns.squared_norms)
         moves = columns.moves | (self.adopts & (whole > 0))
-        return columns._replace(squared_norms=lengths, moves=moves)
+        return linearization, columns._replace(squared_norms=lengths, moves=moves)
+
+    def look(self, here) -> Vector:
+        """Where to look for a descent: down a corner, or anywhere."""
+        m, n = self.corners.shape
+        anywhere = np.random.default_rng(0).normal(size=(2 * m, n))
+        anywhere = jnp.asarray(anywhere, here.size.dtype)
+        anywhere = anywhere / jnp.where(here.size > 0, here.size, 1)
+        used = jnp.where(self.weights[:, None] > 0, self.corners, anywhere[:m])
+        directions = jnp.concatenate([used, anywhere[m:]])
+        return lax.dynamic_index_in_dim(directions, self.turn, keepdims=False)
 
     def is_wanted(self, status, finishing) -> Flag:
         """Whether `searched` is to decide what follows a trip with this end."""
         stalled = (status == Status.STALLED) & ~finishing
-        return jnp.where(self.mode == OFF, stalled, self.mode != OVER)
+        goes_on = (self.mode != OVER) & (status != Status.MAX_STEPS)
+        return jnp.where(self.mode == OFF, stalled, goes_on)
 
 
 class Turn(NamedTuple):
@@ -150,83 +166,112 @@ def searched(bounds: Bounds | None, before, after, sample: Linearization) -> Tur
         before, after: its states about the trip; `after` knows of no search.
         sample: the linearization at the trial point.
     """
-    search, here = before.search, _Here.of(bounds, after.point)
-    m = len(search.weights)
-    full = after.status == Status.MAX_STEPS
-    mode = jnp.where(full, OVER, search.mode)
-    running, moved = after.status == RUNNING, after.steps > before.steps
-    won = ~running & (after.status > 0)
-    seen = _Seen.of(here, before, sample)
+    here = _Here.of(bounds, after.point)
+    return branch(
+        before.search.samples, _sampled, _stepped, here, before, after, sample
+    )
 
-    # ADOPT and ALONG: the point is certified, or a step leads on
-    adopted, along, checking = mode == ADOPT, mode == ALONG, mode == CHECK
-    steps = (adopted | along) & running
-    passes = won & (adopted | (along & ~moved))
-    arrives, leaves = along & running & moved, along & won & moved
 
-    # a hull is begun where it stalls, after a step, and a second time near by
+def _stepped(here, before, after, sample) -> Turn:
+    """It has stalled, or adopted the slope of a hull, or made a step with it.
+
+    A hull is begun where it stalls, after a step, and, where the point is certified, a
+    second time near by. What is certified there too is checked.
+    """
+    search, running = before.search, after.status == RUNNING
+    won, moved = ~running & (after.status > 0), after.steps > before.steps
+    off, along = search.mode == OFF, search.mode == ALONG
+    leaves = along & won & moved
+    passes = won & ~off & ~leaves
     nears = passes & ~search.near
-    begins = (mode == OFF) | arrives | nears
-    gradient = jnp.where(nears, search.corners[0], after.point.gradient)
-    gradient = jnp.where(begins, gradient, seen.gradient)
-    spare = jnp.arange(m) == jnp.argmin(search.weights[1:]) + 1
-    put = begins | (spare & (mode == SAMPLE))
-    corners = jnp.where(put[:, None], gradient, search.corners)
-    hull = Hull.of(here, corners)
-
-    # SAMPLE: one more corner, unless the hull is complete or there is no kink
-    sampling = (mode == SAMPLE) & seen.continuous
-    descends = seen.change <= DESCENT * inner(search.slope, seen.shift)
-    grows = sampling & ~descends & (hull.length < PROGRESS * search.length)
-    turn = jnp.where(grows | checking, search.turn + 1, 0)
-    goes_on = grows & ~hull.certified & (turn < 2 * m)
-    extent = jnp.where(grows, hull.extent, here.extent(search.corners))
-    kinked = extent >= search.extent
-    adopts = sampling & ~goes_on & (kinked | descends)
-
-    # CHECK: nothing may descend
-    checks = passes & ~nears | (checking & seen.level & (turn < 2 * m))
-    ends = checking & seen.level & ~checks
-    lower = checking & seen.lower
-
-    # the next trial
-    keeps = ~(begins | grows)
-    begun = jnp.where(begins, here.smooth, search.extent)
-    near = jnp.where(begins, nears, search.near)
-    x = here.at(jnp.where(checks, hull.look(here, turn), hull.slope), near)
-    samples = begins | goes_on | checks
-    x = jnp.where(samples, x, jnp.where(lower, before.trial.x, after.point.x))
-    visits = samples | adopts | lower
-    shorter = _shortened(before.trial, after.point.x)
-    trial = choose(visits, _visit(after.trial, x), after.trial)
-    trial = choose(along & ~moved & running, shorter, trial)
-    trial = dataclasses.replace(trial, framed=trial.framed & ~steps)
+    begins = off | (along & running & moved) | nears
     mode = _first_of(
-        (begins | goes_on, SAMPLE),
-        (checks, CHECK),
-        (adopts, ADOPT),
-        (steps | lower, ALONG),
+        (begins, SAMPLE),
+        (passes, CHECK),
+        (running, ALONG),
         (leaves, OFF),
         otherwise=OVER,
     )
-    status = _first_of(
-        (full, Status.MAX_STEPS),
-        (visits, RUNNING),
-        (ends, Status.KINK),
-        (search.samples, Status.STALLED),
-        otherwise=after.status,
-    )
-    search = Search(
+    gradient = jnp.where(nears, search.corners[0], after.point.gradient)
+    extent = jnp.where(nears, ALIKE * here.extent(search.corners), here.smooth)
+    fresh = Search(
         mode=mode,
-        turn=turn,
-        near=near,
-        extent=jnp.where(nears, ALIKE * extent, begun),
-        length=jnp.where(keeps, search.length, hull.length),
-        corners=jnp.where(keeps, search.corners, corners),
-        weights=jnp.where(keeps, search.weights, hull.weights),
-        slope=jnp.where(keeps, search.slope, hull.slope),
+        turn=jnp.zeros_like(search.turn),
+        near=jnp.where(begins, nears, search.near),
+        extent=jnp.where(begins, extent, search.extent),
+        corners=jnp.where(begins, gradient, search.corners),
+        weights=jnp.where(begins, _first(search.weights), search.weights),
     )
-    return Turn(search, trial, status, after.finishing & ~visits)
+    samples = (mode == SAMPLE) | (mode == CHECK)
+    trial = dataclasses.replace(
+        after.trial, framed=after.trial.framed & (mode != ALONG)
+    )
+    shorter = _shortened(before.trial, after.point.x)
+    trial = choose(along & (mode == ALONG), shorter, trial)
+    sampled = _visit(trial, here.at(fresh.corners[0], fresh.near))
+    return Turn(
+        search=fresh,
+        trial=choose(samples, sampled, trial),
+        status=jnp.where(samples, jnp.int32(RUNNING), after.status),
+        finishing=after.finishing & ~samples,
+    )
+
+
+def _sampled(here, before, after, sample) -> Turn:
+    """A sample makes the hull larger, or completes it, or is a check passed."""
+    search, seen = before.search, _Seen.of(here, before, sample)
+    m, checking = len(search.weights), search.mode == CHECK
+
+    # one more corner, unless the hull is complete or there is no kink
+    spare = jnp.where(_first(search.weights) > 0, jnp.inf, search.weights)
+    spare = _first_true(spare == jnp.min(spare))
+    corners = jnp.where(spare[:, None], seen.gradient, search.corners)
+    scaled = here.size * corners
+    weights = least_norm(matmul(scaled, transpose(scaled)))
+    terms = matvec(transpose(scaled), weights)
+    sampling = ~checking & seen.continuous
+    descends = seen.change <= DESCENT * inner(search.slope, seen.shift)
+    shorter = norm(terms) < PROGRESS * norm(here.size * search.slope)
+    grows = sampling & ~descends & shorter
+    turn = jnp.where(grows | checking, search.turn + 1, 0)
+    more = turn < 2 * m
+    corners, weights = choose(
+        grows, (corners, weights), (search.corners, search.weights)
+    )
+    kinked = here.extent(corners) >= search.extent
+
+    complete = jnp.max(jnp.abs(terms)) <= here.limit
+    mode = _first_of(
+        (grows & ~complete & more, SAMPLE),
+        (sampling & (kinked | descends), ADOPT),
+        (checking & seen.level & more, CHECK),
+        (checking & seen.lower, ALONG),
+        otherwise=OVER,
+    )
+    fresh = dataclasses.replace(
+        search, mode=mode, turn=turn, corners=corners, weights=weights
+    )
+    down = jnp.where(checking, fresh.look(here), fresh.slope)
+    x = jnp.where(mode == ADOPT, after.point.x, here.at(down, search.near))
+    x = jnp.where(mode == ALONG, before.trial.x, x)
+    passed = jnp.where(checking & seen.level, Status.KINK, Status.STALLED)
+    goes_on = mode != OVER
+    return Turn(
+        search=fresh,
+        trial=choose(goes_on, _visit(after.trial, x), after.trial),
+        status=jnp.where(goes_on, RUNNING, passed).astype(jnp.int32),
+        finishing=after.finishing & ~goes_on,
+    )
+
+
+def _first(weights):
+    """All weight on the first corner."""
+    return jnp.where(jnp.arange(len(weights)) == 0, 1, jnp.zeros_like(weights))
+
+
+def _first_true(flags):
+    """The first flag that is true, alone."""
+    return flags & (jnp.cumsum(flags) == 1)
 
 
 def _first_of(*cases, otherwise):
@@ -297,39 +342,6 @@ class _Here(NamedTuple):
         return x if self.bounds is None else self.bounds.project(x)
 
 
-class Hull(NamedTuple):
-    """The convex hull of gradients, columns scaled to one."""
-
-    corners: Float[Array, "m n"]
-    weights: Float[Array, " m"]  # of the corners in the least-norm element
-    slope: Vector  # that element
-    length: Scalar  # of it
-    certified: Flag
-    extent: Scalar
-
-    @classmethod
-    def of(cls, here, corners):
-        scaled = here.size * corners
-        weights = least_norm(matmul(scaled, transpose(scaled)))
-        slope = matvec(transpose(corners), weights)
-        terms = here.size * slope
-        return cls(
-            *(corners, weights, slope),
-            length=norm(terms),
-            certified=jnp.max(jnp.abs(terms)) <= here.limit,
-            extent=here.extent(corners),
-        )
-
-    def look(self, here, turn) -> Vector:
-        """Where to look for a descent: down a corner, or anywhere."""
-        m, n = self.corners.shape
-        anywhere = np.random.default_rng(0).normal(size=(2 * m, n))
-        anywhere = jnp.asarray(anywhere, here.size.dtype)[turn]
-        anywhere = anywhere / jnp.where(here.size > 0, here.size, 1)
-        used = (turn < m) & (self.weights[turn % m] > 0)
-        return jnp.where(used, self.corners[turn % m], anywhere)
-
-
 class _Seen(NamedTuple):
     """What a sample tells."""
 
@@ -382,20 +394,25 @@ def least_norm(gram: Float[Array, "m m"]) -> Float[Array, " m"]:
     def move(carry):
         weights, _, trips = carry
         images = matvec(gram, weights)
-        worst = jnp.argmax(jnp.where(weights > 0, images, -jnp.inf))
-        best = jnp.argmin(images)
-        gap = images[worst] - images[best]
-        curvature = gram[worst, worst] + gram[best, best] - 2 * gram[worst, best]
-        step = gap / jnp.where(curvature > 0, curvature, 1)
-        step = jnp.where(curvature > 0, jnp.minimum(step, weights[worst]), 0)
-        place = jnp.arange(m)
-        moved = weights + jnp.where(place == best, step, 0)
-        moved = moved - jnp.where(place == worst, step, 0)
-        return jnp.maximum(moved, 0), gap, trips + 1
+        most = jnp.max(jnp.where(weights > 0, images, -jnp.inf))
+        gap = most - jnp.min(images)
+        worst = _shares((images == most) & (weights > 0), weights.dtype)
+        best = _shares(images == jnp.min(images), weights.dtype)
+        direction = best - worst
+        curvature = inner(direction, matvec(gram, direction))
+        whole = jnp.min(jnp.where(worst > 0, weights / worst, jnp.inf))
+        step = jnp.minimum(gap / jnp.where(curvature > 0, curvature, 1), whole)
+        step = jnp.where(curvature > 0, step, 0)
+        return jnp.maximum(weights + step * direction, 0), gap, trips + 1
 
-    weights = jnp.where(jnp.arange(m) == 0, 1, 0).astype(gram.dtype)
-    start = weights, jnp.asarray(jnp.inf, gram.dtype), jnp.asarray(0)
+    start = _first(gram[0]), jnp.asarray(jnp.inf, gram.dtype), jnp.asarray(0)
     return lax.while_loop(unfinished, move, varying_with(start, gram))[0]
+
+
+def _shares(flags, dtype):
+    """Equal parts of one for those that are true."""
+    shares = flags.astype(dtype)
+    return shares / jnp.sum(shares)
 
 
 def _along_kink(numbers, search, point) -> tuple[Matrix, Matrix]:
@@ -424,5 +441,4 @@ def _along_kink(numbers, search, point) -> tuple[Matrix, Matrix]:
     normal, _ = numbers
     gram = matmul(transpose(frame), matmul(normal[:-1, :-1], frame))
     gram = gram + outer(scale, scale) * (eye - onto)  # which the frame leaves out
-    normal = normal.at[:-1, :-1].set(gram)
-    return normal.at[:-1, -1].set(search.slope).at[-1, :-1].set(search.slope), frame
+    return bordered(gram, search.slope, normal[-1, -1]), frame

@@ -32,7 +32,7 @@ from jaxfit._linearize import reduce_rows
 from jaxfit._observed import whole_rows
 from jaxfit._parameters import Parameters
 from jaxfit._rows import Rows, Task, visit
-from jaxfit._small import Room, choose, lanes_last, room, settled, varying_with
+from jaxfit._small import Room, choose, lanes_last, room, varying_with
 from jaxfit._solution import Solution
 from jaxfit._solve import is_running, problem_of, solution_of
 from jaxfit._trip import Problem, State, initial_state, reached, restarted, trip
@@ -304,7 +304,7 @@ def _until_refill(model, count, refill, queue) -> _Queue:
 
     def one_trip(carry):
         state, trips = carry
-        running = settled(is_running(state))
+        running = is_running(state)
         new = trip(linearize, problem, state)
         return choose(running, new, state), trips + 1
 

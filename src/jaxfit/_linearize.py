@@ -21,16 +21,15 @@ from jaxfit._small import (
     Matrix,
     Scalar,
     Vector,
+    branch,
     diagonal,
     every,
     gram,
-    identity,
+    is_framed,
     matmul,
     matvec,
-    some,
     total,
     transpose,
-    where_needed,
 )
 from jaxfit.losses import Linear, Loss
 
@@ -103,7 +102,7 @@ class Linearization(eqx.Module):
     @property
     def framed(self) -> Flag:
         """Whether the frame is not the identity."""
-        return some(some(self.frame != identity(self.rhs)))
+        return is_framed(self.frame)
 
     @property
     def gram(self) -> Matrix:
@@ -155,9 +154,7 @@ def columns_of(linearization: Linearization) -> Columns:
     rounding beside the square of the sum of their lengths: all of it, where a frame
     that fitted one point meets another at which some column is longer by orders.
     """
-    return where_needed(
-        linearization.framed, _out_of_frame, _without_frame, linearization
-    )
+    return branch(linearization.framed, _out_of_frame, _without_frame, linearization)
 
 
 def _without_frame(lin):

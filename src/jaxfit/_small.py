@@ -5,11 +5,6 @@ first axes are the parameters and whose last axis, if there is one more, is the 
 vector is (n, *lanes), a matrix (n, n, *lanes), a number (*lanes), where lanes is () for
 one fit and (L,) for a batch. Numbers then broadcast against vectors and matrices by
 NumPy's rules, and in lanes every operation is one long vector operation.
-
-Where one matrix and a batch of them want different hardware loops, a kernel is written
-twice: plain `jnp.linalg` for one, array code without any library routine for lanes.
-Above `LANES_MAX` parameters the unrolled array code would compile slowly, and lanes use
-LAPACK one after the other.
 """
 
 import functools
@@ -19,11 +14,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, PyTree
 
-LANES_MAX = 12
+MANY = 12  # parameters: of more, LAPACK serves one fit
 
 Scalar = Float[Array, "*lanes"]
 Flag = Bool[Array, "*lanes"]
@@ -36,49 +32,34 @@ def is_lanes(vector: Vector) -> bool:
     return vector.ndim > 1
 
 
-def settled(tree: PyTree) -> PyTree:
-    """The same arrays, computed once.
-
-    Compilers fuse what is cheap into everything that uses it; what is broadcast into a
-    matrix of lanes is then computed again for each of the matrix's elements, and what
-    follows from that again for each of the next. On CPUs no fusion crosses a branch.
-    """
-    if jax.tree.leaves(tree)[0].ndim == 0:  # one fit
-        return tree
-
-    def on_cpu(tree):
-        first = jnp.ravel(jax.tree.leaves(tree)[0])[0]
-        bits = first.view(f"uint{8 * first.dtype.itemsize}")
-        true = (bits | 1) != 0  # which the compiler does not see
-        return lax.cond(true, lambda tree: tree, _negated, tree)
-
-    return lax.platform_dependent(tree, cpu=on_cpu, default=lambda tree: tree)
+def is_large(vector: Vector) -> bool:
+    """Whether LAPACK is to work on the matrices of one fit with these parameters."""
+    return not is_lanes(vector) and len(vector) > MANY
 
 
-def _negated(tree):
-    return jax.tree.map(lambda x: ~x if x.dtype == bool else -x, tree)
+def total(terms: Array, axis: int = 0) -> Array:
+    """The sum over the parameters."""
+    return jnp.sum(terms, axis)
 
 
-def _folded(operation: Callable, reduction: Callable) -> Callable:
-    """A reduction over the parameters.
-
-    In lanes it is a chain of vector operations: compiled reductions over a short axis
-    are slow.
-    """
-
-    def fold(terms):
-        if is_lanes(terms) and len(terms) <= LANES_MAX + 1:
-            return functools.reduce(operation, list(terms))
-        return reduction(terms, axis=0)
-
-    return fold
+def largest(terms: Array) -> Array:
+    """The largest of the parameters."""
+    return jnp.max(terms, 0)
 
 
-total = _folded(operator.add, jnp.sum)
-largest = _folded(jnp.maximum, jnp.max)
-least = _folded(jnp.minimum, jnp.min)
-every = _folded(operator.and_, jnp.all)
-some = _folded(operator.or_, jnp.any)
+def least(terms: Array) -> Array:
+    """The least of the parameters."""
+    return jnp.min(terms, 0)
+
+
+def every(flags: Array) -> Array:
+    """Whether it holds for every parameter."""
+    return jnp.all(flags, 0)
+
+
+def some(flags: Array) -> Array:
+    """Whether it holds for some parameter."""
+    return jnp.any(flags, 0)
 
 
 def inner(a: Vector, b: Vector) -> Scalar:
@@ -93,16 +74,16 @@ def norm(vector: Vector) -> Scalar:
 
 def matvec(matrix: Matrix, vector: Vector) -> Vector:
     """Matrix times vector."""
-    if is_lanes(vector):
-        return total(transpose(matrix) * vector[:, None])
-    return jnp.dot(matrix, vector, precision=lax.Precision.HIGHEST)
+    if is_large(vector):
+        return jnp.dot(matrix, vector, precision=lax.Precision.HIGHEST)
+    return total(matrix * vector[None], axis=1)
 
 
 def matmul(a: Matrix, b: Matrix) -> Matrix:
     """Matrix times matrix."""
-    if a.ndim > 2:
-        return total(transpose(a)[:, :, None] * b[:, None])
-    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+    if a.ndim == 2 and max(*a.shape, *b.shape) > MANY + 1:
+        return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+    return total(a[:, :, None] * b[None], axis=1)
 
 
 def transpose(matrix: Matrix) -> Matrix:
@@ -115,32 +96,41 @@ def outer(a: Vector, b: Vector) -> Matrix:
     return a[:, None] * b[None]
 
 
+def is_framed(frame: Matrix) -> Flag:
+    """Whether a frame is not the identity."""
+    return some(some(frame != identity(frame[0])))
+
+
 def identity(vector: Vector) -> Matrix:
     """The identity matrix on the space of a vector."""
-    n, zero = len(vector), jnp.zeros_like(vector)
-    return jnp.where(_on_diagonal(n, vector.ndim), 1, zero[None])
+    return jnp.where(_on_diagonal(vector), 1, jnp.zeros_like(vector)[None])
 
 
 def diagonal(matrix: Matrix) -> Vector:
     """The diagonal of a matrix."""
-    if matrix.ndim == 2:
-        return jnp.diagonal(matrix)
-    return jnp.stack([matrix[i, i] for i in range(len(matrix))])
+    return total(jnp.where(_on_diagonal(matrix[0]), matrix, 0))
 
 
 def add_diagonal(matrix: Matrix, vector: Vector) -> Matrix:
     """A matrix plus a diagonal one."""
-    on = _on_diagonal(len(matrix), vector.ndim)
-    return matrix + jnp.where(on, vector[None], 0)
+    return matrix + jnp.where(_on_diagonal(vector), vector[None], 0)
 
 
 def unit_diagonal(matrix: Matrix) -> Matrix:
     """A matrix with its diagonal set to one."""
-    return jnp.where(_on_diagonal(len(matrix), matrix.ndim - 1), 1, matrix)
+    return jnp.where(_on_diagonal(matrix[0]), 1, matrix)
 
 
-def _on_diagonal(n, ndim):
-    return jnp.eye(n, dtype=bool).reshape(n, n, *[1] * (ndim - 1))
+def _on_diagonal(vector):
+    n = len(vector)
+    return np.eye(n, dtype=bool).reshape(n, n, *[1] * (vector.ndim - 1))
+
+
+def bordered(matrix: Matrix, vector: Vector, number: Scalar) -> Matrix:
+    """A symmetric matrix with another row and column."""
+    rows = jnp.concatenate([matrix, vector[None]])
+    column = jnp.concatenate([vector, number[None]])
+    return jnp.concatenate([rows, column[:, None]], axis=1)
 
 
 def choose(flag: Flag, then: PyTree, otherwise: PyTree) -> PyTree:
@@ -148,60 +138,37 @@ def choose(flag: Flag, then: PyTree, otherwise: PyTree) -> PyTree:
     return jax.tree.map(functools.partial(jnp.where, flag), then, otherwise)
 
 
-def where_needed(
-    needed: Flag, rare: Callable, usual: Callable, *operands: PyTree
+def branch(
+    needed: Flag, then: Callable, otherwise: Callable, *operands: PyTree
 ) -> PyTree:
-    """`rare(*operands)` where it is needed, `usual(*operands)` elsewhere.
+    """`then(*operands)` where it is needed, `otherwise(*operands)` elsewhere.
 
-    In lanes the rare case is computed only if some fit needs it, and then for all.
+    For one fit a real branch: what is decided before is computed once, and no compiler
+    draws it into all that depends on it. In lanes `then` is computed only if some fit
+    needs it, and then for all.
     """
-
-    def corrected(found, *operands):
-        return choose(needed, rare(*operands), found)
-
-    return _usual_or(corrected, needed, rare, usual, operands)
-
-
-def where_needed_one_by_one(
-    needed: Flag, rare: Callable, usual: Callable, *operands: PyTree
-) -> PyTree:
-    """`where_needed` with a rare case for one fit, which calls a library.
-
-    Lanes that need it call it one after the other, and the others not at all. Batched
-    LAPACK calls of several devices at once would wait for each other for ever in jaxlib
-    0.10. On other devices one batched call serves all.
-    """
-
-    def one_by_one(found, *operands):
-        (lanes,) = jnp.nonzero(needed, size=len(needed))
-
-        def correct(i, found):
-            own = jax.tree.map(lambda x: x[..., lanes[i]], operands)
-            return jax.tree.map(
-                lambda all, one: all.at[..., lanes[i]].set(one), found, rare(*own)
-            )
-
-        return lax.fori_loop(0, jnp.sum(needed), correct, found)
-
-    def at_once(found, *operands):
-        return choose(needed, in_turn(rare, *operands), found)
-
-    def corrected(*arguments):
-        return lax.platform_dependent(*arguments, cpu=one_by_one, default=at_once)
-
-    return _usual_or(corrected, needed, rare, usual, operands)
-
-
-def _usual_or(corrected, needed, rare, usual, operands):
-    """One of two cases for one fit; for lanes the usual one, corrected if needed."""
     if needed.ndim == 0:
-        return lax.cond(needed, rare, usual, *operands)
-    found = usual(*operands)
+        return lax.cond(needed, _varying(then), _varying(otherwise), *operands)
+    found = otherwise(*operands)
     if needed.size == 0:
         return found
+
+    def corrected(found, *operands):
+        return choose(needed, then(*operands), found)
+
     return lax.cond(
         jnp.any(needed), corrected, lambda found, *_: found, found, *operands
     )
+
+
+def _varying(function: Callable) -> Callable:
+    """Its results vary over the axes of a mesh that its arguments vary over."""
+    return lambda *operands: varying_with(function(*operands), operands)
+
+
+def for_each(kernel: Callable, is_lanes: bool) -> Callable:
+    """A kernel that is written for one fit, for lanes too."""
+    return jax.vmap(kernel, in_axes=-1, out_axes=-1) if is_lanes else kernel
 
 
 def varying_with(tree: PyTree, others: PyTree) -> PyTree:
@@ -251,18 +218,6 @@ def batched_in_lanes(kernel: Callable) -> Callable:
         return out, jax.tree.map(lambda _: True, out)
 
     return functools.wraps(kernel)(lambda *args: batching(*args))
-
-
-def in_turn(kernel: Callable, *operands: PyTree) -> PyTree:
-    """A kernel for one fit, on all lanes: on CPUs one library call after the other."""
-
-    def on_cpu(*operands):
-        return lax.map(lambda one: kernel(*one), operands)
-
-    first = lanes_first(operands)
-    return lanes_last(
-        lax.platform_dependent(*first, cpu=on_cpu, default=jax.vmap(kernel))
-    )
 
 
 # Sizes
@@ -338,7 +293,7 @@ def _gram_rule(size, in_batched, rows):
 
 def _gram_reduced(rows):
     k, rows = len(rows), jnp.broadcast_arrays(*rows)
-    if k > LANES_MAX + 1:
+    if k > MANY + 1:
         rows = jnp.stack(rows)
         return jnp.einsum(
             "im...,jm...->ij...", rows, rows, precision=lax.Precision.HIGHEST
@@ -354,38 +309,3 @@ def _gram_reduced(rows):
     entries = dict(zip(lower, sums, strict=True))
     matrix = [entries[max(i, j), min(i, j)] for i in range(k) for j in range(k)]
     return jnp.stack(matrix).reshape(k, k, *matrix[0].shape)
-
-
-def gram_root(gram: Float[Array, "n n"], rhs: Float[Array, " n"]):
-    """A with AᵀA = gram, and y with Aᵀy = rhs, from the matrix scaled to unit diagonal.
-
-    What is rounding in the scaled matrix becomes zero.
-    """
-    n, eps = len(rhs), jnp.finfo(rhs.dtype).eps
-    size = jnp.sqrt(jnp.diagonal(gram))
-    divisor = jnp.where(size > 0, size, 1)
-    eigenvalues, rotation = jnp.linalg.eigh(
-        gram / (divisor[:, None] * divisor), symmetrize_input=False
-    )
-    kept = eigenvalues > n * eps * eigenvalues[-1]
-    root = jnp.sqrt(jnp.where(kept, eigenvalues, 0))
-    y = matvec(rotation.T, rhs / divisor) / jnp.where(kept, root, 1)
-    return root[:, None] * rotation.T * size, jnp.where(kept, y, 0)
-
-
-# A square root of a Gram matrix
-
-
-def square_root(matrix: Matrix) -> tuple[Matrix, Matrix]:
-    """R and R⁻ᵀ with RᵀR the matrix, which is of unit diagonal.
-
-    Eigenvalues below rounding are raised to it, so that R has an inverse also where the
-    matrix is singular, or has become indefinite by rounding. R⁻¹R is the identity to
-    rounding whatever the condition.
-    """
-    if matrix.ndim > 2:
-        return in_turn(square_root, matrix)
-    n, eps = len(matrix), jnp.finfo(matrix.dtype).eps
-    eigenvalues, rotation = jnp.linalg.eigh(matrix, symmetrize_input=False)
-    root = jnp.sqrt(jnp.maximum(eigenvalues, n * eps * eigenvalues[-1]))[:, None]
-    return root * rotation.T, rotation.T / root

@@ -11,7 +11,9 @@ again without a frame: nothing is decided by what is rounding.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -19,12 +21,11 @@ from jaxtyping import Array, Int
 
 from jaxfit import _bounds, _trust_region
 from jaxfit._bounds import Bounds, Hat
-from jaxfit._covariance import is_lossy, unit_rcond
+from jaxfit._inverse import is_lossy
 from jaxfit._kink import Search, Turn, searched
 from jaxfit._linearize import (
     Frame,
     Linearization,
-    columns_of,
     cost_rounding,
     sums,
     with_sums,
@@ -37,20 +38,16 @@ from jaxfit._small import (
     Scalar,
     Vector,
     batched_in_lanes,
+    bordered,
+    branch,
     choose,
-    diagonal,
     every,
+    for_each,
     identity,
+    is_lanes,
     norm,
-    outer,
-    settled,
     some,
-    square_root,
-    total,
-    unit_diagonal,
     varying_with,
-    where_needed,
-    where_needed_one_by_one,
 )
 from jaxfit._solution import (
     RUNNING,
@@ -60,9 +57,9 @@ from jaxfit._solution import (
     projected_gradient,
 )
 
-# A ratio of eigenvalues below which the Gram matrix has lost too many digits to find
-# the next step, for 64 and 32 bits.
-STEP_RCOND = {64: 1e-10, 32: 1e-4}
+# A pivot of the Gram matrix, scaled to unit diagonal, below which it has lost too many
+# digits to find the next step, for 64 and 32 bits.
+STEP_PIVOT = {64: 1e-10, 32: 1e-4}
 
 # A parameter nearer to its bound than this times |r| / |J_i|, with the largest |J_i| so
 # far, is put on it at the end.
@@ -97,7 +94,6 @@ class Point(eqx.Module):
     optimality: Scalar
     certified: Flag
     rounding: Scalar  # how far rounding x alone moves the residual vector
-    rcond: Scalar  # of the Gram matrix: how much of its digits are left
 
 
 class State(eqx.Module):
@@ -144,17 +140,17 @@ def initial_state(problem: Problem, x0: Vector) -> State:
         status = jnp.where(valid, status, jnp.int32(Status.INVALID_BOUNDS))
         start = _bounds.start_inside(x0, bounds)
     nothing = _infinitely_bad(without_rows(zeros, eye, problem.is_linear))
+    frame = Frame(eye, eye, no)
     reduced = Reduced(
-        diagonal=zeros,
-        offdiagonal=zeros[1:],
+        matrix=eye,
         basis=eye,
         rhs=zeros,
         newton=zeros,
         slope=zero,
         decrement=zero,
-        threshold=zero,
-        rcond=zero,
+        pivot=zero,
         full_rank=no,
+        frame=frame,
     )
     state = State(
         trial=Trial(start, no, zero, zero, zero),
@@ -172,7 +168,6 @@ def initial_state(problem: Problem, x0: Vector) -> State:
             optimality=infinite,
             certified=no,
             rounding=zero,
-            rcond=zero,
         ),
         steps=none,
         search=Search.off(x0),
@@ -215,9 +210,10 @@ def reached(state: State, fresh: State) -> State:
 def _infinitely_bad(linearization: Linearization) -> Linearization:
     """A linearization with an infinite cost."""
     normal, *rest = sums(linearization)
-    worst = normal.at[-1, -1].set(jnp.inf)
+    infinite = jnp.full_like(normal[0, 0], jnp.inf)
+    worst = bordered(normal[:-1, :-1], normal[-1, :-1], infinite)
     if rest:
-        rest[-1] = rest[-1] + jnp.inf
+        rest[-1] = infinite
     return with_sums(
         linearization, (worst, *rest), linearization.counted, linearization.influence
     )
@@ -236,113 +232,200 @@ def trip(linearize: Callable, problem: Problem, state: State) -> State:
 
 def frame_of(state: State) -> Frame:
     """The directions in which the trial point is to be differentiated."""
-    return _frame(state.point.linearization, state.trial.framed)
+    return _frame(state.point.hat.reduced.frame, state.trial.framed)
 
 
 @batched_in_lanes
-def _frame(linearization: Linearization, needed: Flag) -> Frame:
-    """Directions in which the Jacobian near a point is nearly orthonormal.
-
-    Needed so seldom that lanes call LAPACK for it.
-    """
-
-    def from_hessian(linearization):
-        hessian = linearization.hessian
-        squared = diagonal(hessian)
-        norms = jnp.sqrt(jnp.where(squared > 0, squared, 1))
-        root, inverse = square_root(unit_diagonal(hessian / outer(norms, norms)))
-        return root * norms[None], inverse / norms[None]
-
-    def unit_directions(linearization):
-        eye = varying_with(identity(linearization.rhs), linearization.normal)
-        return eye, eye
-
-    inverse, directions = where_needed_one_by_one(
-        needed, from_hessian, unit_directions, linearization
-    )
+def _frame(frame: Frame, needed: Flag) -> Frame:
+    eye = varying_with(identity(frame.inverse[0]), frame.inverse)
+    inverse, directions = choose(needed, frame[:2], (eye, eye))
     return Frame(inverse, directions, needed)
+
+
+class _Verdict(NamedTuple):
+    """What becomes of a trial point."""
+
+    first: Flag
+    finite: Flag
+    gain: Scalar  # NaN where it is not known
+    accepted: Flag
+    repeated: Flag  # evaluated again without a frame, which does not fit it
+
+
+class _Decided(NamedTuple):
+    """What the verdict decides."""
+
+    point: Point
+    radius: Scalar
+    alpha: Scalar
+    steps: Int[Array, "*lanes"]
+    status: Int[Array, "*lanes"]
+
+
+class _Next(NamedTuple):
+    """Where the next trip goes, and whether it is the last."""
+
+    trial: Trial
+    alpha: Scalar
+    finishing: Flag
 
 
 @batched_in_lanes
 def decide(problem: Problem, state: State, linearization: Linearization) -> State:
     """All of a trip that follows from the linearization at the trial point."""
-    trial, old, search = state.trial, state.point, state.search
-    first, sample = state.nfev == 0, linearization
-    linearization = search.adopted(linearization, old)
-    cost = linearization.cost
-    finite = jnp.isfinite(total(total(linearization.normal)) + cost)
-    start_cost = jnp.where(first, cost, state.start_cost)
-    columns = search.columns(columns_of(linearization), sample)
-    new = _evaluated(
-        problem, old.largest_norms, trial.x, linearization, columns, start_cost
+    sample = linearization
+    linearization, columns = state.search.seen(sample, state.point)
+    start_cost = jnp.where(state.nfev == 0, linearization.cost, state.start_cost)
+    new = _evaluated(problem, state, linearization, columns, start_cost)
+    new = varying_with(new, state.trial.x)
+    verdict = _verdict(problem, state, new, columns.resolved)
+    decided = branch(
+        verdict.accepted,
+        functools.partial(_accept, problem),
+        functools.partial(_refuse, problem),
+        *(state, new, verdict),
     )
-    new = varying_with(new, trial.x)
-    usable = finite & columns.resolved
+    point, nfev = decided.point, state.nfev + 1
+    status = _status(problem, state, verdict, decided, nfev)
+    following = branch(
+        verdict.repeated & ((status == RUNNING) | state.finishing),
+        _repeat,
+        functools.partial(_go_on, problem),
+        *(state, decided, status),
+    )
+    after = State(
+        trial=following.trial,
+        radius=decided.radius,
+        alpha=following.alpha,
+        nfev=nfev,
+        finishing=following.finishing,
+        point=point,
+        steps=decided.steps,
+        search=state.search,
+        status=status,
+        start_cost=start_cost,
+    )
+    if problem.scipy_steps:
+        return after
+    return _search(problem, state, after, sample)
 
-    # accept or refuse it, or evaluate it again without a frame that does not fit it
-    old_cost = jnp.where(first, jnp.inf, old.linearization.cost)
+
+def _verdict(problem, state, new, resolved) -> _Verdict:
+    """Whether a trial point is accepted, refused, or evaluated again."""
+    trial, old, search = state.trial, state.point, state.search
+    first, cost = state.nfev == 0, new.linearization.cost
+    finite = jnp.isfinite(jnp.sum(new.linearization.normal, axis=(0, 1)) + cost)
+    usable = finite & resolved
     known = usable | (trial.framed & jnp.isfinite(cost))
+    old_cost = jnp.where(first, jnp.inf, old.linearization.cost)
     gain = jnp.where(known, old_cost - cost, jnp.nan)
     level = _is_level(problem, state, gain)
     level = level & (state.finishing | (trial.length < INSIDE * state.radius))
     falls = new.hat.reduced.decrement < old.hat.reduced.decrement
     accepted = usable & ((gain > 0) | (level & (falls | state.finishing)))
-    again = settled(~usable & ((gain > 0) | level))
     accepted = accepted & (new.certified | ~(state.finishing & old.certified))
-    accepted = settled((accepted | search.adopts) & ~search.samples)
-    point = choose(accepted, new, old)
-    fresh = first | search.adopts
-    moved = accepted & ~fresh & ~state.finishing
-
-    # the radius
-    ratio = _trust_region.gain_ratio(gain, trial.predicted)
-    shrink = 0.25 if problem.scipy_steps else _trust_region.shrinkage(gain, trial.slope)
-    radius, alpha = _trust_region.update_radius(
-        state.radius, state.alpha, ratio, shrink * trial.length, trial.length
+    return _Verdict(
+        first=first,
+        finite=finite,
+        gain=gain,
+        accepted=(accepted | search.adopts) & ~search.samples,
+        repeated=~usable & ((gain > 0) | level),
     )
-    radius = jnp.where(accepted & (gain <= 0), state.radius, radius)
-    start_radius = _trust_region.first_radius(point.x, point.hat.scaling)
-    radius = jnp.where(fresh, start_radius, radius)
-    alpha = jnp.where(fresh, 0, alpha)
-    radius = jnp.where(search.samples, state.radius, radius)
 
-    # is it over, and if not, where next?
-    nfev = state.nfev + 1
-    if problem.scipy_steps:
-        status = _scipy_status(problem, state, point, gain, ratio)
-    else:
-        status = _judge(problem, state, point, fresh, accepted, gain, ratio)
-    status = jnp.where(again | search.samples, RUNNING, status)
+
+def _accept(problem, state, new, verdict) -> _Decided:
+    """Go on from the trial point, in a region as large as the model was good."""
+    trial, old = state.trial, state.point
+    fresh = verdict.first | state.search.adopts  # it was reached by no step
+    ratio = _trust_region.gain_ratio(verdict.gain, trial.predicted)
+    radius, alpha = _trust_region.update_radius(
+        *(state.radius, state.alpha, ratio, trial.length),
+        _shrinkage(problem, trial, verdict.gain),
+    )
+    radius = jnp.where(verdict.gain > 0, radius, state.radius)
+    start = _trust_region.first_radius(new.x, new.hat.scaling)
+    status = _scipy_status(problem, state, new, verdict.gain)
+    if not problem.scipy_steps:
+        scale = _scale(problem, new.largest_norms)
+        step, length = norm((new.x - old.x) / scale), norm(new.x / scale)
+        if not problem.scipy_tests:
+            step = jnp.where(fresh, jnp.inf, step)
+            limits = problem.limits
+            status = _trust_region.stopping_tests(limits, new, step, length)
+        status = jnp.where(new.certified, status, RUNNING)
+    moved = ~fresh & ~state.finishing
+    return _Decided(
+        point=new,
+        radius=jnp.where(fresh, start, radius),
+        alpha=jnp.where(fresh, 0, alpha),
+        steps=jnp.where(moved, state.steps + 1, state.steps),
+        status=status,
+    )
+
+
+def _refuse(problem, state, new, verdict) -> _Decided:
+    """Stay, in a smaller region; or unchanged, where the trial was no step."""
+    trial, old, gain = state.trial, state.point, verdict.gain
+    stays = verdict.repeated | state.search.samples
+    radius = _shrinkage(problem, trial, gain) * trial.length
+    rescaled = state.alpha * (state.radius / jnp.where(radius > 0, radius, 1))
+    alpha = jnp.where(jnp.isfinite(gain), rescaled, state.alpha)
+    status = _scipy_status(problem, state, old, gain)
+    if not problem.scipy_steps:
+        status = jnp.where(old.certified, status, RUNNING)
+        scale = _scale(problem, old.largest_norms)
+        step, length = norm((trial.x - old.x) / scale), norm(old.x / scale)
+        # after which a shorter step can gain nothing either
+        eps = jnp.finfo(step.dtype).eps
+        hopeless = trial.predicted <= GAIN_ROUNDING * eps * old.linearization.cost
+        hopeless = (hopeless & jnp.isfinite(gain)) | ~(step > 0.5 * eps * length)
+        status = jnp.where(hopeless, jnp.int32(Status.STALLED), status)
+    radius, alpha, status = choose(
+        stays,
+        (state.radius, state.alpha, jnp.full_like(status, RUNNING)),
+        (radius, alpha, status),
+    )
+    return _Decided(old, radius, alpha, state.steps, status)
+
+
+def _shrinkage(problem, trial, gain):
+    """By how much to shorten a step that gained too little."""
+    return 0.25 if problem.scipy_steps else _trust_region.shrinkage(gain, trial.slope)
+
+
+def _status(problem, state, verdict, decided, nfev) -> Int[Array, "*lanes"]:
+    """The status after a trip. A success needs the certificate; a stalled fit that has
+    it succeeded."""
+    status = decided.status
+    status = jnp.where(verdict.repeated, RUNNING, status)
     full = (status == RUNNING) & (nfev >= problem.limits.max_steps)
     status = jnp.where(full, Status.MAX_STEPS, status)
-    status = jnp.where(first & ~finite, Status.NONFINITE_START, status)
+    start_fails = verdict.first & ~verdict.finite
+    status = jnp.where(start_fails, Status.NONFINITE_START, status)
     status = jnp.where(state.finishing, state.status, status).astype(jnp.int32)
-    if not problem.scipy_steps:
-        status = _final_status(status, point)
-    radius, alpha, status = settled((radius, alpha, status))
-    next_trial, alpha = _propose(problem, point, radius, alpha)
-    next_trial, finishing = _finish(problem, state, status, point, next_trial)
-    plain = dataclasses.replace(trial, framed=jnp.zeros_like(again))
-    next_trial, radius, alpha, finishing = choose(
-        again & ((status == RUNNING) | state.finishing),
-        (plain, state.radius, state.alpha, state.finishing),
-        (next_trial, radius, alpha, finishing),
-    )
-    next_state = State(
-        trial=next_trial,
-        radius=radius,
-        alpha=alpha,
-        nfev=nfev,
-        finishing=finishing,
-        point=point,
-        steps=jnp.where(moved, state.steps + 1, state.steps),
-        search=search,
-        status=status,
-        start_cost=start_cost,
-    )
     if problem.scipy_steps:
-        return next_state
-    return _search(problem, state, next_state, sample)
+        return status
+    certified = decided.point.certified
+    lost = (status > 0) & (status != RUNNING) & ~certified
+    won = (status == Status.STALLED) & certified
+    status = jnp.where(lost, jnp.int32(Status.STALLED), status)
+    return jnp.where(won, jnp.int32(Status.STEP), status)
+
+
+def _repeat(state, decided, status) -> _Next:
+    """The same point once more, without a frame."""
+    trial = dataclasses.replace(state.trial, framed=jnp.zeros_like(state.finishing))
+    return _Next(trial, state.alpha, state.finishing)
+
+
+def _go_on(problem, state, decided, status) -> _Next:
+    """A step, or the end."""
+    return branch(
+        status == RUNNING,
+        functools.partial(_propose, problem),
+        functools.partial(_finish, problem),
+        *(state, decided, status),
+    )
 
 
 def _search(problem, before, after, sample) -> State:
@@ -350,29 +433,27 @@ def _search(problem, before, after, sample) -> State:
     bounds = problem.bounds
     if bounds is not None:
         bounds = Bounds(*(jnp.broadcast_to(b, after.trial.x.shape) for b in bounds))
-    turn = where_needed_one_by_one(
+    turn = branch(
         before.search.is_wanted(after.status, after.finishing),
-        searched,
+        for_each(searched, is_lanes(after.trial.x)),
         lambda bounds, before, after, sample: Turn.of(after),
         *(bounds, before, after, sample),
     )
     return dataclasses.replace(after, **turn._asdict())
 
 
-def _evaluated(problem, largest_norms, x, linearization, columns, start_cost) -> Point:
-    """A trial point with its model, its optimality and its certificate."""
-    bounds = problem.bounds
-    hessian, gradient = columns.hessian, columns.gradient
-    largest_norms = jnp.maximum(largest_norms, columns.squared_norms)
+def _evaluated(problem, state, linearization, columns, start_cost) -> Point:
+    """The trial point with its model, its optimality and its certificate."""
+    x, bounds = state.trial.x, problem.bounds
+    squared = columns.squared_norms
+    largest_norms = jnp.maximum(state.point.largest_norms, squared)
     scale = _scale(problem, largest_norms)
-    d, model = _trust_region.hat_model(
-        x, linearization, hessian, gradient, scale, bounds
-    )
-    hat = Hat(reduce_model(model), model.gradient, d)
+    model = _trust_region.hat_model(x, linearization, columns, scale, bounds)
     projected = projected_gradient(x, columns, linearization, bounds)
-    rounding = model_rounding(x, columns.squared_norms)
+    rounding = model_rounding(x, squared)
     certified = is_certified(x, linearization, projected, rounding, start_cost, bounds)
     if problem.scipy_steps:
+        gradient = columns.gradient
         optimality = _trust_region.scaled_gradient_norm(x, gradient, bounds)
     else:
         size = jnp.sqrt(linearization.squared_residual)
@@ -380,28 +461,13 @@ def _evaluated(problem, largest_norms, x, linearization, columns, start_cost) ->
     return Point(
         x=x,
         linearization=linearization,
-        gradient=gradient,
-        squared_norms=columns.squared_norms,
+        gradient=columns.gradient,
+        squared_norms=squared,
         largest_norms=largest_norms,
-        hat=hat,
+        hat=Hat(reduce_model(model), model.gradient, model.scaling),
         optimality=optimality,
         certified=certified,
         rounding=rounding,
-        rcond=_rcond(hessian, hat.reduced.rcond),
-    )
-
-
-def _rcond(hessian, rcond):
-    """That of columns scaled to one where the model's tells of digits lost.
-
-    Columns of very different length cost a Gram matrix no digits, only columns that
-    nearly depend on each other do.
-    """
-    return where_needed(
-        is_lossy(rcond),
-        lambda hessian, _: unit_rcond(hessian),
-        lambda _, rcond: rcond,
-        *(hessian, rcond),
     )
 
 
@@ -425,28 +491,11 @@ def _is_level(problem, state, gain):
     return gain >= -noise
 
 
-def _judge(problem, state, point, fresh, accepted, gain, ratio):
-    """The status after a trip, by our tests; a fresh point was reached by no step."""
-    trial, old = state.trial, state.point
-    scale = _scale(problem, point.largest_norms)
-    step, length = norm((trial.x - old.x) / scale), norm(point.x / scale)
-    if problem.scipy_tests:
-        status = _scipy_status(problem, state, point, gain, ratio)
-        status = jnp.where(point.certified, status, RUNNING)
-    else:
-        status = _trust_region.stopping_tests(
-            problem.limits, point, jnp.where(accepted & ~fresh, step, jnp.inf), length
-        )
-    # a refused trial after which a shorter step can gain nothing either
-    eps = jnp.finfo(step.dtype).eps
-    hopeless = trial.predicted <= GAIN_ROUNDING * eps * old.linearization.cost
-    hopeless = (hopeless & jnp.isfinite(gain)) | ~(step > 0.5 * eps * length)
-    exhausted = ~accepted & ~fresh & hopeless
-    return jnp.where(exhausted, jnp.int32(Status.STALLED), status)
-
-
-def _scipy_status(problem, state, point, gain, ratio):
+def _scipy_status(problem, state, point, gain):
     """The status after a trip, by the tests of `scipy.optimize.least_squares`."""
+    if not (problem.scipy_steps or problem.scipy_tests):
+        return jnp.full_like(state.status, RUNNING)
+    ratio = _trust_region.gain_ratio(gain, state.trial.predicted)
     step = norm(state.trial.x - state.point.x)
     step = jnp.where(jnp.isfinite(gain), step, jnp.inf)
     gradient = _trust_region.scaled_gradient_norm(
@@ -457,52 +506,41 @@ def _scipy_status(problem, state, point, gain, ratio):
     )
 
 
-def _propose(problem, point, radius, alpha) -> tuple[Trial, Scalar]:
+def _propose(problem, state, decided, status) -> _Next:
     """The next trial point, and the damping that gave it."""
+    point, radius = decided.point, decided.radius
     hat, bounds = point.hat, problem.bounds
-    step = trust_region_step(hat.reduced, radius, alpha)
-    if bounds is None:
-        x = point.x + hat.scaling * step.p
-    else:
+    step = trust_region_step(hat.reduced, radius, decided.alpha)
+    if bounds is not None:
         theta = jnp.maximum(0.995, 1 - point.optimality)
         step = _bounds.select_step(point.x, step, hat, radius, theta, bounds)
-        x = point.x + hat.scaling * step.p
+    x = point.x + hat.scaling * step.p
+    if bounds is not None:
         x = _bounds.stay_inside(x, bounds, strictly=problem.scipy_steps)
-    framed = ~(point.rcond >= STEP_RCOND[_bits(x)])
-    return Trial(x, framed, step.predicted, step.slope, step.length), step.alpha
+    framed = ~(hat.reduced.pivot >= STEP_PIVOT[jnp.finfo(x.dtype).bits])
+    trial = Trial(x, framed, step.predicted, step.slope, step.length)
+    return _Next(trial, step.alpha, jnp.zeros_like(framed))
 
 
-def _bits(x) -> int:
-    return jnp.finfo(x.dtype).bits
-
-
-def _finish(problem, state, status, point, trial):
+def _finish(problem, state, decided, status) -> _Next:
     """After the last step: the same point on its bounds and with all its digits.
 
     A last trip goes there if that is another point, or if the Gram matrix has lost
-    digits of the covariance. Returns the next trial, and whether it is the last.
+    digits of the covariance.
     """
-    bounds, x, framed = problem.bounds, point.x, trial.framed
+    point, bounds = decided.point, problem.bounds
     if problem.scipy_steps:
-        return trial, jnp.zeros_like(state.finishing)
-    lossy = is_lossy(point.rcond)
-    useful = lossy & ~point.linearization.framed
+        return _Next(state.trial, decided.alpha, jnp.zeros_like(state.finishing))
+    x, linearization = point.x, point.linearization
+    lossy = is_lossy(point.hat.reduced.pivot)
+    useful = lossy & ~linearization.framed
     if bounds is not None:
-        reach = SNAP_REACH * jnp.sqrt(point.linearization.squared_residual)
+        reach = SNAP_REACH * jnp.sqrt(linearization.squared_residual)
         largest_norms = jnp.sqrt(point.largest_norms)
         reach = jnp.where(largest_norms > 0, reach / largest_norms, 0)
         x = _bounds.snap(x, point.gradient, point.squared_norms, bounds, reach)
         useful = useful | some(x != point.x)
-    ended = (status != RUNNING) & ((status > 0) | (status == Status.STALLED))
+    ended = (status > 0) | (status == Status.STALLED)
     finishing = ended & ~state.finishing & useful
-    framed = jnp.where(finishing, lossy, framed & (status == RUNNING))
-    x = jnp.where(finishing, x, trial.x)
-    return dataclasses.replace(trial, x=x, framed=framed), finishing
-
-
-def _final_status(status, point):
-    """A success needs the certificate; a stalled fit that has it succeeded."""
-    lost = (status > 0) & (status != RUNNING) & ~point.certified
-    won = (status == Status.STALLED) & point.certified
-    status = jnp.where(lost, jnp.int32(Status.STALLED), status)
-    return jnp.where(won, jnp.int32(Status.STEP), status)
+    trial = dataclasses.replace(state.trial, x=x, framed=finishing & lossy)
+    return _Next(trial, decided.alpha, finishing)

@@ -8,68 +8,51 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxfit._bounds import Bounds, coleman_li
-from jaxfit._linearize import Linearization
+from jaxfit._linearize import Columns, Linearization
 from jaxfit._model import Model
 from jaxfit._options import Limits
 from jaxfit._small import (
-    Matrix,
     Scalar,
     Vector,
     add_diagonal,
-    diagonal,
     largest,
-    least,
     norm,
     outer,
 )
 from jaxfit._solution import RUNNING, Status
 
-# A ratio of squared column norms below which B must be treated in factors.
-UNEVEN = 1e-6
-
 
 def hat_model(
     x: Vector,
     linearization: Linearization,
-    hessian: Matrix,
-    gradient: Vector,
+    columns: Columns,
     scale: Vector,
     bounds: Bounds | None,
-) -> tuple[Vector, Model]:
+) -> Model:
     """The Gauss-Newton model in Coleman-Li variables (Branch, Coleman, Li, eq. 2.8).
 
     First the parameters are scaled, then the distance to the bounds is, both in
     x = x_k + d p. A fixed parameter has d = 0 and a unit diagonal. A bound so far away
     that a step of the scale is rounding beside the way to it counts as none: d would
     leave the other parameters no digits, or overflow.
-
-    Args:
-        hessian, gradient: of the linearization, out of its frame.
-
-    Returns:
-        d, and the model of the cost as a function of p.
     """
-    if bounds is None:
-        d, curvature = jnp.broadcast_to(scale, x.shape), jnp.zeros_like(x)
-        matrix = hessian * outer(d, d)
-    else:
+    gradient = columns.gradient
+    d, curvature = jnp.broadcast_to(scale, x.shape), jnp.zeros_like(x)
+    if bounds is not None:
         v, dv = coleman_li(x, gradient, bounds)
         far = v > scale / jnp.finfo(x.dtype).eps
         v, dv = jnp.where(far, 1, v), jnp.where(far, 0, dv)
         d = jnp.sqrt(jnp.where(dv != 0, v / scale, v)) * scale
         curvature = jnp.where(bounds.free, gradient * dv * scale, 1)
-        matrix = add_diagonal(hessian * outer(d, d), curvature)
-    squares = diagonal(matrix)
-    shortest = least(jnp.where(squares > 0, squares, jnp.inf))
-    uneven = shortest < UNEVEN * largest(squares)
-    return d, Model(
-        matrix=matrix,
+    return Model(
+        matrix=add_diagonal(columns.hessian * outer(d, d), curvature),
         gradient=d * gradient,
         gram=linearization.gram,
         rhs=linearization.rhs,
-        frame=linearization.frame * d[None],
+        frame=linearization.frame,
+        scaling=d,
         curvature=curvature,
-        factored=linearization.framed | uneven,
+        squared_norms=columns.squared_norms,
     )
 
 
@@ -107,20 +90,19 @@ def shrinkage(gain: Scalar, slope: Scalar) -> Scalar:
 
 
 def update_radius(
-    radius: Scalar, alpha: Scalar, ratio: Scalar, shorter: Scalar, length: Scalar
+    radius: Scalar, alpha: Scalar, ratio: Scalar, length: Scalar, shrinkage: Scalar
 ) -> tuple[Scalar, Scalar]:
-    """The new radius, and the damping to try first in it.
+    """The radius after a step was accepted, and the damping to try first in it.
 
     Args:
-        ratio: of actual to predicted gain; NaN after a point that is not finite.
-        shorter: the radius to take if the step gained too little.
+        ratio: of actual to predicted gain.
         length: of the step.
+        shrinkage: of a step that gained too little.
     """
     longer = (ratio > 0.75) & (length > 0.95 * radius)
     new = jnp.where(longer, 2 * radius, radius)
-    new = jnp.where(ratio >= 0.25, new, shorter)
-    rescaled = alpha * (radius / jnp.where(new > 0, new, 1))
-    return new, jnp.where(jnp.isnan(ratio), alpha, rescaled)
+    new = jnp.where(ratio >= 0.25, new, shrinkage * length)
+    return new, alpha * (radius / jnp.where(new > 0, new, 1))
 
 
 def stopping_tests(
@@ -128,7 +110,7 @@ def stopping_tests(
 ) -> Int[Array, "*lanes"]:
     """The tests of `Options` at a point just accepted: a `Status`, or RUNNING.
 
-    They count only where the certificate holds. A Newton step that changes the model
+    A Newton step that changes the model
     values by less than the rounding of x does can gain nothing. `step` is infinite if
     the point was not reached by an accepted step.
     """
@@ -143,7 +125,7 @@ def stopping_tests(
         (reduction, Status.COST),
         (short, Status.STEP),
     )
-    return jnp.where(point.certified, status, RUNNING)
+    return status
 
 
 def scipy_tests(
