@@ -18,6 +18,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from jaxfit._fingerprint import ClosesOverTracer, Part, Reading, content, is_pure
 from jaxfit._hoist import Held, opened
+from jaxfit._one_function import program_of_ours
 
 CACHE_SIZE = 128
 
@@ -116,6 +117,10 @@ _INPUTS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 _INPUT = Part("input")
 
 
+def _is_on_one_device(value: Any) -> bool:
+    return not isinstance(value, jax.Array) or len(value.sharding.device_set) == 1
+
+
 def _new(value: Any) -> Any:
     """The same numbers in an array that JAX has not seen.
 
@@ -195,16 +200,28 @@ class _Program:
         named: Any = getattr(call.function, "func", call.function)  # of a partial
         program.__name__ = program.__qualname__ = named.__name__.lstrip("_")
         self._inner = jax.jit(program)
-        self._outermost = jax.jit(
-            program, donate_argnums=2, compiler_options=_compiler_options()
-        )
+        options = _compiler_options()
+        outermost = {"donate_argnums": 2, "compiler_options": options}
+        self._plain = jax.jit(lambda *args: program(*args), **outermost)
+        self._in_one_function = jax.jit(program, **outermost)
+        self._bears_it = True  # the compiler, as far as is known
 
     def __call__(self, call: _Call, donated: tuple) -> Any:
-        is_outermost = _trace_state() == _no_trace()
-        jitted = self._outermost if is_outermost else self._inner
         self._current.call = call
+        operands = call.inputs, list(map(_new, call.reading.values)), donated
         try:
-            return jitted(call.inputs, list(map(_new, call.reading.values)), donated)
+            if _trace_state() != _no_trace():
+                return self._inner(*operands)
+            if not (self._bears_it and all(map(_is_on_one_device, operands[0]))):
+                return self._plain(*operands)
+            with program_of_ours(True) as used:
+                try:
+                    return self._in_one_function(*operands)
+                except jax.errors.JaxRuntimeError:
+                    if not used:  # it ran before, or has nothing of that
+                        raise
+            self._bears_it = False
+            return self._plain(*operands)
         finally:
             del self._current.call
 

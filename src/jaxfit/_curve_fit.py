@@ -375,14 +375,14 @@ def _shapes(n: int) -> dict[str, tuple[int, ...]]:
     return {"x": (n,), "covariance": (n, n), **dict.fromkeys(numbers, ())}
 
 
-def _report(full_output: bool, setup: Setup, state, request: _Request):
+def _report(full_output: bool, setup: Setup, outcome: Outcome, request: _Request):
     """One vector, and with `full_output` the residuals and their Jacobian."""
-    found = solution(setup, Outcome.of(state))
+    found = solution(setup, outcome)
     values = {
         "x": found.x,
         "covariance": found.covariance(request.absolute_sigma),
         "cost": found.cost,
-        "start_cost": state.start_cost,
+        "start_cost": outcome.start_cost,
         "optimality": found.optimality,
         "status": found.status,
         "nfev": found.nfev,

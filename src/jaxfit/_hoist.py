@@ -26,6 +26,30 @@ from jaxfit._fingerprint import Part, content
 ROUNDING = 256
 
 
+class Hoisted(NamedTuple):
+    """A function of what it closes over too."""
+
+    function: Callable  # (*arguments, *constants)
+    constants: list
+    jaxpr: Any
+
+
+def hoisted(function: Callable, *arguments: Any) -> Hoisted:
+    """A function that is traced once, at arguments like these, and closes over nothing.
+
+    (`jax.closure_convert` leaves integers behind, and tracers of `jax.vmap`.)
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    structure, number = jax.tree.structure(shape), len(arguments)
+
+    def converted(*operands):
+        leaves = jax.tree.leaves(operands[:number])
+        out = jax.core.eval_jaxpr(closed.jaxpr, operands[number:], *leaves)
+        return jax.tree.unflatten(structure, out)
+
+    return Hoisted(converted, list(closed.consts), closed.jaxpr)
+
+
 class Held:
     """The values of a reading, as a program is traced with them.
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit._compile import compiled
+from jaxfit._implicit import Outcome
 from jaxfit._solution import RUNNING
 from jaxfit._solve import Setup, run
 from jaxfit._trip import State, initial_state, trip
@@ -29,7 +30,7 @@ def whole_fit(pose: Callable, report: Callable, callables: Any, request: Any) ->
 
     Args:
         pose: (callables, request) -> `Setup`.
-        report: (setup, state, request) -> what to return.
+        report: (setup, outcome, request) -> what to return.
         callables: the user's functions.
         request: a pytree of everything else.
     """
@@ -68,7 +69,7 @@ def bound(function: Callable, *values: Hashable) -> Callable:
 
 def _whole(pose, report, callables, request):
     setup: Setup = pose(callables, request)
-    return report(setup, run(setup), request)
+    return run(setup, lambda setup, found: report(setup, found, request))
 
 
 def _at_start(pose, callables, request):
@@ -89,7 +90,7 @@ def _next(pose, callables, arguments):
 
 def _reported(pose, report, callables, arguments):
     request, state = arguments
-    return report(pose(callables, request), state, request)
+    return report(pose(callables, request), Outcome.of(state), request)
 
 
 def pack(values: Mapping[str, Any]) -> jax.Array:

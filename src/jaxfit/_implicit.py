@@ -29,6 +29,7 @@ from jaxfit._inverse import inverse_of, pseudo_inverse
 from jaxfit._linearize import Frame, Linearization
 from jaxfit._rows import Rows
 from jaxfit._small import (
+    Flag,
     Matrix,
     Scalar,
     Vector,
@@ -53,6 +54,8 @@ class Outcome(NamedTuple):
     optimality: Scalar
     steps: Int[Array, "*lanes"]
     nfev: Int[Array, "*lanes"]
+    start_cost: Scalar
+    certified: Flag
 
     @classmethod
     def of(cls, state: State) -> "Outcome":
@@ -65,6 +68,8 @@ class Outcome(NamedTuple):
             point.optimality,
             state.steps,
             state.nfev,
+            state.start_cost,
+            point.certified,
         )
 
 
@@ -237,9 +242,16 @@ def tangent(
         lambda x, v: pose(v).rows.linearize(x, frame), (x, values), (dx, directions)
     )
     moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
-    none: Any = None
+    none, zero = None, jnp.zeros_like(found.optimality)
     return Outcome(
-        dx, gate(moved, proper), none, jnp.zeros_like(found.optimality), none, none
+        x=dx,
+        linearization=gate(moved, proper),
+        status=none,
+        optimality=zero,
+        steps=none,
+        nfev=none,
+        start_cost=zero,
+        certified=none,
     )
 
 

@@ -190,24 +190,19 @@ def _by_rotations(metric, vectors, curvature):
     """Values, V and F V, by rotations of rows with a column of F each, and one of V."""
     eye, n = jnp.broadcast_to(identity(curvature), vectors.shape), len(curvature)
     rows = jnp.concatenate([transpose(vectors), eye], axis=1)
-    metric = jnp.pad(metric, [(0, n), (0, n), *[(0, 0)] * (curvature.ndim - 1)])
-    metric = add_diagonal(
-        metric, jnp.concatenate([jnp.zeros_like(curvature), curvature])
-    )
-    weights = jnp.concatenate([jnp.ones_like(curvature), curvature])
-    rows = _rotated(rows, metric, weights)
-    products, _ = _products(rows, metric, weights)
-    return diagonal(products), transpose(rows[:, n:]), transpose(rows[:, :n])
+    rows = _rotated(rows, metric, curvature)
+    values = total(rows * _images(rows, metric, curvature), axis=1)
+    return values, transpose(rows[:, n:]), transpose(rows[:, :n])
 
 
-def _products(rows, metric, weights):
-    """Inner products of some rows by the metric, and the squares of their lengths."""
-    images = jnp.sum(rows[:, None] * metric[None], axis=2)
-    products = jnp.sum(rows[:, None] * images[None], axis=2)
-    return products, jnp.sum(rows * rows * weights, axis=1)
+def _images(rows, metric, curvature):
+    """What the inner product with a row is taken of: those of F by the metric."""
+    n = len(metric)
+    parts = matmul(rows[:, :n], metric), rows[:, n:] * curvature[None]
+    return jnp.concatenate(parts, axis=1)
 
 
-def _rotated(rows, metric, weights):
+def _rotated(rows, metric, curvature):
     """Rows of which no two have an inner product that is more than rounding.
 
     Pairs come in turn, until none of a whole round has needed a rotation.
@@ -215,6 +210,7 @@ def _rotated(rows, metric, weights):
     n = len(rows)
     pairs = [(p, q) for p in range(n) for q in range(p + 1, n)]
     number, rounding = len(pairs), n * jnp.finfo(rows.dtype).eps
+    weights = jnp.concatenate([jnp.ones_like(curvature), curvature])
     if number == 0:
         return rows
 
@@ -226,9 +222,10 @@ def _rotated(rows, metric, weights):
         rows, quiet, turn = carry
         p, q = jnp.asarray(pairs, jnp.int32)[turn % number]
         pair = [lax.dynamic_index_in_dim(rows, i, keepdims=False) for i in (p, q)]
-        products, squares = _products(jnp.stack(pair), metric, weights)
-        (a, c), (_, b) = products
-        lengths = jnp.sqrt(squares)
+        images = _images(jnp.stack(pair), metric, curvature)
+        a, b = total(pair[0] * images[0]), total(pair[1] * images[1])
+        c = total(pair[0] * images[1])
+        lengths = [jnp.sqrt(total(row * row * weights)) for row in pair]
         needed = jnp.abs(c) > rounding * lengths[0] * lengths[1]
         ratio = (b - a) / jnp.where(needed, 2 * c, 1)
         tangent = jnp.abs(ratio) + jnp.sqrt(1 + ratio**2)

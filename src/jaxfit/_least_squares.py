@@ -11,6 +11,7 @@ import numpy as np
 from jaxfit import _arguments, _host, _watch
 from jaxfit._arrays import native, refuse_masks
 from jaxfit._compile import Static
+from jaxfit._implicit import Outcome
 from jaxfit._options import Options
 from jaxfit._solution import Status
 from jaxfit._solve import Setup, check_callable, set_up
@@ -250,21 +251,20 @@ def _shapes(n: int) -> dict[str, tuple[int, ...]]:
     return {"x": (n,), "grad": (n,), **dict.fromkeys(numbers, ())}
 
 
-def _report(setup: Setup, state, request: _Request):
+def _report(setup: Setup, found: Outcome, request: _Request):
     """One vector, the residuals, and their Jacobian scaled for the loss."""
-    point = state.point
     values = {
-        "x": point.x,
-        "grad": point.gradient,
-        "cost": point.linearization.cost,
-        "start_cost": state.start_cost,
-        "optimality": point.optimality,
-        "status": state.status,
-        "nfev": state.nfev,
-        "njev": state.steps + 1,
-        "certified": point.certified,
+        "x": found.x,
+        "grad": found.linearization.gradient,
+        "cost": found.linearization.cost,
+        "start_cost": found.start_cost,
+        "optimality": found.optimality,
+        "status": found.status,
+        "nfev": found.nfev,
+        "njev": found.steps + 1,
+        "certified": found.certified,
     }
-    rows = setup.rows.residual_and_jacobian(point.x)
+    rows = setup.rows.residual_and_jacobian(found.x)
     return _host.pack(values), *rows
 
 

@@ -49,6 +49,9 @@ class Options(eqx.Module):
         derivative: how the solution is differentiated: "exact", or "gauss-newton",
             which leaves second derivatives of the residuals out of the Hessian: faster,
             and wrong where residuals are large and the model curved.
+        one_function: whether the fit may be one function of the machine on CPUs, and
+            not hundreds of small kernels: None, where this was tried and can do no
+            harm; True, in any program; False, never. See `_one_function.py`.
     """
 
     ftol: Float[Array, ""] | float | None = None
@@ -61,6 +64,7 @@ class Options(eqx.Module):
     )
     jac: str | Callable | None = eqx.field(default=None, static=True)
     derivative: str = eqx.field(default="exact", static=True)
+    one_function: bool | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
         _check_number("ftol", self.ftol, 0)
@@ -74,6 +78,10 @@ class Options(eqx.Module):
         if self.derivative not in ("exact", "gauss-newton"):
             raise ValueError(
                 f"derivative is {self.derivative!r}; give 'exact' or 'gauss-newton'."
+            )
+        if self.one_function not in (None, True, False):
+            raise ValueError(
+                f"one_function is {self.one_function!r}; give None, True or False."
             )
         for leaf in jax.tree.leaves(self.x_scale):
             if isinstance(leaf, str):

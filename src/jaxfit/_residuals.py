@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxfit._hoist import hoisted
+from jaxfit._one_function import LARGEST_REDUCTION, can_be_one_function
 from jaxfit._small import Matrix, Vector
 from jaxfit._words import ONLY_REVERSE, is_only_reverse
 
@@ -136,11 +138,18 @@ class Residuals(NamedTuple):
     structure: PyTree  # of the residuals: their shapes and dtypes
     constants: list  # the arrays that it closes over
     more: list  # those that the Jacobian closes over
+    jaxprs: tuple  # of the functions of the user
 
     @property
     def number(self) -> int:
         """Of residuals; complex ones count as two."""
         return _number(self.structure)
+
+    def can_be_one_function(self, n: int) -> bool:
+        """Whether with n derivatives they can stand in a function of the machine."""
+        tried = (can_be_one_function(jaxpr, n + 1) for jaxpr in self.jaxprs)
+        is_product = self.reverse or self.matrix is not None
+        return not is_product and self.number < LARGEST_REDUCTION and all(tried)
 
     def value(self, x: Vector, *pieces: PyTree) -> Float[Array, " m"]:
         """The residuals."""
@@ -212,8 +221,8 @@ def trace_residuals(
         structure.append(jax.tree.map(jax.typeof, residual))
         return residual_vector(residual, dtype)
 
-    vector, constants = jax.closure_convert(vector, x, *pieces)
-    matrix, more = None, []
+    vector, constants, jaxpr = hoisted(vector, x, *pieces)
+    matrix, more, jaxprs = None, [], (jaxpr,)
     if callable(jac):
 
         def flat(x, *pieces):
@@ -221,12 +230,15 @@ def trace_residuals(
             jacobian = jac(parameters, *pieces)
             return _jacobian_matrix(jacobian, structure[0], parameters, dtype)
 
-        matrix, more = jax.closure_convert(flat, x, *pieces)
+        matrix, more, jaxpr = hoisted(flat, x, *pieces)
+        jaxprs = *jaxprs, jaxpr
     reverse = jac == "rev"
     if jac is None and not is_masked:
         reverse = _number(structure[0]) < len(x)
     forward = jac == "fwd"
-    return Residuals(vector, matrix, reverse, forward, structure[0], constants, more)
+    return Residuals(
+        *(vector, matrix, reverse, forward, structure[0], constants, more, jaxprs)
+    )
 
 
 def _number(structure: PyTree) -> int:

@@ -30,6 +30,7 @@ from jaxfit._linearize import (
     scaled_for_loss,
 )
 from jaxfit._observed import Observed, split_rows, whole_rows
+from jaxfit._one_function import can_be_one_function
 from jaxfit._residuals import Residuals, row_vector, trace_residuals, weight_vector
 from jaxfit._small import (
     Matrix,
@@ -250,6 +251,17 @@ class Rows(NamedTuple):
             return running.plus(self._linearization(pieces, counts, x, frame))
 
         return self._over_chunks(add, running, number)
+
+    def can_be_one_function(self, x: Vector) -> bool:
+        """Whether a visit of all rows at once holds but what was tried."""
+        whole = self.size is None and self.axes is None
+        if not (whole and self.residuals.can_be_one_function(len(x))):
+            return False
+        if self.loss is None or type(self.loss).__module__ == Loss.__module__:
+            return True
+        number = self.residuals.number
+        jaxpr = jax.make_jaxpr(self.loss.evaluate)(jnp.ones(number, x.dtype)).jaxpr
+        return can_be_one_function(jaxpr, 1)
 
     @property
     def valid_chunks(self) -> Int[Array, ""]:

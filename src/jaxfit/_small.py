@@ -64,7 +64,7 @@ def some(flags: Array) -> Array:
 
 def inner(a: Vector, b: Vector) -> Scalar:
     """Inner product."""
-    return total(a * b)
+    return total(a * b) if is_lanes(a) else _dot(a, b)
 
 
 def norm(vector: Vector) -> Scalar:
@@ -74,16 +74,20 @@ def norm(vector: Vector) -> Scalar:
 
 def matvec(matrix: Matrix, vector: Vector) -> Vector:
     """Matrix times vector."""
-    if is_large(vector):
-        return jnp.dot(matrix, vector, precision=lax.Precision.HIGHEST)
-    return total(matrix * vector[None], axis=1)
+    if is_lanes(vector):
+        return total(matrix * vector[None], axis=1)
+    return _dot(matrix, vector)
 
 
 def matmul(a: Matrix, b: Matrix) -> Matrix:
     """Matrix times matrix."""
     if a.ndim == 2 and max(*a.shape, *b.shape) > MANY + 1:
-        return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+        return _dot(a, b)
     return total(a[:, :, None] * b[None], axis=1)
+
+
+def _dot(a, b):
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
 
 
 def transpose(matrix: Matrix) -> Matrix:

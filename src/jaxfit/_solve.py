@@ -27,6 +27,7 @@ from jaxfit._devices import on_each_device
 from jaxfit._implicit import Outcome, Posed, differentiable
 from jaxfit._linearize import is_linear
 from jaxfit._observed import split_rows
+from jaxfit._one_function import is_possible, one_function
 from jaxfit._options import Options, resolve
 from jaxfit._parameters import Parameters
 from jaxfit._rows import (
@@ -38,7 +39,7 @@ from jaxfit._rows import (
     placed,
     visit,
 )
-from jaxfit._small import varying_with
+from jaxfit._small import is_large, varying_with
 from jaxfit._solution import RUNNING, Solution
 from jaxfit._trip import Problem, State, initial_state, trip
 from jaxfit._words import explained
@@ -146,7 +147,7 @@ def _solve(callables, arguments) -> Solution:
             return eqx.combine(arrays, rest)
 
         found = differentiable(
-            lambda arrays: Outcome.of(run(pose(arrays))),
+            lambda arrays: run(pose(arrays), _outcome),
             lambda arrays: pose(arrays).posed,
         )(arrays)
         return solution(setup, found)
@@ -169,6 +170,7 @@ class Setup(NamedTuple):
     rows: Rows
     start: Float[Array, " n"]
     gauss_newton: bool  # derivatives
+    is_one_function: bool
 
     @property
     def posed(self) -> Posed:
@@ -193,8 +195,11 @@ def set_up(
     constants = traced.residuals.constants, traced.residuals.more
     start = varying_with(start, constants)
     problem = problem_of(parameters, bounds, loss, options, **mode)
+    possible = is_possible(options.one_function) and not is_large(start)
+    whole = possible and traced.can_be_one_function(start)
+    problem = dataclasses.replace(problem, in_one_function=possible and not whole)
     gauss_newton = options.derivative == "gauss-newton"
-    return Setup(parameters, problem, traced, start, gauss_newton)
+    return Setup(parameters, problem, traced, start, gauss_newton, whole)
 
 
 def problem_of(
@@ -218,8 +223,22 @@ def is_running(state: State) -> Bool[Array, ""]:
     return (state.status == RUNNING) | state.finishing
 
 
-def run(setup: Setup) -> State:
-    """From the start to the end of the fit."""
+def run(setup: Setup, report: Callable[[Setup, Outcome], Any]) -> Any:
+    """From the start to the end of a fit, and what is to be reported of it."""
+    arrays, rest = eqx.partition(setup, eqx.is_array)
+
+    def whole(arrays):
+        setup = eqx.combine(arrays, rest)
+        return report(setup, Outcome.of(_loop(setup)))
+
+    return one_function(whole, arrays) if setup.is_one_function else whole(arrays)
+
+
+def _outcome(setup: Setup, found: Outcome) -> Outcome:
+    return found
+
+
+def _loop(setup: Setup) -> State:
     linearize, agreed = setup.rows.linearize, setup.rows.agreed
     return lax.while_loop(
         is_running,

@@ -32,6 +32,7 @@ from jaxfit._linearize import (
     without_rows,
 )
 from jaxfit._model import Reduced, reduce_model, trust_region_step
+from jaxfit._one_function import one_function
 from jaxfit._options import Limits
 from jaxfit._small import (
     Flag,
@@ -125,6 +126,8 @@ class Problem(eqx.Module):
     scipy_steps: bool = eqx.field(static=True, default=False)
     # SciPy's meaning of the tolerances
     scipy_tests: bool = eqx.field(static=True, default=False)
+    # what is decided in a trip is one function, on CPUs, where the whole fit is none
+    in_one_function: bool = eqx.field(static=True, default=False)
 
 
 def initial_state(problem: Problem, x0: Vector) -> State:
@@ -273,6 +276,13 @@ class _Next(NamedTuple):
 @batched_in_lanes
 def decide(problem: Problem, state: State, linearization: Linearization) -> State:
     """All of a trip that follows from the linearization at the trial point."""
+    if problem.in_one_function and not is_lanes(state.trial.x):
+        operands = problem, state, linearization
+        return one_function(lambda operands: _decide(*operands), operands)
+    return _decide(problem, state, linearization)
+
+
+def _decide(problem, state, linearization) -> State:
     sample = linearization
     linearization, columns = state.search.seen(sample, state.point)
     start_cost = jnp.where(state.nfev == 0, linearization.cost, state.start_cost)
