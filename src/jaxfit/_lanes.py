@@ -127,6 +127,7 @@ def model_of(fn, jac, keep, fits: Fits, loss, options) -> Model:
     problem = dataclasses.replace(problem, bounds=shared_bounds)
     x = varying_with(parameters.ravel(x0, "x0"), (first, fits.shared))
     rows = visit(None, Task(fn, jac, parameters.unravel, loss), data, weights, x)
+    problem = dataclasses.replace(problem, is_smooth=rows.is_smooth)
     gauss_newton = options.derivative == "gauss-newton"
     model = Model(rows, None, [], parameters, fits.shared, problem, gauss_newton)
     if keep is None:

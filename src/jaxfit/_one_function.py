@@ -24,6 +24,8 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import PyTree
 
+from jaxfit._smooth import inner_jaxprs
+
 VARIABLE = "JAXFIT_ONE_FUNCTION"
 
 # Releases of jaxlib in which `tests/test_one_function.py` has tried every primitive.
@@ -33,26 +35,25 @@ RELEASES = {(0, 10), (0, 12)}
 LARGEST_REDUCTION = 4096
 
 REDUCTIONS = frozenset(
-    "argmax argmin reduce reduce_and reduce_max reduce_min reduce_or reduce_prod "
+    "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod "
     "reduce_sum reduce_xor".split()
 )
 
 # Primitives of which an example was compiled so and gave the right numbers.
 PRIMITIVES = REDUCTIONS | frozenset(
+    "SearchSorted "
     "abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e "
-    "bitcast_convert_type broadcast_in_dim cbrt ceil clamp closed_call complex "
-    "concatenate cond conj convert_element_type copy copy_p core_call cos cosh "
-    "cumlogsumexp cummax cummin cumprod cumsum custom_jvp_call custom_lin "
-    "custom_vjp_call custom_vmap_call digamma div dynamic_slice dynamic_update_slice "
-    "eq erf erf_inv erfc exp exp2 expand_dims expm1 floor gather ge gt igamma "
-    "igamma_grad_a igammac imag integer_pow iota is_finite jit le lgamma log log1p "
-    "logistic lt max min mul ne neg nextafter not optimization_barrier or pad pjit "
-    "polygamma pow random_bits random_unwrap random_wrap real reduce_precision "
-    "reduce_window reduce_window_sum regularized_incomplete_beta rem remat remat2 "
-    "reshape rev round rsqrt scan select_n shift_left shift_right_arithmetic "
-    "shift_right_logical sign sin sinh slice split sqrt square squeeze stack "
-    "stop_gradient sub tan tanh threefry2x32 tile transpose unstack while xor "
-    "zeta".split()
+    "bitcast_convert_type broadcast_in_dim cbrt ceil clamp complex concatenate "
+    "cond conj convert_element_type copy cos cosh cumlogsumexp cummax cummin "
+    "cumprod cumsum custom_jvp_call digamma div dynamic_slice "
+    "dynamic_update_slice eq erf erf_inv erfc exp exp2 expm1 floor gather ge gt "
+    "igamma igammac imag integer_pow iota is_finite jit le lgamma log log1p "
+    "logistic lt lt_to max min mul ne neg nextafter not optimization_barrier or "
+    "pad polygamma polynomial pow random_bits random_seed real reduce_precision "
+    "reduce_window_sum regularized_incomplete_beta rem remat2 reshape rev round "
+    "rsqrt scan select_n shift_left shift_right_arithmetic shift_right_logical "
+    "sign sin sinh slice split sqrt square squeeze stack stop_gradient sub tan "
+    "tanh tile transpose unstack while xor zeta".split()
 )
 
 _marked: Any = {"xla_cpu_small_call": "true", "inlineable": "false"}
@@ -114,25 +115,23 @@ def can_be_one_function(jaxpr: Any, times: int) -> bool:
         times: by how much its derivatives are larger.
     """
     for equation in jaxpr.eqns:
-        name = equation.primitive.name
+        name = _name(equation)
         if name not in PRIMITIVES:
             return False
         if name in REDUCTIONS:
             size = max(atom.aval.size for atom in equation.invars)
             if size * times >= LARGEST_REDUCTION:
                 return False
-        for inner in _inner_jaxprs(equation):
+        for inner in inner_jaxprs(equation):
             if not can_be_one_function(inner, times):
                 return False
     return True
 
 
-def _inner_jaxprs(equation) -> Iterator[Any]:
-    for value in equation.params.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            inner = getattr(one, "jaxpr", one)
-            if hasattr(inner, "eqns"):
-                yield inner
+def _name(equation) -> str:
+    """Of a primitive, or of what newer releases wrap into one."""
+    wrapped = equation.params.get("_prim")
+    return equation.primitive.name if wrapped is None else type(wrapped).__name__
 
 
 def one_function(run: Callable[[PyTree], PyTree], arrays: PyTree) -> PyTree:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxfit._hoist import hoisted
 from jaxfit._one_function import LARGEST_REDUCTION, can_be_one_function
 from jaxfit._small import Matrix, Vector
+from jaxfit._smooth import is_smooth
 from jaxfit._words import ONLY_REVERSE, is_only_reverse
 
 
@@ -150,6 +151,11 @@ class Residuals(NamedTuple):
         tried = (can_be_one_function(jaxpr, n + 1) for jaxpr in self.jaxprs)
         is_product = self.reverse or self.matrix is not None
         return not is_product and self.number < LARGEST_REDUCTION and all(tried)
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether they can have no kink."""
+        return is_smooth(self.jaxprs[0])
 
     def value(self, x: Vector, *pieces: PyTree) -> Float[Array, " m"]:
         """The residuals."""

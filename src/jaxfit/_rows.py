@@ -252,12 +252,21 @@ class Rows(NamedTuple):
 
         return self._over_chunks(add, running, number)
 
+    @property
+    def _has_known_loss(self) -> bool:
+        return self.loss is None or type(self.loss).__module__ == Loss.__module__
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether the cost can have no kink. (Our losses have a continuous slope.)"""
+        return self._has_known_loss and self.residuals.is_smooth
+
     def can_be_one_function(self, x: Vector) -> bool:
         """Whether a visit of all rows at once holds but what was tried."""
         whole = self.size is None and self.axes is None
         if not (whole and self.residuals.can_be_one_function(len(x))):
             return False
-        if self.loss is None or type(self.loss).__module__ == Loss.__module__:
+        if self._has_known_loss:
             return True
         number = self.residuals.number
         jaxpr = jax.make_jaxpr(self.loss.evaluate)(jnp.ones(number, x.dtype)).jaxpr

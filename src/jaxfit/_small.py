@@ -102,7 +102,7 @@ def outer(a: Vector, b: Vector) -> Matrix:
 
 def is_framed(frame: Matrix) -> Flag:
     """Whether a frame is not the identity."""
-    return some(some(frame != identity(frame[0])))
+    return jnp.any(frame != identity(frame[0]), axis=(0, 1))
 
 
 def identity(vector: Vector) -> Matrix:

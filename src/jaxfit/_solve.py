@@ -197,7 +197,11 @@ def set_up(
     problem = problem_of(parameters, bounds, loss, options, **mode)
     possible = is_possible(options.one_function) and not is_large(start)
     whole = possible and traced.can_be_one_function(start)
-    problem = dataclasses.replace(problem, in_one_function=possible and not whole)
+    problem = dataclasses.replace(
+        problem,
+        is_smooth=traced.is_smooth,
+        in_one_function=possible and not whole,
+    )
     gauss_newton = options.derivative == "gauss-newton"
     return Setup(parameters, problem, traced, start, gauss_newton, whole)
 

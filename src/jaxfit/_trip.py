@@ -26,6 +26,7 @@ from jaxfit._kink import Search, Turn, searched
 from jaxfit._linearize import (
     Frame,
     Linearization,
+    columns_of,
     cost_rounding,
     sums,
     with_sums,
@@ -109,7 +110,7 @@ class State(eqx.Module):
     # changes when the trial point is accepted
     point: Point
     steps: Int[Array, "*lanes"]
-    search: Search  # of a kink, where it has stalled
+    search: Search | None  # of a kink, where it has stalled
     # changes once
     status: Int[Array, "*lanes"]
     start_cost: Scalar
@@ -126,8 +127,15 @@ class Problem(eqx.Module):
     scipy_steps: bool = eqx.field(static=True, default=False)
     # SciPy's meaning of the tolerances
     scipy_tests: bool = eqx.field(static=True, default=False)
+    # the residuals can have no kink
+    is_smooth: bool = eqx.field(static=True, default=False)
     # what is decided in a trip is one function, on CPUs, where the whole fit is none
     in_one_function: bool = eqx.field(static=True, default=False)
+
+    @property
+    def looks_for_kinks(self) -> bool:
+        """Whether a fit that has stalled is looked at for a kink."""
+        return not (self.scipy_steps or self.is_smooth)
 
 
 def initial_state(problem: Problem, x0: Vector) -> State:
@@ -173,7 +181,7 @@ def initial_state(problem: Problem, x0: Vector) -> State:
             rounding=zero,
         ),
         steps=none,
-        search=Search.off(x0),
+        search=Search.off(x0) if problem.looks_for_kinks else None,
         status=status,
         start_cost=infinite,
     )
@@ -189,9 +197,10 @@ def restarted(state: State, fresh: State, lanes: Int[Array, " K"]) -> State:
 
     def read(state):
         trial = state.trial
+        modes = [] if state.search is None else [state.search.mode]
         return (
             *(trial.x, trial.framed, state.point.largest_norms, state.nfev),
-            *(state.finishing, state.steps, state.search.mode, state.status),
+            *(state.finishing, state.steps, *modes, state.status),
         )
 
     put = [
@@ -252,7 +261,9 @@ class _Verdict(NamedTuple):
     finite: Flag
     gain: Scalar  # NaN where it is not known
     accepted: Flag
+    fresh: Flag  # reached by no step
     repeated: Flag  # evaluated again without a frame, which does not fit it
+    stays: Flag  # where it is not accepted nothing changes: it was no step
 
 
 class _Decided(NamedTuple):
@@ -284,7 +295,11 @@ def decide(problem: Problem, state: State, linearization: Linearization) -> Stat
 
 def _decide(problem, state, linearization) -> State:
     sample = linearization
-    linearization, columns = state.search.seen(sample, state.point)
+    search = state.search
+    if search is None:
+        columns = columns_of(linearization)
+    else:
+        linearization, columns = search.seen(sample, state.point)
     start_cost = jnp.where(state.nfev == 0, linearization.cost, state.start_cost)
     new = _evaluated(problem, state, linearization, columns, start_cost)
     new = varying_with(new, state.trial.x)
@@ -311,18 +326,16 @@ def _decide(problem, state, linearization) -> State:
         finishing=following.finishing,
         point=point,
         steps=decided.steps,
-        search=state.search,
+        search=search,
         status=status,
         start_cost=start_cost,
     )
-    if problem.scipy_steps:
-        return after
-    return _search(problem, state, after, sample)
+    return after if search is None else _search(problem, state, after, sample)
 
 
 def _verdict(problem, state, new, resolved) -> _Verdict:
     """Whether a trial point is accepted, refused, or evaluated again."""
-    trial, old, search = state.trial, state.point, state.search
+    trial, old = state.trial, state.point
     first, cost = state.nfev == 0, new.linearization.cost
     finite = jnp.isfinite(jnp.sum(new.linearization.normal, axis=(0, 1)) + cost)
     usable = finite & resolved
@@ -334,19 +347,19 @@ def _verdict(problem, state, new, resolved) -> _Verdict:
     falls = new.hat.reduced.decrement < old.hat.reduced.decrement
     accepted = usable & ((gain > 0) | (level & (falls | state.finishing)))
     accepted = accepted & (new.certified | ~(state.finishing & old.certified))
-    return _Verdict(
-        first=first,
-        finite=finite,
-        gain=gain,
-        accepted=(accepted | search.adopts) & ~search.samples,
-        repeated=~usable & ((gain > 0) | level),
-    )
+    repeated = ~usable & ((gain > 0) | level)
+    fresh, stays = first, repeated
+    if state.search is not None:
+        adopts, samples = state.search.adopts, state.search.samples
+        accepted, fresh = (accepted | adopts) & ~samples, first | adopts
+        stays = repeated | samples
+    return _Verdict(first, finite, gain, accepted, fresh, repeated, stays)
 
 
 def _accept(problem, state, new, verdict) -> _Decided:
     """Go on from the trial point, in a region as large as the model was good."""
     trial, old = state.trial, state.point
-    fresh = verdict.first | state.search.adopts  # it was reached by no step
+    fresh = verdict.fresh
     ratio = _trust_region.gain_ratio(verdict.gain, trial.predicted)
     radius, alpha = _trust_region.update_radius(
         *(state.radius, state.alpha, ratio, trial.length),
@@ -376,7 +389,6 @@ def _accept(problem, state, new, verdict) -> _Decided:
 def _refuse(problem, state, new, verdict) -> _Decided:
     """Stay, in a smaller region; or unchanged, where the trial was no step."""
     trial, old, gain = state.trial, state.point, verdict.gain
-    stays = verdict.repeated | state.search.samples
     radius = _shrinkage(problem, trial, gain) * trial.length
     rescaled = state.alpha * (state.radius / jnp.where(radius > 0, radius, 1))
     alpha = jnp.where(jnp.isfinite(gain), rescaled, state.alpha)
@@ -391,7 +403,7 @@ def _refuse(problem, state, new, verdict) -> _Decided:
         hopeless = (hopeless & jnp.isfinite(gain)) | ~(step > 0.5 * eps * length)
         status = jnp.where(hopeless, jnp.int32(Status.STALLED), status)
     radius, alpha, status = choose(
-        stays,
+        verdict.stays,
         (state.radius, state.alpha, jnp.full_like(status, RUNNING)),
         (radius, alpha, status),
     )
