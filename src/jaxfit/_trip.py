@@ -260,6 +260,7 @@ class _Verdict(NamedTuple):
     first: Flag
     finite: Flag
     gain: Scalar  # NaN where it is not known
+    noise: Scalar  # a gain below it is rounding
     accepted: Flag
     fresh: Flag  # reached by no step
     repeated: Flag  # evaluated again without a frame, which does not fit it
@@ -342,7 +343,8 @@ def _verdict(problem, state, new, resolved) -> _Verdict:
     known = usable | (trial.framed & jnp.isfinite(cost))
     old_cost = jnp.where(first, jnp.inf, old.linearization.cost)
     gain = jnp.where(known, old_cost - cost, jnp.nan)
-    level = _is_level(problem, state, gain)
+    noise = _noise(problem, old)
+    level = gain >= -noise
     level = level & (state.finishing | (trial.length < INSIDE * state.radius))
     falls = new.hat.reduced.decrement < old.hat.reduced.decrement
     accepted = usable & ((gain > 0) | (level & (falls | state.finishing)))
@@ -353,7 +355,7 @@ def _verdict(problem, state, new, resolved) -> _Verdict:
         adopts, samples = state.search.adopts, state.search.samples
         accepted, fresh = (accepted | adopts) & ~samples, first | adopts
         stays = repeated | samples
-    return _Verdict(first, finite, gain, accepted, fresh, repeated, stays)
+    return _Verdict(first, finite, gain, noise, accepted, fresh, repeated, stays)
 
 
 def _accept(problem, state, new, verdict) -> _Decided:
@@ -365,7 +367,9 @@ def _accept(problem, state, new, verdict) -> _Decided:
         *(state.radius, state.alpha, ratio, trial.length),
         _shrinkage(problem, trial, verdict.gain),
     )
-    radius = jnp.where(verdict.gain > 0, radius, state.radius)
+    # no region is made smaller for what is rounding
+    larger = jnp.maximum(radius, state.radius)
+    radius = jnp.where(verdict.gain > verdict.noise, radius, larger)
     start = _trust_region.first_radius(new.x, new.hat.scaling)
     status = _scipy_status(problem, state, new, verdict.gain)
     if not problem.scipy_steps:
@@ -500,17 +504,15 @@ def _scale(problem, largest_norms) -> Vector:
     return 1 / jnp.sqrt(jnp.where(largest_norms > 0, largest_norms, 1))
 
 
-def _is_level(problem, state, gain):
+def _noise(problem, point):
     """A change of cost that is rounding: whether the Newton decrement falls decides.
 
     The cost cannot resolve the last half of the digits of x; the gradient can.
     """
     if problem.scipy_steps:
-        return jnp.zeros_like(state.finishing)
-    old = state.point
-    noise = cost_rounding(old.linearization)
-    noise = noise + jnp.sqrt(old.linearization.squared_residual) * old.rounding
-    return gain >= -noise
+        return jnp.asarray(-jnp.inf, point.x.dtype)
+    size = jnp.sqrt(point.linearization.squared_residual)
+    return cost_rounding(point.linearization) + size * point.rounding
 
 
 def _scipy_status(problem, state, point, gain):
