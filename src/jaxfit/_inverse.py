@@ -163,9 +163,10 @@ def diagonalised(
         form = _by_rotations(metric, vectors, curvature)
     values, basis, images = form
     squares = total(images**2) + matvec(transpose(basis) ** 2, curvature)
-    rounding = 10 * n * jnp.finfo(size.dtype).eps
-    sizes = values if is_definite else jnp.abs(values)
-    proper = (sizes > rounding * squares) & (sizes > rounding**2 * largest(sizes))
+    rounding = n * jnp.finfo(size.dtype).eps
+    sizes = values if is_definite else 0.1 * jnp.abs(values)
+    least_size = (10 * rounding) ** 2 * largest(sizes)
+    proper = (sizes > rounding * squares) & (sizes > least_size)
     return Diagonal(values, basis, images / size[:, None], proper, rounding * squares)
 
 

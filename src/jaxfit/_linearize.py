@@ -165,7 +165,7 @@ def _without_frame(lin):
 def _out_of_frame(lin):
     parts = transpose(jnp.abs(lin.frame))
     lengths = matvec(parts, jnp.sqrt(diagonal(lin.normal)[:-1]))
-    kind, squared = jnp.finfo(lengths.dtype), lin.squared_norms
+    kind, squared = jnp.finfo(lengths.dtype), jnp.maximum(lin.squared_norms, 0)
     resolved = every(kind.eps * lengths**2 <= RESOLVED[kind.bits] * squared)
     moves = matvec(parts, _touched(lin)) > 0
     return Columns(lin.hessian, lin.gradient, squared, moves, resolved)

@@ -104,16 +104,17 @@ def _reduced_by_rotations(model, reduced):
 
     And a frame, from the same rotations of the columns alone.
     """
-    norms = jnp.sqrt(jnp.where(model.squared_norms > 0, model.squared_norms, 1))
+    moves = model.squared_norms > 0
+    norms = jnp.sqrt(jnp.where(moves, model.squared_norms, 1))
+    units = jnp.where(moves[None], model.frame / norms[None], 0)
     step, columns = diagonalised_together(
         model.gram,
-        [model.frame * model.scaling[None], model.frame / norms[None]],
+        [model.frame * model.scaling[None], units],
         [model.curvature, jnp.zeros_like(norms)],
     )
     values = jnp.where(step.proper, step.values, 0)
     rhs = jnp.where(step.proper, matvec(transpose(step.images), model.rhs), 0)
     newton = rhs / jnp.where(step.proper, values, 1)
-    moves = model.squared_norms > 0
     pivot = least(jnp.where(moves, columns.values, jnp.inf)) / largest(columns.values)
     root = jnp.where(moves, columns.root, 1)[:, None]
     rotation = transpose(columns.basis)
