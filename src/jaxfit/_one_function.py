@@ -36,7 +36,7 @@ LARGEST_REDUCTION = 4096
 
 REDUCTIONS = frozenset(
     "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod "
-    "reduce_sum reduce_xor".split()
+    "reduce_sum reduce_window_sum reduce_xor".split()
 )
 
 # Primitives of which an example was compiled so and gave the right numbers.
@@ -50,7 +50,7 @@ PRIMITIVES = REDUCTIONS | frozenset(
     "igamma igammac imag integer_pow iota is_finite jit le lgamma log log1p "
     "logistic lt lt_to max min mul ne neg nextafter not optimization_barrier or "
     "pad polygamma polynomial pow random_bits random_seed real reduce_precision "
-    "reduce_window_sum regularized_incomplete_beta rem remat2 reshape rev round "
+    "regularized_incomplete_beta rem remat2 reshape rev round "
     "rsqrt scan select_n shift_left shift_right_arithmetic shift_right_logical "
     "sign sin sinh slice split sqrt square squeeze stack stop_gradient sub tan "
     "tanh tile transpose unstack while xor zeta".split()
