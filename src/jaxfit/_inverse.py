@@ -21,7 +21,6 @@ from jaxfit._small import (
     Matrix,
     Scalar,
     Vector,
-    add_diagonal,
     batched_in_lanes,
     branch,
     diagonal,
@@ -102,8 +101,9 @@ def _by_sweeps(unit):
         u = jnp.where(place == k, row - 1, row)
         return a - outer(u, u * inverse), jnp.minimum(lowest, pivot)
 
-    a, lowest = lax.fori_loop(0, n, sweep, (unit, jnp.ones_like(unit[0, 0])))
-    return add_diagonal(-a, jnp.full_like(unit[0], 2)), lowest
+    a, lowest = lax.fori_loop(0, n, sweep, (unit, unit[0, 0]))  # which is one
+    on_diagonal = np.eye(n, dtype=bool).reshape(n, n, *[1] * (unit.ndim - 2))
+    return jnp.where(on_diagonal, 2 - a, -a), lowest
 
 
 def _by_cholesky(unit):

@@ -102,7 +102,8 @@ def outer(a: Vector, b: Vector) -> Matrix:
 
 def is_framed(frame: Matrix) -> Flag:
     """Whether a frame is not the identity."""
-    return jnp.any(frame != identity(frame[0]), axis=(0, 1))
+    unit = _on_diagonal(frame[0]).astype(frame.dtype)
+    return jnp.any(frame != unit, axis=(0, 1))
 
 
 def identity(vector: Vector) -> Matrix:
