@@ -304,12 +304,12 @@ def test_a_frame_that_does_not_fit_is_noticed(lanes):
     come out as rounding, and are not believed."""
     rng = np.random.default_rng(0)
     columns, r = rng.normal(size=(3, 20)), rng.normal(size=20)
-    no_frame = Frame(np.eye(3), np.eye(3), np.asarray(True))
+    no_frame = Frame(np.eye(3), np.eye(3))
     frames = {"none": no_frame}
     for name, sizes in (("own", [1, 1, 1]), ("other", [1e-10, 1, 1])):
         triangle = np.linalg.cholesky(np.cov(columns * np.array(sizes)[:, None])).T
         turned = np.linalg.qr(rng.normal(size=(3, 3)))[0] @ triangle
-        frames[name] = Frame(turned, np.linalg.inv(turned).T, np.asarray(True))
+        frames[name] = Frame(turned, np.linalg.inv(turned).T)
 
     def columns_in(frame):
         along, residual = frame.directions @ columns, r

@@ -117,8 +117,9 @@ _INPUTS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 _INPUT = Part("input")
 
 
-def _is_on_one_device(value: Any) -> bool:
-    return not isinstance(value, jax.Array) or len(value.sharding.device_set) == 1
+def _is_on_one_device(tree: Any) -> bool:
+    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    return all(len(x.sharding.device_set) == 1 for x in arrays)
 
 
 def _new(value: Any) -> Any:
@@ -212,9 +213,9 @@ class _Program:
         try:
             if _trace_state() != _no_trace():
                 return self._inner(*operands)
-            if not (self._bears_it and all(map(_is_on_one_device, operands[0]))):
+            if not (self._bears_it and _is_on_one_device(operands)):
                 return self._plain(*operands)
-            with program_of_ours(True) as used:
+            with program_of_ours() as used:
                 try:
                     return self._in_one_function(*operands)
                 except jax.errors.JaxRuntimeError:

@@ -243,6 +243,8 @@ class Reading:
         if isinstance(value, ModuleNames):
             return self._split_module(value)
         if isinstance(value, types.ModuleType):
+            if package_of(value.__name__) in ("jax", "jaxlib"):  # as what is in it
+                return Split(self._identity(value))
             return self._split_module(ModuleNames(value, tuple(vars(value))))
         package = package_of(kind.__module__)
         if isinstance(value, tuple):

@@ -288,7 +288,7 @@ def _on_face(x, slope, bounds, moved):
 def _same_frame(linearization: Linearization) -> Frame:
     """The frame of a linearization, as a constant."""
     inverse = jax.lax.stop_gradient(linearization.frame)
-    return Frame(inverse, transpose(_unframed(inverse)), jnp.asarray(True))
+    return Frame(inverse, transpose(_unframed(inverse)))
 
 
 @batched_in_lanes

@@ -32,6 +32,7 @@ from jaxfit._small import (
     matmul,
     matvec,
     norm,
+    on_diagonal,
     outer,
     some,
     total,
@@ -102,8 +103,7 @@ def _by_sweeps(unit):
         return a - outer(u, u * inverse), jnp.minimum(lowest, pivot)
 
     a, lowest = lax.fori_loop(0, n, sweep, (unit, unit[0, 0]))  # which is one
-    on_diagonal = np.eye(n, dtype=bool).reshape(n, n, *[1] * (unit.ndim - 2))
-    return jnp.where(on_diagonal, 2 - a, -a), lowest
+    return jnp.where(on_diagonal(unit[0]), 2 - a, -a), lowest
 
 
 def _by_cholesky(unit):
@@ -163,11 +163,10 @@ def diagonalised(
         form = _by_rotations(metric, vectors, curvature)
     values, basis, images = form
     squares = total(images**2) + matvec(transpose(basis) ** 2, curvature)
-    rounding = n * jnp.finfo(size.dtype).eps
-    sizes = values if is_definite else 0.1 * jnp.abs(values)
-    least_size = (10 * rounding) ** 2 * largest(sizes)
-    proper = (sizes > rounding * squares) & (sizes > least_size)
-    return Diagonal(values, basis, images / size[:, None], proper, rounding * squares)
+    sizes, eps = values if is_definite else jnp.abs(values), jnp.finfo(size.dtype).eps
+    rounding = (1 if is_definite else 10) * n * eps * squares
+    proper = (sizes > rounding) & (sizes > (10 * n * eps) ** 2 * largest(sizes))
+    return Diagonal(values, basis, images / size[:, None], proper, rounding)
 
 
 def diagonalised_together(

@@ -48,7 +48,6 @@ class Frame(NamedTuple):
 
     inverse: Matrix  # P⁻¹
     directions: Matrix  # Pᵀ, a direction in each row
-    needed: Flag  # False: P is the identity
 
 
 class Robust(eqx.Module):

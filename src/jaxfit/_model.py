@@ -89,7 +89,7 @@ def reduce_model(model: Model) -> Reduced:
         decrement=0.5 * inner(model.gradient, newton),
         pivot=pivot,
         full_rank=every(squared > 0),
-        frame=Frame(eye, eye, framed),
+        frame=Frame(eye, eye),
     )
     return branch(
         framed | is_lossy(pivot),
@@ -130,7 +130,6 @@ def _reduced_by_rotations(model, reduced):
         frame=Frame(
             inverse=root * rotation * norms[None],
             directions=rotation / root / norms[None],
-            needed=reduced.frame.needed,
         ),
     )
 

@@ -42,7 +42,7 @@ REDUCTIONS = frozenset(
 # Primitives of which an example was compiled so and gave the right numbers.
 PRIMITIVES = REDUCTIONS | frozenset(
     "SearchSorted "
-    "abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e "
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e "
     "bitcast_convert_type broadcast_in_dim cbrt ceil clamp complex concatenate "
     "cond conj convert_element_type copy cos cosh cumlogsumexp cummax cummin "
     "cumprod cumsum custom_jvp_call digamma div dynamic_slice "
@@ -64,16 +64,13 @@ _was_used: contextvars.ContextVar[list] = contextvars.ContextVar("was_used")
 
 
 @contextlib.contextmanager
-def program_of_ours(allowed: bool) -> Iterator[list]:
+def program_of_ours() -> Iterator[list]:
     """While a program is traced that we compile ourselves, for one device.
-
-    Args:
-        allowed: whether the mark may be set.
 
     Yields:
         a list that is not empty once it was.
     """
-    tokens = _ours.set(allowed), _was_used.set([])
+    tokens = _ours.set(True), _was_used.set([])
     try:
         yield _was_used.get()
     finally:
@@ -126,6 +123,15 @@ def can_be_one_function(jaxpr: Any, times: int) -> bool:
             if not can_be_one_function(inner, times):
                 return False
     return True
+
+
+def holds(jaxpr: Any, name: str) -> bool:
+    """Whether a primitive stands in a function, or inside of others in it."""
+    return any(
+        _name(equation) == name
+        or any(holds(inner, name) for inner in inner_jaxprs(equation))
+        for equation in jaxpr.eqns
+    )
 
 
 def _name(equation) -> str:

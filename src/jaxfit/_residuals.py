@@ -1,7 +1,7 @@
 """The user's residual function: traced once, flat, real, and with its derivatives."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,7 @@ class Residuals(NamedTuple):
     structure: PyTree  # of the residuals: their shapes and dtypes
     constants: list  # the arrays that it closes over
     more: list  # those that the Jacobian closes over
-    jaxprs: tuple  # of the functions of the user
+    jaxpr: Any  # of the user's function
 
     @property
     def number(self) -> int:
@@ -148,14 +148,15 @@ class Residuals(NamedTuple):
 
     def can_be_one_function(self, n: int) -> bool:
         """Whether with n derivatives they can stand in a function of the machine."""
-        tried = (can_be_one_function(jaxpr, n + 1) for jaxpr in self.jaxprs)
         is_product = self.reverse or self.matrix is not None
-        return not is_product and self.number < LARGEST_REDUCTION and all(tried)
+        if is_product or self.number >= LARGEST_REDUCTION:
+            return False
+        return can_be_one_function(self.jaxpr, n + 1)
 
     @property
     def is_smooth(self) -> bool:
         """Whether they can have no kink."""
-        return is_smooth(self.jaxprs[0])
+        return is_smooth(self.jaxpr)
 
     def value(self, x: Vector, *pieces: PyTree) -> Float[Array, " m"]:
         """The residuals."""
@@ -228,7 +229,7 @@ def trace_residuals(
         return residual_vector(residual, dtype)
 
     vector, constants, jaxpr = hoisted(vector, x, *pieces)
-    matrix, more, jaxprs = None, [], (jaxpr,)
+    matrix, more = None, []
     if callable(jac):
 
         def flat(x, *pieces):
@@ -236,14 +237,13 @@ def trace_residuals(
             jacobian = jac(parameters, *pieces)
             return _jacobian_matrix(jacobian, structure[0], parameters, dtype)
 
-        matrix, more, jaxpr = hoisted(flat, x, *pieces)
-        jaxprs = *jaxprs, jaxpr
+        matrix, more, _ = hoisted(flat, x, *pieces)
     reverse = jac == "rev"
     if jac is None and not is_masked:
         reverse = _number(structure[0]) < len(x)
     forward = jac == "fwd"
     return Residuals(
-        *(vector, matrix, reverse, forward, structure[0], constants, more, jaxprs)
+        *(vector, matrix, reverse, forward, structure[0], constants, more, jaxpr)
     )
 
 

@@ -30,7 +30,7 @@ from jaxfit._linearize import (
     scaled_for_loss,
 )
 from jaxfit._observed import Observed, split_rows, whole_rows
-from jaxfit._one_function import can_be_one_function
+from jaxfit._one_function import can_be_one_function, holds
 from jaxfit._residuals import Residuals, row_vector, trace_residuals, weight_vector
 from jaxfit._small import (
     Matrix,
@@ -266,6 +266,10 @@ class Rows(NamedTuple):
         whole = self.size is None and self.axes is None
         if not (whole and self.residuals.can_be_one_function(len(x))):
             return False
+        if holds(self.residuals.jaxpr, "custom_jvp_call"):  # of which a rule is seen so
+            rows = jax.make_jaxpr(lambda x: self.evaluated(x, identity(x)))(x)
+            if not can_be_one_function(rows.jaxpr, 1):
+                return False
         if self._has_known_loss:
             return True
         number = self.residuals.number

@@ -102,31 +102,32 @@ def outer(a: Vector, b: Vector) -> Matrix:
 
 def is_framed(frame: Matrix) -> Flag:
     """Whether a frame is not the identity."""
-    unit = _on_diagonal(frame[0]).astype(frame.dtype)
+    unit = on_diagonal(frame[0]).astype(frame.dtype)
     return jnp.any(frame != unit, axis=(0, 1))
 
 
 def identity(vector: Vector) -> Matrix:
     """The identity matrix on the space of a vector."""
-    return jnp.where(_on_diagonal(vector), 1, jnp.zeros_like(vector)[None])
+    return jnp.where(on_diagonal(vector), 1, jnp.zeros_like(vector)[None])
 
 
 def diagonal(matrix: Matrix) -> Vector:
     """The diagonal of a matrix."""
-    return total(jnp.where(_on_diagonal(matrix[0]), matrix, 0))
+    return total(jnp.where(on_diagonal(matrix[0]), matrix, 0))
 
 
 def add_diagonal(matrix: Matrix, vector: Vector) -> Matrix:
     """A matrix plus a diagonal one."""
-    return matrix + jnp.where(_on_diagonal(vector), vector[None], 0)
+    return matrix + jnp.where(on_diagonal(vector), vector[None], 0)
 
 
 def unit_diagonal(matrix: Matrix) -> Matrix:
     """A matrix with its diagonal set to one."""
-    return jnp.where(_on_diagonal(matrix[0]), 1, matrix)
+    return jnp.where(on_diagonal(matrix[0]), 1, matrix)
 
 
-def _on_diagonal(vector):
+def on_diagonal(vector: Vector) -> np.ndarray:
+    """Where the diagonal of a matrix is."""
     n = len(vector)
     return np.eye(n, dtype=bool).reshape(n, n, *[1] * (vector.ndim - 1))
 

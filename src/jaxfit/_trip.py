@@ -151,7 +151,7 @@ def initial_state(problem: Problem, x0: Vector) -> State:
         status = jnp.where(valid, status, jnp.int32(Status.INVALID_BOUNDS))
         start = _bounds.start_inside(x0, bounds)
     nothing = _infinitely_bad(without_rows(zeros, eye, problem.is_linear))
-    frame = Frame(eye, eye, no)
+    frame = Frame(eye, eye)
     reduced = Reduced(
         matrix=eye,
         basis=eye,
@@ -250,8 +250,7 @@ def frame_of(state: State) -> Frame:
 @batched_in_lanes
 def _frame(frame: Frame, needed: Flag) -> Frame:
     eye = varying_with(identity(frame.inverse[0]), frame.inverse)
-    inverse, directions = choose(needed, frame[:2], (eye, eye))
-    return Frame(inverse, directions, needed)
+    return choose(needed, frame, Frame(eye, eye))
 
 
 class _Verdict(NamedTuple):

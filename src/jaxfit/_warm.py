@@ -88,7 +88,7 @@ def _descended(callables, arguments):
     size = min(batch_rows, observed.number)
     batch = trace_rows(task, observed, x, size)
     eye = identity(x)
-    frame = Frame(eye, eye, jnp.asarray(False))
+    frame = Frame(eye, eye)
 
     def step(carry, key):
         x, memory = carry
