@@ -1,6 +1,7 @@
 """Many fits of one model, in one program: `solve_batch`.
 
-`_lanes.py` has the algorithm; here are the arguments, the devices and the derivatives.
+`_loop.py` and `_lanes.py` go from fit to fit; here are the arguments, the devices and
+the derivatives.
 """
 
 from collections.abc import Callable
@@ -9,23 +10,29 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from jaxfit._arrays import ordinary
 from jaxfit._compile import Static, compiled
 from jaxfit._fits import Fits, split
+from jaxfit._hoist import hoisted
 from jaxfit._implicit import Outcome, derived_from, differentiable_batch
-from jaxfit._lanes import Model, is_explicit, model_of, worked_through
 from jaxfit._observed import lengthened, unwrap_shared
+from jaxfit._one_function import can_be_one_function
 from jaxfit._options import Options
 from jaxfit._solution import Solution
 from jaxfit._solve import (
     DEFAULTS,
+    Setup,
     check_arguments,
     check_callable,
+    run,
+    set_up,
+    solution,
+    started,
+    whole_outcome,
     without_callable,
 )
 from jaxfit._words import explained
@@ -49,12 +56,13 @@ def solve_batch(
 ) -> Any:
     """Fit the same model to many data: `solve` for each, in one compiled program.
 
-    A fixed number of fits are in flight, and a new one takes the place of each that has
-    ended. Under `jax.vmap(solve)` every fit waits for the slowest; here none does, and
-    memory does not grow with the number of fits but for data and results.
+    On a CPU the fits are done one after the other, by the program of a single fit. On
+    an accelerator a number of them, the lanes, are in flight, and a new one takes the
+    place of each that has ended. Memory does not grow with the number of fits but for
+    data and results.
 
     Pure: it works under `jit` and inside a `shard_map`, and has the derivatives of
-    `solve`. The results do not depend on
+    `solve`. Called eagerly on a CPU it uses all cores. The results do not depend on
     the order of the fits, on their number, or on each other, bit for bit; another
     number of lanes may change their last digits.
 
@@ -68,7 +76,8 @@ def solve_batch(
         bounds, weights, loss, options: see `solve`. Weights have the batch axis of
             `data` if that is one number, and else the first; weights of zero make fits
             of different lengths.
-        lanes: fits in flight. None is a number whose rows fit into the cache.
+        lanes: fits in flight, on any device. None is a loop over the fits on CPUs, and
+            elsewhere as many as keep the device busy.
         mesh, axis: spread the fits over the devices along an axis of a mesh. Every
             device works through its own part, and none waits for another.
         keep: what to keep of each fit: a function of its `Solution` that returns a
@@ -118,35 +127,84 @@ def run_batch(callables, fits: Fits, loss, options, placement: Placement) -> Any
         )
 
 
+class Keep(NamedTuple):
+    """What is kept of each fit; a report of `run`."""
+
+    function: Callable | None  # (solution, *constants) -> what is kept; None: all
+    constants: list
+
+    def __call__(self, setup: Setup, found: Outcome) -> Any:
+        kept = solution(setup, found)
+        return kept if self.function is None else self.function(kept, *self.constants)
+
+
+class Batch(NamedTuple):
+    """Fits of one model: a pytree of arrays and of what is none."""
+
+    first: Setup  # the model, traced; each fit has arrays of its own
+    shared: PyTree  # of `Fits`
+    keep: Keep
+
+    def setup(self, each) -> Setup:
+        """One fit."""
+        own, idle = each
+        return self.first.of_others(*Fits(own, self.shared).one(own), idle)
+
+
 def _solve_batch(callables, arguments):
     """`solve_batch` without its compilation."""
-    *arguments, placement = arguments
-    fits, placement = arguments[0], placement.value
-    model = model_of(*callables, *arguments)
+    fits, loss, options, placement = arguments
+    placement = placement.value
+    batch = batch_of(*callables, fits, loss, options)
+    each = fits.each, fits.idle
     if placement.mesh is not None:
-        return _run_on_mesh(model, fits, placement.mesh, placement)
+        return _on_mesh(batch, each, fits.number, placement)
     if placement.axis is not None:
         raise ValueError(f"axis is {placement.axis!r}, and there is no mesh.")
-    return _run(model, fits.each, fits.number, placement.lanes)
+    return _fitted(batch, each, placement.lanes)
 
 
-def _run_on_mesh(model: Model, fits: Fits, mesh: Mesh, placement: Placement):
-    """One queue for each device along an axis of the mesh."""
-    axis = placement.axis
+def batch_of(fn, jac, keep, fits: Fits, loss, options) -> Batch:
+    """The batch, its functions traced at the first fit."""
+    first = fits.one(jax.tree.map(_first, fits.each))
+    setup = set_up(fn, jac, *first, loss, options)
+    batch = Batch(setup, fits.shared, Keep(None, []))
+    if keep is None:
+        return batch
+    example = jax.eval_shape(lambda: solution(setup, started(setup)))
+    function, constants, jaxpr = hoisted(keep, example)
+    batch = batch._replace(keep=Keep(function, constants))
+    if can_be_one_function(jaxpr, 1):
+        return batch
+    return batch._replace(first=setup._replace(is_one_function=False))
+
+
+def _first(leaf):
+    """What one fit looks like: the first, if it can be had."""
+    if len(leaf) and not is_explicit(leaf):
+        return leaf[0]
+    return jnp.zeros(leaf.shape[1:], leaf.dtype)
+
+
+def is_explicit(leaf) -> bool:
+    """Whether the type of an array says how it lies on a mesh."""
+    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
+
+
+def _on_mesh(batch: Batch, each: PyTree, number: int, placement: Placement):
+    """The fits in equal parts on the devices along an axis of the mesh."""
+    mesh, axis = placement.mesh, placement.axis
     if axis is None and len(mesh.axis_names) == 1:
         axis = mesh.axis_names[0]
     if axis not in mesh.axis_names:
         raise ValueError(
             f"axis is {axis!r}; give one of the axes of the mesh, {mesh.axis_names}."
         )
-    number, devices = fits.number, mesh.shape[axis]
-    size = -(-number // devices)  # of each device's part
-    extra = size * devices - number
-    numbers, rest = eqx.partition(model, eqx.is_array)
+    extra = -number % mesh.shape[axis]
+    numbers, rest = eqx.partition(batch, eqx.is_array)
 
     def part(each, numbers):
-        count = jnp.clip(number - size * lax.axis_index(axis), 0, size)
-        return _run(eqx.combine(numbers, rest), each, count, placement.lanes)
+        return _fitted(eqx.combine(numbers, rest), each, placement.lanes)
 
     def run(each, numbers):
         each = jax.tree.map(lambda leaf: lengthened(leaf, extra), each)
@@ -159,7 +217,7 @@ def _run_on_mesh(model: Model, fits: Fits, mesh: Mesh, placement: Placement):
         )
         return jax.tree.map(lambda leaf: leaf[:number], parts(each, numbers))
 
-    arguments = fits.each, numbers
+    arguments = each, numbers
     explicit = any(map(is_explicit, jax.tree.leaves(arguments)))
     if not explicit:
         mesh = Mesh(mesh.devices, mesh.axis_names)
@@ -169,36 +227,31 @@ def _run_on_mesh(model: Model, fits: Fits, mesh: Mesh, placement: Placement):
     return jax.sharding.auto_axes(run, out_sharding=out)(*arguments)
 
 
-def _run(model: Model, each: PyTree, count, lanes: int | None):
-    """Work through the first `count` fits, with derivatives.
+def _fitted(batch: Batch, each: PyTree, lanes: int | None):
+    """What is kept of all fits, with derivatives.
 
-    Those of what is kept are those of `keep` on whole outcomes.
+    These are those of `keep` on whole outcomes.
     """
-    arrays, rest = eqx.partition((model, count), eqx.is_array)
+    arrays, rest = eqx.partition(batch, eqx.is_array)
+
+    def reported(each, arrays, report):
+        batch = eqx.combine(arrays, rest)
+        return jax.vmap(lambda own: run(batch.setup(own), report(batch), lanes))(each)
 
     def outcomes(each, arrays):
-        model, count = eqx.combine(arrays, rest)
-        return worked_through(model, each, count, lanes, _outcome)
+        return reported(each, arrays, lambda _: whole_outcome)
 
-    def posed(each, arrays):
-        model, _ = eqx.combine(arrays, rest)
-        return model.posed(each)
+    def posed(own, arrays):
+        return eqx.combine(arrays, rest).setup(own).posed
 
-    def reports(all):
-        each, arrays = all
-        model, _ = eqx.combine(arrays, rest)
-        found, trips = differentiable_batch(outcomes, posed)(each, arrays)
-        _, own = jax.vmap(model.start)(each)
-        return jax.vmap(model.report)(found, own, trips)
+    def kept_of_outcomes(all):
+        found, batch = differentiable_batch(outcomes, posed)(*all), all[1]
+        batch = eqx.combine(batch, rest)
+        return jax.vmap(lambda own, found: batch.keep(batch.setup(own), found))(
+            all[0], found
+        )
 
     def kept(all):
-        each, arrays = all
-        model, count = eqx.combine(arrays, rest)
-        return worked_through(model, each, count, lanes, Model.report)
+        return reported(*all, lambda batch: batch.keep)
 
-    return derived_from(kept, reports)((each, arrays))
-
-
-def _outcome(_, found: Outcome, own, trips):
-    """All that derivatives need."""
-    return found, trips
+    return derived_from(kept, kept_of_outcomes)((each, arrays))

@@ -122,6 +122,15 @@ def _is_on_one_device(tree: Any) -> bool:
     return all(len(x.sharding.device_set) == 1 for x in arrays)
 
 
+def _platform_of(tree: Any) -> str | None:
+    """Where a program with these operands runs, if all say the same."""
+    default = jax.config.jax_default_device or jax.default_backend()
+    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    devices = {d.platform for x in arrays for d in x.sharding.device_set}
+    platforms = devices | {getattr(default, "platform", default)}
+    return platforms.pop() if len(platforms) == 1 else None
+
+
 def _new(value: Any) -> Any:
     """The same numbers in an array that JAX has not seen.
 
@@ -215,11 +224,11 @@ class _Program:
                 return self._inner(*operands)
             if not (self._bears_it and _is_on_one_device(operands)):
                 return self._plain(*operands)
-            with program_of_ours() as used:
+            with program_of_ours(_platform_of(operands)) as ours:
                 try:
                     return self._in_one_function(*operands)
                 except jax.errors.JaxRuntimeError:
-                    if not used:  # it ran before, or has nothing of that
+                    if not ours.has_one:  # or it ran before
                         raise
             self._bears_it = False
             return self._plain(*operands)

@@ -14,6 +14,7 @@ class Fits(NamedTuple):
 
     each: PyTree  # (x0, data, bounds, weights), None where a leaf is shared
     shared: PyTree  # the same, None where a leaf is not
+    idle: Any = None  # flags of those that fill up a batch, and are not fitted
 
     def one(self, each: PyTree) -> tuple:
         """The arguments of a single fit."""

@@ -109,14 +109,13 @@ def differentiable(
 
 
 def differentiable_batch(
-    solve: Callable[[PyTree, PyTree], tuple[Outcome, Array]],
+    solve: Callable[[PyTree, PyTree], Outcome],
     pose: Callable[[PyTree, PyTree], Posed],
-) -> Callable[[PyTree, PyTree], tuple[Outcome, Array]]:
+) -> Callable[[PyTree, PyTree], Outcome]:
     """The same for many fits, one block after the other.
 
     Args:
-        solve: from arrays with a leading batch axis, and shared ones, to the outcomes
-            and the trips.
+        solve: from arrays with a leading batch axis, and shared ones, to the outcomes.
         pose: from the arrays of one fit, and the shared ones.
     """
 
@@ -126,7 +125,7 @@ def differentiable_batch(
 
     def rule(primals, tangents):
         each, common = map(Moving, primals, tangents)
-        found, trips = solved(*primals)
+        found = solved(*primals)
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def of_one(one):
@@ -139,9 +138,9 @@ def differentiable_batch(
         moved = jax.lax.map(
             of_one,
             (each.leaves, each.values, each.directions, found),
-            batch_size=min(BLOCK, max(len(trips), 1)),
+            batch_size=min(BLOCK, max(len(found.x), 1)),
         )
-        return (found, trips), (_completed(moved, found), _none(trips))
+        return found, _completed(moved, found)
 
     solved.defjvp(rule, symbolic_zeros=True)
     return solved

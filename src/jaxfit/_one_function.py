@@ -13,14 +13,13 @@ import contextlib
 import contextvars
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jaxlib.version
 from jax import lax
 from jax.core import Tracer
-from jax.custom_batching import custom_vmap
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import PyTree
 
@@ -59,23 +58,41 @@ PRIMITIVES = REDUCTIONS | frozenset(
 _marked: Any = {"xla_cpu_small_call": "true", "inlineable": "false"}
 _unmarked: Any = {"xla_cpu_small_call": "false", "inlineable": "true"}
 
-_ours: contextvars.ContextVar[bool] = contextvars.ContextVar("ours", default=False)
-_was_used: contextvars.ContextVar[list] = contextvars.ContextVar("was_used")
+_ours: contextvars.ContextVar["Ours | None"] = contextvars.ContextVar(
+    "ours", default=None
+)
+
+
+class Ours:
+    """A program that we compile ourselves, for one device.
+
+    Args:
+        platform: that of the device, if it is known.
+
+    Attributes:
+        has_one: whether some part of it is one function.
+    """
+
+    def __init__(self, platform: str | None):
+        self.platform, self.has_one = platform, False
 
 
 @contextlib.contextmanager
-def program_of_ours() -> Iterator[list]:
-    """While a program is traced that we compile ourselves, for one device.
-
-    Yields:
-        a list that is not empty once it was.
-    """
-    tokens = _ours.set(True), _was_used.set([])
+def program_of_ours(platform: str | None) -> Iterator[Ours]:
+    """While a program is traced that we compile ourselves."""
+    token = _ours.set(ours := Ours(platform))
     try:
-        yield _was_used.get()
+        yield ours
     finally:
-        _ours.reset(tokens[0])
-        _was_used.reset(tokens[1])
+        _ours.reset(token)
+
+
+def on_platform(cpu: Callable, default: Callable, *operands: PyTree) -> PyTree:
+    """One of two functions, as the platform turns out to be a CPU or not."""
+    ours = _ours.get()
+    if ours is not None and ours.platform is not None:
+        return (cpu if ours.platform == "cpu" else default)(*operands)
+    return lax.platform_dependent(*operands, cpu=cpu, default=default)
 
 
 def is_possible(choice: bool | None) -> bool:
@@ -86,7 +103,7 @@ def is_possible(choice: bool | None) -> bool:
     """
     if choice is False or os.environ.get(VARIABLE, "") == "0":
         return False
-    if choice or _ours.get():
+    if choice or _ours.get() is not None:
         return bool(choice) or _is_known_release()
     return _is_known_release() and _is_of_one_device()
 
@@ -134,58 +151,90 @@ def holds(jaxpr: Any, name: str) -> bool:
     )
 
 
+def named_axes(jaxpr: Any) -> set[str]:
+    """The axes, of `jax.vmap` or a mesh, that a function has to do with others along.
+
+    Those that it names itself, inside of it, are among them.
+    """
+    names: set[str] = set()
+    for equation in jaxpr.eqns:
+        for key in ("axes", "axis_name"):
+            value = equation.params.get(key, ())
+            value = value if isinstance(value, (tuple, list)) else (value,)
+            names.update(name for name in value if isinstance(name, str))
+        for inner in inner_jaxprs(equation):
+            names |= named_axes(inner)
+    return names
+
+
 def _name(equation) -> str:
     """Of a primitive, or of what newer releases wrap into one."""
     wrapped = equation.params.get("_prim")
     return equation.primitive.name if wrapped is None else type(wrapped).__name__
 
 
-def one_function(run: Callable[[PyTree], PyTree], arrays: PyTree) -> PyTree:
-    """`run(arrays)`, as one function where it is compiled for a CPU.
+class Closed(NamedTuple):
+    """A function that was traced, and closes over nothing."""
 
-    Batched by `jax.vmap`, it is what `run` is. What it closes over becomes arguments.
-    """
-    closed, shape = jax.make_jaxpr(run, return_shape=True)(arrays)
-    operands, number = [*closed.consts, *jax.tree.leaves(arrays)], len(closed.consts)
-    places = [i for i, x in enumerate(operands) if _is_input(x, i >= number)]
-    rest = {i: x for i, x in enumerate(operands) if i not in places}
-    empty = {i: jnp.zeros(x.shape, x.dtype) for i, x in rest.items() if x.size == 0}
+    of_inputs: Callable[[list], list]
+    inputs: list  # what it takes, what it closed over among it
+    structure: Any  # of its results
+    closes: bool  # whether it closed over anything
 
-    def plain(inputs):
-        values = rest | empty | dict(zip(places, inputs, strict=True))
-        values = [values[i] for i in range(len(operands))]
-        return jax.core.eval_jaxpr(closed.jaxpr, values[:number], *values[number:])
+    @classmethod
+    def of(cls, run: Callable[[PyTree], PyTree], arrays: PyTree) -> "Closed":
+        """`run` at arrays like these."""
+        closed, shape = jax.make_jaxpr(run, return_shape=True)(arrays)
+        operands, number = (
+            [*closed.consts, *jax.tree.leaves(arrays)],
+            len(closed.consts),
+        )
+        places = [i for i, x in enumerate(operands) if _is_input(x, i >= number)]
+        rest = {i: x for i, x in enumerate(operands) if i not in places}
+        rest |= {i: jnp.zeros(x.shape, x.dtype) for i, x in rest.items() if x.size == 0}
 
-    @jax.jit
-    def inside(inputs):
-        with set_xla_metadata(**_unmarked):  # for all that stands in it
-            return plain(inputs), _anchor(inputs)
+        def of_inputs(inputs):
+            values = rest | dict(zip(places, inputs, strict=True))
+            values = [values[i] for i in range(len(operands))]
+            return jax.core.eval_jaxpr(closed.jaxpr, values[:number], *values[number:])
 
-    def marked(inputs):
-        # each by itself: without, jaxlib 0.10 aborts for some fits inside of branches
-        inputs = [lax.optimization_barrier(x) for x in inputs]
-        with set_xla_metadata(**_marked):
-            return inside(inputs)[0]
-
-    @custom_vmap
-    def either(inputs):
-        return lax.platform_dependent(inputs, cpu=marked, default=plain)
-
-    @either.def_vmap
-    def batched(size, in_batched, inputs):
-        axes = [0 if is_batched else None for is_batched in in_batched[0]]
-        out = jax.vmap(plain, in_axes=(axes,), axis_size=size)(inputs)
-        return out, [True] * len(out)
-
-    if (used := _was_used.get(None)) is not None:
-        used.append(True)
-    out = either([operands[i] for i in places])
-    return jax.tree.unflatten(jax.tree.structure(shape), out)
+        inputs = [operands[i] for i in places]
+        closes = any(i < number for i in places)
+        return cls(of_inputs, inputs, jax.tree.structure(shape), closes)
 
 
 def _is_input(operand, is_argument: bool) -> bool:
     """Other constants are part of the program."""
     return operand.size > 0 and (is_argument or isinstance(operand, Tracer))
+
+
+def one_function(run: Callable[[PyTree], PyTree], arrays: PyTree) -> PyTree:
+    """`run(arrays)`, as one function where it is compiled for a CPU.
+
+    What it closes over becomes arguments.
+    """
+    closed = Closed.of(run, arrays)
+    out = on_platform(marked(closed.of_inputs), closed.of_inputs, closed.inputs)
+    return jax.tree.unflatten(closed.structure, out)
+
+
+def marked(of_inputs: Callable[[list], list]) -> Callable[[list], list]:
+    """A function of CPUs that is emitted as one."""
+    if (ours := _ours.get()) is not None:
+        ours.has_one = True
+
+    @jax.jit
+    def inside(inputs):
+        with set_xla_metadata(**_unmarked):  # for all that stands in it
+            return of_inputs(inputs), _anchor(inputs)
+
+    def called(inputs):
+        # each by itself: without, jaxlib 0.10 aborts for some fits inside of branches
+        inputs = [lax.optimization_barrier(x) for x in inputs]
+        with set_xla_metadata(**_marked):
+            return inside(inputs)[0]
+
+    return called
 
 
 def _anchor(inputs):

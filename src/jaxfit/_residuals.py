@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit._hoist import hoisted
-from jaxfit._one_function import LARGEST_REDUCTION, can_be_one_function
+from jaxfit._one_function import LARGEST_REDUCTION, can_be_one_function, named_axes
 from jaxfit._small import Matrix, Vector
 from jaxfit._smooth import is_smooth
 from jaxfit._words import ONLY_REVERSE, is_only_reverse
@@ -152,6 +152,12 @@ class Residuals(NamedTuple):
         if is_product or self.number >= LARGEST_REDUCTION:
             return False
         return can_be_one_function(self.jaxpr, n + 1)
+
+    @property
+    def sees_a_batch(self) -> bool:
+        """Whether they speak to others along an axis of `jax.vmap`."""
+        manual = jax.sharding.get_abstract_mesh().manual_axes
+        return not named_axes(self.jaxpr) <= set(manual)
 
     @property
     def is_smooth(self) -> bool:

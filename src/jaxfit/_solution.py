@@ -173,8 +173,6 @@ class Solution(eqx.Module):
         steps: accepted steps.
         nfev: evaluations of the residuals.
         linearization: the problem at x, as n x n numbers.
-        trips: of `solve_batch`, the trips of the loop for which its lane held the fit:
-            its evaluations and the trips that it waited for others; None elsewhere.
     """
 
     x: PyTree[Float[Array, "..."]]
@@ -185,7 +183,6 @@ class Solution(eqx.Module):
     linearization: Linearization
     bounds_active: Int[Array, "*batch n"] | None  # None: a fit without bounds
     bounds_free: Bool[Array, "*batch n"] | None
-    trips: Int[Array, "*batch"] | None = None
 
     @property
     def cost(self) -> Float[Array, "*batch"]:
@@ -307,9 +304,8 @@ class Solution(eqx.Module):
     def summary(self, worst: int = 5) -> str:
         """A batch in a few lines, for people: how its fits ended and what they took.
 
-        Counts by status, evaluations, the efficiency of the lanes of `solve_batch` (its
-        evaluations over the trips for which a lane held a fit), and the fits that are
-        furthest from their solution, by index.
+        Counts by status, evaluations, and the fits that are furthest from their
+        solution, by index.
 
         Args:
             worst: how many of these to name.
@@ -323,9 +319,6 @@ class Solution(eqx.Module):
             return lines[0]
         middle, high = np.quantile(nfev, [0.5, 0.99])
         lines.append(f"evaluations: median {middle:.0f}, 99 % at most {high:.0f}")
-        if self.trips is not None:
-            efficiency = np.sum(nfev) / np.maximum(np.sum(self.trips), 1)
-            lines.append(f"lane efficiency: {efficiency:.3f}")
         badness = np.where(status > 0, 0, 1) + np.nan_to_num(
             np.minimum(np.ravel(self.optimality), 1), nan=1
         )

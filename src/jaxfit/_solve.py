@@ -13,21 +13,24 @@ once. `_trip.py` has the trip.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit import _bounds
 from jaxfit._arrays import ordinary
 from jaxfit._compile import compiled
 from jaxfit._devices import on_each_device
 from jaxfit._implicit import Outcome, Posed, differentiable
+from jaxfit._lanes import worked_through
 from jaxfit._linearize import is_linear
-from jaxfit._observed import split_rows
-from jaxfit._one_function import is_possible, one_function
+from jaxfit._loop import alone_or_many
+from jaxfit._observed import split_rows, whole_rows
+from jaxfit._one_function import is_possible
 from jaxfit._options import Options, resolve
 from jaxfit._parameters import Parameters
 from jaxfit._rows import (
@@ -40,8 +43,8 @@ from jaxfit._rows import (
     visit,
 )
 from jaxfit._small import is_large, varying_with
-from jaxfit._solution import RUNNING, Solution
-from jaxfit._trip import Problem, State, initial_state, trip
+from jaxfit._solution import Solution
+from jaxfit._trip import Problem, State, initial_state, is_running, trip
 from jaxfit._words import explained
 from jaxfit.losses import Loss
 
@@ -147,7 +150,7 @@ def _solve(callables, arguments) -> Solution:
             return eqx.combine(arrays, rest)
 
         found = differentiable(
-            lambda arrays: run(pose(arrays), _outcome),
+            lambda arrays: run(pose(arrays), whole_outcome),
             lambda arrays: pose(arrays).posed,
         )(arrays)
         return solution(setup, found)
@@ -163,7 +166,7 @@ def _solve(callables, arguments) -> Solution:
 
 
 class Setup(NamedTuple):
-    """A fit before its first trip."""
+    """A fit before its first trip: a pytree of arrays and of what is none."""
 
     parameters: Parameters
     problem: Problem
@@ -171,11 +174,21 @@ class Setup(NamedTuple):
     start: Float[Array, " n"]
     gauss_newton: bool  # derivatives
     is_one_function: bool
+    idle: Bool[Array, ""] | None = None  # fills up a batch, and is not fitted
 
     @property
     def posed(self) -> Posed:
         """What derivatives are taken of."""
         return Posed(self.rows, self.problem.bounds, self.gauss_newton)
+
+    def of_others(self, x0, data, bounds, weights, idle=None) -> "Setup":
+        """The same model's fit of other arrays, of all rows at once."""
+        start = self.parameters.ravel(x0, "x0")
+        rows = self.rows._replace(observed=whole_rows(data, weights))
+        bounds = self.parameters.bounds(bounds)
+        problem = dataclasses.replace(self.problem, bounds=bounds)
+        start = varying_with(start, eqx.filter((rows, problem), eqx.is_array))
+        return self._replace(problem=problem, rows=rows, start=start, idle=idle)
 
 
 def set_up(
@@ -222,24 +235,44 @@ def problem_of(
     )
 
 
-def is_running(state: State) -> Bool[Array, ""]:
-    """Whether another trip follows."""
-    return (state.status == RUNNING) | state.finishing
+def run(
+    setup: Setup, report: Callable[[Setup, Outcome], Any], lanes: int | None = None
+) -> Any:
+    """From the start to the end of a fit, and what is to be reported of it.
 
+    Args:
+        setup: the fit.
+        report: a function, or a pytree with arrays that can be called.
+        lanes: of many fits under `jax.vmap`, so many in flight, on CPUs too.
+    """
+    arrays, rest = eqx.partition((setup, report), eqx.is_array)
 
-def run(setup: Setup, report: Callable[[Setup, Outcome], Any]) -> Any:
-    """From the start to the end of a fit, and what is to be reported of it."""
-    arrays, rest = eqx.partition(setup, eqx.is_array)
+    def posed(arrays):
+        return eqx.combine(arrays, rest)
 
     def whole(arrays):
-        setup = eqx.combine(arrays, rest)
+        setup, report = posed(arrays)
         return report(setup, Outcome.of(_loop(setup)))
 
-    return one_function(whole, arrays) if setup.is_one_function else whole(arrays)
+    if setup.rows.residuals.sees_a_batch:
+        return whole(arrays)
+    return alone_or_many(
+        whole,
+        arrays,
+        in_one_function=setup.is_one_function,
+        lanes=functools.partial(worked_through, posed, lanes),
+        is_lanes=lanes is not None,
+    )
 
 
-def _outcome(setup: Setup, found: Outcome) -> Outcome:
+def whole_outcome(setup: Setup, found: Outcome) -> Outcome:
+    """The report of all that was found."""
     return found
+
+
+def started(setup: Setup) -> Outcome:
+    """What is known before the first trip."""
+    return Outcome.of(initial_state(setup.problem, setup.start, setup.idle))
 
 
 def _loop(setup: Setup) -> State:
@@ -247,7 +280,7 @@ def _loop(setup: Setup) -> State:
     return lax.while_loop(
         is_running,
         lambda state: agreed(trip(linearize, setup.problem, state)),
-        agreed(initial_state(setup.problem, setup.start)),
+        agreed(initial_state(setup.problem, setup.start, setup.idle)),
     )
 
 
@@ -260,7 +293,6 @@ def solution_of(
     parameters: Parameters,
     bounds: _bounds.Bounds | None,
     found: Outcome,
-    trips: Int[Array, ""] | None = None,
 ) -> Solution:
     """The result of one fit in the user's structure."""
     active = free = None
@@ -275,5 +307,4 @@ def solution_of(
         linearization=found.linearization,
         bounds_active=active,
         bounds_free=free,
-        trips=trips,
     )
