@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Int, PyTree
 
@@ -91,21 +90,23 @@ def differentiable(
         pose: the fit that these arrays make.
     """
 
+    words = Words()
+
     @jax.custom_jvp
     def solved(arrays):
-        return solve(arrays)
+        return words.of(solve(arrays))
 
     def rule(primals, tangents):
         (arrays,), (directions,) = primals, tangents
-        found, moving = solved(arrays), Moving(arrays, directions)
+        out, moving = solved(arrays), Moving(arrays, directions)
         moved = tangent(
             lambda values: pose(moving.put(values)),
-            *(moving.values, moving.directions, found),
+            *(moving.values, moving.directions, words.read(out)),
         )
-        return found, _completed(moved, found)
+        return out, _completed(moved, out)
 
     solved.defjvp(rule, symbolic_zeros=True)
-    return solved
+    return lambda arrays: words.read(solved(arrays))
 
 
 def differentiable_batch(
@@ -119,49 +120,105 @@ def differentiable_batch(
         pose: from the arrays of one fit, and the shared ones.
     """
 
+    words = Words()
+
     @jax.custom_jvp
     def solved(each, shared):
-        return solve(each, shared)
+        return words.of(solve(each, shared))
 
     def rule(primals, tangents):
         each, common = map(Moving, primals, tangents)
-        found = solved(*primals)
+        out = solved(*primals)
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def of_one(one):
-            leaves, values, directions, found = one
+            leaves, values, directions, out = one
             return tangent(
                 lambda v: pose(each.put(v[0], leaves), common.put(v[1])),
-                *((values, common.values), (directions, common.directions), found),
+                (values, common.values),
+                (directions, common.directions),
+                words.read(out),
             )
 
         moved = jax.lax.map(
             of_one,
-            (each.leaves, each.values, each.directions, found),
-            batch_size=min(BLOCK, max(len(found.x), 1)),
+            (each.leaves, each.values, each.directions, out),
+            batch_size=min(BLOCK, max(len(out.x), 1)),
         )
-        return found, _completed(moved, found)
+        return out, _completed(moved, out)
 
     solved.defjvp(rule, symbolic_zeros=True)
-    return solved
+    return lambda each, shared: words.read(solved(each, shared))
 
 
 def derived_from(function: Callable, reference: Callable) -> Callable:
     """A function of arrays with the derivatives of another that has its values."""
+    words = Words()
 
     @jax.custom_jvp
     def derived(arrays):
-        return function(arrays)
+        return words.of(function(arrays))
 
     def rule(primals, tangents):
         moving = Moving(primals[0], tangents[0])
         return jax.jvp(
-            lambda values: reference(moving.put(values)),
+            lambda values: words.of(reference(moving.put(values))),
             *((moving.values,), (moving.directions,)),
         )
 
     derived.defjvp(rule, symbolic_zeros=True)
-    return derived
+    return lambda arrays: words.read(derived(arrays))
+
+
+class Words:
+    """Integers as floats of 16 bits each, and back.
+
+    Integers have tangents of a type of their own, which does not pass a `shard_map`
+    that checks what varies: what leaves a rule of derivatives are floats.
+    """
+
+    def __init__(self):
+        self.kinds: list = []
+
+    def of(self, tree: PyTree) -> PyTree:
+        """A tree in which integers and flags are floats, with a last axis of words."""
+        leaves, structure = jax.tree.flatten(tree)
+        self.kinds = [leaf.dtype for leaf in map(jnp.asarray, leaves)]
+        return jax.tree.unflatten(structure, map(self._written, leaves, self.kinds))
+
+    def read(self, tree: PyTree) -> PyTree:
+        """The tree that it was."""
+        leaves, structure = jax.tree.flatten(tree)
+        return jax.tree.unflatten(structure, map(self._read, leaves, self.kinds))
+
+    @staticmethod
+    def _written(leaf, kind):
+        if not _is_whole(kind):
+            return leaf
+        bits = jnp.asarray(leaf).astype(_unsigned(kind))
+        words = [bits >> start & 0xFFFF for start in range(0, _width(kind), 16)]
+        return jnp.stack(words, axis=-1).astype(jnp.float32)
+
+    @staticmethod
+    def _read(leaf, kind):
+        if not _is_whole(kind):
+            return leaf
+        words = jax.lax.stop_gradient(leaf).astype(_unsigned(kind))
+        places = range(words.shape[-1])
+        parts = [words[..., place] << 16 * place for place in places]
+        return functools.reduce(jnp.bitwise_or, parts).astype(kind)
+
+
+def _is_whole(kind) -> bool:
+    return jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.bool_)
+
+
+def _width(kind) -> int:
+    return 16 if jnp.issubdtype(kind, jnp.bool_) else max(16, jnp.iinfo(kind).bits)
+
+
+def _unsigned(kind) -> Any:
+    return jnp.dtype(f"uint{_width(kind)}")
 
 
 class Moving:
@@ -187,13 +244,13 @@ class Moving:
         return jax.tree.unflatten(self.structure, leaves)
 
 
-def _completed(moved: Outcome, found: Outcome) -> Outcome:
-    """A tangent with those of the integers."""
+def _completed(moved: Outcome, out: Outcome) -> Outcome:
+    """A tangent with those of the integers, which are words."""
 
     def completed(leaf, move):
-        return _none(leaf) if move is None and leaf is not None else move
+        return 0 * leaf if move is None and leaf is not None else move
 
-    return jax.tree.map(completed, found, moved, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(completed, out, moved, is_leaf=lambda leaf: leaf is None)
 
 
 def _is_zero(direction) -> bool:
@@ -252,11 +309,6 @@ def tangent(
         start_cost=zero,
         certified=none,
     )
-
-
-def _none(integers) -> Any:
-    """The tangent of integers."""
-    return np.zeros(integers.shape, jax.dtypes.float0)
 
 
 def _changes_of_slope(pose, values, directions, found):

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -206,7 +207,9 @@ def set_up(
     task = Task(fn, jac, parameters.unravel, loss)
     traced = visit(rows, task, data, weights, start)
     constants = traced.residuals.constants, traced.residuals.more
-    start = varying_with(start, constants)
+    varied = varying_with(start, constants)
+    if jax.typeof(varied) != jax.typeof(start):  # it closes over what varies
+        traced, start = visit(rows, task, data, weights, varied), varied
     problem = problem_of(parameters, bounds, loss, options, **mode)
     possible = is_possible(options.one_function) and not is_large(start)
     whole = possible and traced.can_be_one_function(start)
