@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from jaxfit._arrays import ordinary
-from jaxfit._compile import Static, compiled
+from jaxfit._compile import Static, compiled, is_eager_on_cpu
 from jaxfit._fits import Fits, split
 from jaxfit._hoist import hoisted
 from jaxfit._implicit import Outcome, derived_from, differentiable_batch
 from jaxfit._observed import lengthened, unwrap_shared
 from jaxfit._one_function import can_be_one_function
 from jaxfit._options import Options
+from jaxfit._parts import in_parts, size_on_cpu, to_device
 from jaxfit._solution import Solution
 from jaxfit._solve import (
     DEFAULTS,
@@ -53,6 +55,7 @@ def solve_batch(
     mesh: Mesh | None = None,
     axis: str | None = None,
     keep: Callable[[Solution], Any] | None = None,
+    progress: bool = False,
 ) -> Any:
     """Fit the same model to many data: `solve` for each, in one compiled program.
 
@@ -83,6 +86,7 @@ def solve_batch(
         keep: what to keep of each fit: a function of its `Solution` that returns a
             pytree of arrays, such as `lambda fit: (fit.x, fit.stderr())`. It runs where
             the fit ends, so that what it drops takes no memory.
+        progress: show a bar, by tqdm if that is installed and else as a line of text.
 
     Returns:
         A `Solution` of which every leaf has a leading batch axis, or what `keep`
@@ -94,8 +98,40 @@ def solve_batch(
     """
     callables, options = checked_setting(fn, keep, loss, options, lanes)
     arguments = ordinary((x0, unwrap_shared(data), bounds, weights))
+    placement = Placement(lanes, mesh, axis)
+    by_itself = placement == Placement(None, None, None)
+    if by_itself and is_eager_on_cpu((arguments, loss, options)):
+        fits = split(arguments, in_axes, np)
+        size = size_on_cpu(fits.each)
+        setting = callables, fits, loss, options, placement, size
+        return to_device(run_in_parts(*setting, is_on_cpu=True, progress=progress))
+    if progress:
+        raise ValueError(
+            "progress is shown where fits are done part by part: called eagerly on a "
+            "CPU, without lanes or mesh. Leave it out, or use solve_blocks."
+        )
     fits = split(arguments, in_axes, jnp)
-    return run_batch(callables, fits, loss, options, Placement(lanes, mesh, axis))
+    return run_batch(callables, fits, loss, options, placement)
+
+
+def batch_of_fits(
+    fn: Callable,
+    x0: PyTree,
+    data: PyTree,
+    in_axes: tuple,
+    idle: Bool[Array, " N"] | None,
+    *,
+    bounds: PyTree,
+    weights: PyTree,
+    loss: Loss | None,
+    options: Options | None,
+    mesh: Mesh | None = None,
+    keep: Callable[[Solution], Any],
+) -> Any:
+    """`solve_batch` in a program of this library, for all fits but idle ones."""
+    callables, options = checked_setting(fn, keep, loss, options, None)
+    fits = split((x0, data, bounds, weights), in_axes, jnp)._replace(idle=idle)
+    return run_batch(callables, fits, loss, options, Placement(None, mesh, None))
 
 
 class Placement(NamedTuple):
@@ -122,8 +158,35 @@ def checked_setting(fn, keep, loss, options, lanes):
 def run_batch(callables, fits: Fits, loss, options, placement: Placement) -> Any:
     """All fits, by a program that is compiled once for what is alike."""
     with explained(callables[0]):
-        return compiled(
-            _solve_batch, callables, (fits, loss, options, Static(placement))
+        setting = fits, loss, options, Static(placement)
+        return compiled(_solve_batch, callables, setting)
+
+
+def run_in_parts(
+    callables,
+    fits: Fits,
+    loss: Loss | None,
+    options: Options,
+    placement: Placement,
+    size: int,
+    is_on_cpu: bool,
+    progress: bool,
+) -> Any:
+    """All fits, from arrays on the host to arrays on the host, so many at a time."""
+
+    def arguments(each, idle):
+        part = Fits(each, fits.shared, idle)
+        return part, loss, options, Static(placement)
+
+    with explained(callables[0]):
+        return in_parts(
+            _solve_batch,
+            callables,
+            arguments,
+            fits.each,
+            size,
+            is_on_cpu=is_on_cpu,
+            progress=progress,
         )
 
 
@@ -145,10 +208,9 @@ class Batch(NamedTuple):
     shared: PyTree  # of `Fits`
     keep: Keep
 
-    def setup(self, each) -> Setup:
+    def setup(self, own) -> Setup:
         """One fit."""
-        own, idle = each
-        return self.first.of_others(*Fits(own, self.shared).one(own), idle)
+        return self.first.of_others(*Fits(own, self.shared).one(own))
 
 
 def _solve_batch(callables, arguments):
@@ -156,12 +218,11 @@ def _solve_batch(callables, arguments):
     fits, loss, options, placement = arguments
     placement = placement.value
     batch = batch_of(*callables, fits, loss, options)
-    each = fits.each, fits.idle
     if placement.mesh is not None:
-        return _on_mesh(batch, each, fits.number, placement)
+        return _on_mesh(batch, fits, placement)
     if placement.axis is not None:
         raise ValueError(f"axis is {placement.axis!r}, and there is no mesh.")
-    return _fitted(batch, each, placement.lanes)
+    return _fitted(batch, fits.each, fits.idle, placement.lanes)
 
 
 def batch_of(fn, jac, keep, fits: Fits, loss, options) -> Batch:
@@ -191,7 +252,7 @@ def is_explicit(leaf) -> bool:
     return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
-def _on_mesh(batch: Batch, each: PyTree, number: int, placement: Placement):
+def _on_mesh(batch: Batch, fits: Fits, placement: Placement):
     """The fits in equal parts on the devices along an axis of the mesh."""
     mesh, axis = placement.mesh, placement.axis
     if axis is None and len(mesh.axis_names) == 1:
@@ -200,11 +261,12 @@ def _on_mesh(batch: Batch, each: PyTree, number: int, placement: Placement):
         raise ValueError(
             f"axis is {axis!r}; give one of the axes of the mesh, {mesh.axis_names}."
         )
+    number = fits.number
     extra = -number % mesh.shape[axis]
     numbers, rest = eqx.partition(batch, eqx.is_array)
 
     def part(each, numbers):
-        return _fitted(eqx.combine(numbers, rest), each, placement.lanes)
+        return _fitted(eqx.combine(numbers, rest), *each, placement.lanes)
 
     def run(each, numbers):
         each = jax.tree.map(lambda leaf: lengthened(leaf, extra), each)
@@ -217,7 +279,7 @@ def _on_mesh(batch: Batch, each: PyTree, number: int, placement: Placement):
         )
         return jax.tree.map(lambda leaf: leaf[:number], parts(each, numbers))
 
-    arguments = each, numbers
+    arguments = (fits.each, fits.idle), numbers
     explicit = any(map(is_explicit, jax.tree.leaves(arguments)))
     if not explicit:
         mesh = Mesh(mesh.devices, mesh.axis_names)
@@ -227,7 +289,7 @@ def _on_mesh(batch: Batch, each: PyTree, number: int, placement: Placement):
     return jax.sharding.auto_axes(run, out_sharding=out)(*arguments)
 
 
-def _fitted(batch: Batch, each: PyTree, lanes: int | None):
+def _fitted(batch: Batch, each: PyTree, idle, lanes: int | None):
     """What is kept of all fits, with derivatives.
 
     These are those of `keep` on whole outcomes.
@@ -236,7 +298,11 @@ def _fitted(batch: Batch, each: PyTree, lanes: int | None):
 
     def reported(each, arrays, report):
         batch = eqx.combine(arrays, rest)
-        return jax.vmap(lambda own: run(batch.setup(own), report(batch), lanes))(each)
+
+        def of_one(own, idle):
+            return run(batch.setup(own), report(batch), lanes, idle)
+
+        return jax.vmap(of_one)(each, idle)
 
     def outcomes(each, arrays):
         return reported(each, arrays, lambda _: whole_outcome)

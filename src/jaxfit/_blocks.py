@@ -1,9 +1,6 @@
 """Batches that do not fit on the device: block after block, from the host."""
 
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,14 +9,14 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxfit._arrays import native, refuse_masks
-from jaxfit._batch import Placement, checked_setting, run_batch
-from jaxfit._fits import Fits, split
-from jaxfit._observed import lengthened, unwrap_shared
+from jaxfit._batch import Placement, checked_setting, run_in_parts
+from jaxfit._compile import is_eager_on_cpu
+from jaxfit._fits import split
+from jaxfit._observed import unwrap_shared
 from jaxfit._options import Options
+from jaxfit._parts import size_on_cpu
 from jaxfit._solution import Solution
 from jaxfit.losses import Loss
-
-IN_FLIGHT = 2  # one block computes while the next is sent
 
 
 def solve_blocks(
@@ -42,8 +39,9 @@ def solve_blocks(
     """`solve_batch` for more fits than the device holds.
 
     The arguments stay on the host, where they may be `numpy.memmap`s, and go to the
-    device in blocks; one block is sent while another computes. One program serves all
-    blocks, so that any number of fits compiles once. Every fit has the answer that
+    device in blocks; one block is sent while another computes, or on a CPU every core
+    has blocks of its own. One program serves all blocks, so that any number of fits
+    compiles once. Every fit has the answer that
     `solve_batch` gives it, bit for bit.
 
     Args:
@@ -65,68 +63,12 @@ def solve_blocks(
     arguments = x0, unwrap_shared(data), bounds, weights
     refuse_masks(arguments)
     fits = split(arguments, in_axes, np)
-    shared = jax.tree.map(native, fits.shared)
-    number = fits.number
-    block = max(1, min(block, number))
+    fits = fits._replace(shared=jax.tree.map(native, fits.shared))
     placement = Placement(lanes, mesh, axis)
-    waiting: deque = deque()
-    results = None
-
-    def collect():
-        nonlocal results
-        start, found = waiting.popleft()
-        found = jax.tree.map(np.asarray, found)
-        if results is None:
-            results = jax.tree.map(
-                lambda leaf: np.empty((number, *leaf.shape[1:]), leaf.dtype), found
-            )
-
-        def store(whole, part):
-            whole[start : start + block] = part[: number - start]
-
-        jax.tree.map(store, results, found)
-
-    for start in shown(range(0, max(number, 1), block), block, number, progress):
-        part = Fits(_cut(fits.each, start, block), shared)
-        waiting.append((start, run_batch(callables, part, loss, options, placement)))
-        if len(waiting) == IN_FLIGHT:
-            collect()
-    while waiting:
-        collect()
-    return results
-
-
-def _cut(each: PyTree, start: int, block: int) -> PyTree:
-    """One block of fits; the last is filled up with copies of its last fit."""
-
-    def cut(leaf):
-        part = native(leaf[start : start + block])
-        return lengthened(part, block - len(part)) if len(part) else part
-
-    return jax.tree.map(cut, each)
-
-
-def shown(starts: range, block: int, number: int, progress: bool) -> Iterator[int]:
-    """The starts of the blocks, with a bar."""
-    if not progress:
-        yield from starts
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield from _told(starts, block, number)
-        return
-    with tqdm(total=number, unit=" fits", unit_scale=True) as bar:
-        for start in starts:
-            yield start
-            bar.update(min(block, number - start))
-
-
-def _told(starts: range, block: int, number: int) -> Iterator[int]:
-    begin = time.perf_counter()
-    for start in starts:
-        yield start
-        done = min(start + block, number)
-        rate = done / (time.perf_counter() - begin)
-        print(f"\r{done} of {number} fits, {rate:.0f}/s", end="", file=sys.stderr)
-    print(file=sys.stderr)
+    block = max(1, min(block, fits.number))
+    is_on_cpu = mesh is None and is_eager_on_cpu((fits.shared, loss, options))
+    if is_on_cpu and lanes is None:
+        block = min(block, size_on_cpu(fits.each))
+    return run_in_parts(
+        callables, fits, loss, options, placement, block, is_on_cpu, progress
+    )

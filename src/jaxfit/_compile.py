@@ -9,12 +9,15 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
+from jaxtyping import PyTree
 
 from jaxfit._fingerprint import ClosesOverTracer, Part, Reading, content, is_pure
 from jaxfit._hoist import Held, opened
@@ -55,14 +58,67 @@ def compiled(function: Callable, callables: Any, arguments: Any, *donated: Any) 
         call.read()
     except ClosesOverTracer:
         return function(callables, arguments, *donated)
-    with _lock:
-        program = _programs.get(call.key(_static.get(call.shape, frozenset())))
-    if program is None:
-        program = _Program(call)
+    program = _program_of(call)
     out = program(call, donated)
     if call.reading.is_known:
         _remember(program, call)
     return out
+
+
+class Prepared(NamedTuple):
+    """A compiled program that any thread may call."""
+
+    results: PyTree  # shapes and dtypes
+    program: Callable  # of operands
+    inputs: Callable[[PyTree], list]  # of the arguments
+    values: list
+
+    def __call__(self, arguments: PyTree) -> Any:
+        """The results for arguments like those that it was made for."""
+        return self.program(self.inputs(arguments), self.values, ())
+
+
+def prepared(function: Callable, callables: Any, arguments: Any) -> Prepared:
+    """`compiled`, but for the call: for many arguments of the same shapes."""
+    call = _Call(function, (callables, arguments))
+    call.read()
+    program = _program_of(call)
+    executable = program.compiled(call)
+    if call.reading.is_known:
+        _remember(program, call)
+
+    def inputs(arguments):
+        leaves = jax.tree.leaves((callables, arguments))
+        return [_new(x) for x, d in zip(leaves, call.is_input, strict=True) if d]
+
+    values = list(map(_new, call.reading.values))
+    return Prepared(executable.out_info, executable, inputs, values)
+
+
+def is_eager_on_cpu(tree: Any) -> bool:
+    """Whether a program of these arrays runs now, and on the one CPU device that JAX
+    chooses by itself."""
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(leaf, Tracer) for leaf in leaves) or jax.config.jax_disable_jit:
+        return False
+    if _trace_state() != _no_trace() or _platform_of(leaves) != "cpu":
+        return False
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    default = jnp.zeros(()).sharding.device_set if arrays else None
+    return all(
+        x.sharding.device_set == default and not _is_extended(x.dtype) for x in arrays
+    )
+
+
+def _is_extended(dtype) -> bool:
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+
+
+def _program_of(call: "_Call") -> "_Program":
+    """That of calls like this, or a new one."""
+    with _lock:
+        program = _programs.get(call.key(_static.get(call.shape, frozenset())))
+    return _Program(call) if program is None else program
 
 
 def _remember(program: "_Program", call: "_Call") -> None:
@@ -215,6 +271,32 @@ class _Program:
         self._plain = jax.jit(lambda *args: program(*args), **outermost)
         self._in_one_function = jax.jit(program, **outermost)
         self._bears_it = True  # the compiler, as far as is known
+        self._ahead: dict[Hashable, Any] = {}  # executables by shapes and types
+
+    def compiled(self, call: _Call) -> Any:
+        """The executable for operands like those of a call."""
+        operands = call.inputs, list(map(_new, call.reading.values)), ()
+        key = tuple(map(jax.typeof, jax.tree.leaves(operands)))
+        if key in self._ahead:
+            return self._ahead[key]
+        self._current.call = call
+        try:
+            self._ahead[key] = self._compiled(operands)
+        finally:
+            del self._current.call
+        return self._ahead[key]
+
+    def _compiled(self, operands) -> Any:
+        if self._bears_it and _is_on_one_device(operands):
+            with program_of_ours(_platform_of(operands)) as ours:
+                lowered = self._in_one_function.lower(*operands)
+                try:
+                    return lowered.compile()
+                except jax.errors.JaxRuntimeError:
+                    if not ours.has_one:
+                        raise
+            self._bears_it = False
+        return self._plain.lower(*operands).compile()
 
     def __call__(self, call: _Call, donated: tuple) -> Any:
         self._current.call = call

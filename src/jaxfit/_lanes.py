@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxfit._implicit import Outcome
 from jaxfit._small import Room, choose, varying_with
+from jaxfit._solution import Status
 from jaxfit._trip import (
     Problem,
     State,
@@ -44,23 +45,38 @@ ROOM = Room(2**29, 1024, 65536)
 class Many(NamedTuple):
     """All fits: what differs among them, and how the arrays of one make a fit."""
 
+    number: int
     each: PyTree  # leaves with a leading axis; None for those that all share
     shared: PyTree  # the others
+    idle: Bool[Array, " N"] | None  # not fitted
     posed: Callable  # from the arrays of one fit to its setup and its report
 
     def setup(self, own: PyTree) -> Any:
         """One fit."""
         return self.posed(eqx.combine(own, self.shared))[0]
 
+    def some(self, places: Int[Array, " K"]) -> PyTree:
+        """The arrays of some fits."""
+        return _some(self.each, places)
+
     def started(self, own: PyTree) -> tuple[State, Problem]:
         """States of some fits before their first trip, and their problems."""
 
         def of_one(own):
             setup = self.setup(own)
-            return setup.problem, setup.start, setup.idle
+            return setup.problem, setup.start
 
-        problem, start, idle = jax.vmap(of_one, out_axes=-1)(own)
-        return initial_state(problem, start, idle), problem
+        problem, start = jax.vmap(of_one, out_axes=-1)(own)
+        return initial_state(problem, start), problem
+
+    def entered(self, places, own: PyTree) -> tuple[State, Problem]:
+        """`started` of the fits in some places; what is not fitted rests."""
+        state, problem = self.started(own)
+        idle = places >= self.number
+        if self.idle is not None:
+            idle = idle | self.idle.at[places].get(mode="clip")
+        status = jnp.where(idle, jnp.int32(Status.MAX_STEPS), state.status)
+        return dataclasses.replace(state, status=status), problem
 
     @property
     def rows(self) -> Any:
@@ -98,7 +114,7 @@ class Queue(eqx.Module):
 
 
 def worked_through(
-    posed: Callable, lanes: int | None, each: PyTree, shared: PyTree, number: int
+    posed: Callable, lanes: int | None, each: PyTree, shared: PyTree, idle, number: int
 ) -> PyTree:
     """What is reported of each of so many many.
 
@@ -107,9 +123,10 @@ def worked_through(
         lanes: fits in flight; None: so many that they keep the device busy.
         each: the arrays that differ among the fits; None for others.
         shared: those that all share.
+        idle: marks what is not fitted; None: nothing.
         number: of many.
     """
-    many = Many(each, shared, posed)
+    many = Many(number, each, shared, idle, posed)
     if lanes is None:
         lanes = _default_lanes(many)
     if number + lanes > np.iinfo(np.int32).max:
@@ -118,14 +135,14 @@ def worked_through(
             "solve_blocks, or to more devices."
         )
     refill = max(1, lanes // REFILL)
-    queue = varying_with(_filled(many, number, lanes), each)
+    queue = varying_with(_filled(many, lanes), each)
 
     def is_unfinished(queue):
         return jnp.any(queue.index < number)
 
     def work(queue):
-        queue = _until_refill(many, number, refill, queue)
-        return _refilled(many, number, refill, queue)
+        queue = _until_refill(many, refill, queue)
+        return _refilled(many, refill, queue)
 
     return lax.while_loop(is_unfinished, work, queue).results
 
@@ -143,27 +160,25 @@ def _some(tree: PyTree, places) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.at[places].get(mode="clip"), tree)
 
 
-def _filled(many: Many, number: int, lanes: int) -> Queue:
+def _filled(many: Many, lanes: int) -> Queue:
     """The first fits in the lanes."""
     index = jnp.arange(lanes, dtype=jnp.int32)
-    own = _some(many.each, index)
-    state, problem = many.started(own)
-    enters = index < number
-    resting = jnp.zeros_like(state.status)
-    state = dataclasses.replace(state, status=jnp.where(enters, state.status, resting))
+    own = many.some(index)
+    state, problem = many.entered(index, own)
+    number = many.number
     kept = jax.eval_shape(many.reports, own, state)
     results = jax.tree.map(lambda x: jnp.zeros((number, *x.shape[1:]), x.dtype), kept)
     return Queue(
         state=state,
         problem=problem,
         own=own,
-        index=jnp.where(enters, index, number),
+        index=jnp.minimum(index, number),
         taken=jnp.int32(min(lanes, number)),
         results=results,
     )
 
 
-def _until_refill(many: Many, number: int, refill: int, queue: Queue) -> Queue:
+def _until_refill(many: Many, refill: int, queue: Queue) -> Queue:
     """Trips of all lanes until enough of them wait for another fit.
 
     When no fit is left to enter, until all have finished.
@@ -174,7 +189,7 @@ def _until_refill(many: Many, number: int, refill: int, queue: Queue) -> Queue:
     def goes_on(state):
         running = is_running(state)
         resting = lanes - jnp.sum(running, dtype=jnp.int32)
-        return jnp.any(running) & ((resting < refill) | (queue.taken >= number))
+        return jnp.any(running) & ((resting < refill) | (queue.taken >= many.number))
 
     def one_trip(state):
         new = agreed(trip(linearize, queue.problem, state))
@@ -184,9 +199,9 @@ def _until_refill(many: Many, number: int, refill: int, queue: Queue) -> Queue:
     return dataclasses.replace(queue, state=state)
 
 
-def _refilled(many: Many, number: int, refill: int, queue: Queue) -> Queue:
+def _refilled(many: Many, refill: int, queue: Queue) -> Queue:
     """Take results out of lanes that are at rest, and put new fits into them."""
-    lanes = len(queue.index)
+    lanes, number = len(queue.index), many.number
     resting = ~is_running(queue.state)
     resting = resting & ((queue.index < number) | (queue.taken < number))
     (place,) = jnp.nonzero(resting, size=refill, fill_value=lanes)
@@ -205,8 +220,8 @@ def _refilled(many: Many, number: int, refill: int, queue: Queue) -> Queue:
     new = queue.taken + jnp.arange(refill, dtype=jnp.int32)
     enters = (place < lanes) & (new < number)
     new = jnp.where(enters, new, number)
-    own = _some(many.each, new)
-    fresh, problem = many.started(own)
+    own = many.some(new)
+    fresh, problem = many.entered(new, own)
     filled = jnp.where(enters, place, lanes)
     return Queue(
         state=restarted(queue.state, fresh, filled),

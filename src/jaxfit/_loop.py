@@ -10,6 +10,7 @@ lowered for a platform.
 is one loop: what all share is never copied.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,16 +25,17 @@ from jax.interpreters import mlir
 from jaxtyping import Array, PyTree
 
 from jaxfit._one_function import Closed, marked, on_platform
+from jaxfit._small import Flag, varying_with
 
 Inputs = list[Array]
-Lanes = Callable[[PyTree, PyTree, int], PyTree]  # (each, shared, number) -> results
 
 
 def alone_or_many(
     fit: Callable[[PyTree], PyTree],
     arrays: PyTree,
+    idle: Flag | None,
     in_one_function: bool,
-    lanes: Lanes,
+    lanes: Callable[[PyTree, PyTree, Flag | None, int], PyTree],
     is_lanes: bool,
 ) -> PyTree:
     """`fit(arrays)`, for one fit or, under `jax.vmap`, for many.
@@ -41,33 +43,37 @@ def alone_or_many(
     Args:
         fit: from the arrays of one fit to what is reported of it.
         arrays: of one fit.
+        idle: marks what fills up the end of a batch and is not fitted; None: nothing.
         in_one_function: whether it may be one function of the machine, on CPUs.
         lanes: many fits at once: of arrays with a leading axis (None in the place of
-            the others), of those that all share (likewise), and of their number.
+            the others), of those that all share (likewise), of flags, and of their
+            number.
         is_lanes: whether many are fitted so on every platform.
     """
     closed = Closed.of(fit, arrays)
-    one = marked(closed.of_inputs) if in_one_function else closed.of_inputs
     structure = jax.tree.structure(arrays)
+    one = marked(closed.of_inputs) if in_one_function else closed.of_inputs
 
-    def in_turn(sizes, inputs):
-        return _in_turn(one, sizes, inputs)
+    def in_turn(sizes, inputs, idle):
+        return _in_turn(one, sizes, inputs, idle)
 
-    def at_once(sizes, inputs):
-        each, shared = _parted(sizes, inputs)
+    def at_once(sizes, inputs, idle):
         number = math.prod(sizes)
+        each, shared = _parted(sizes, inputs)
+        if idle is not None:
+            idle = jnp.broadcast_to(idle, sizes).ravel()
         if closed.closes or structure.num_leaves != len(inputs):
             axes = [0 if leaf is not None else None for leaf in each]
             inputs = [s if e is None else e for e, s in zip(each, shared, strict=True)]
             out = jax.vmap(closed.of_inputs, in_axes=(axes,), axis_size=number)(inputs)
         else:
             each, shared = (jax.tree.unflatten(structure, x) for x in (each, shared))
-            out = jax.tree.leaves(lanes(each, shared, number))
+            out = jax.tree.leaves(lanes(each, shared, idle, number))
         return [leaf.reshape(*sizes, *leaf.shape[1:]) for leaf in out]
 
-    def of(sizes: tuple[int, ...]) -> Callable[[Inputs], list]:
+    def of(sizes: tuple[int, ...]) -> Callable:
         @custom_vmap
-        def fits(inputs):
+        def fits(inputs, idle):
             if not sizes:
                 if not in_one_function:
                     return one(inputs)
@@ -75,56 +81,62 @@ def alone_or_many(
             if math.prod(sizes) == 0:
                 return _none_of(closed.of_inputs, sizes, inputs)
             if is_lanes:
-                return at_once(sizes, inputs)
-            return on_platform(
-                *_loop_or(
-                    lambda inputs: in_turn(sizes, inputs),
-                    lambda inputs: at_once(sizes, inputs),
-                    inputs,
-                ),
-                inputs,
-            )
+                return at_once(sizes, inputs, idle)
+            ways = (functools.partial(way, sizes) for way in (in_turn, at_once))
+            return on_platform(*_first_or(*ways, inputs, idle), inputs, idle)
 
         @fits.def_vmap
-        def batched(size, in_batched, inputs):
-            wide = [
-                leaf if is_batched else jnp.asarray(leaf)[None]
-                for leaf, is_batched in zip(inputs, in_batched[0], strict=True)
-            ]
-            out = of((size, *sizes))(wide)
+        def batched(size, in_batched, inputs, idle):
+            def wide(leaf, is_batched):
+                return leaf if is_batched else jnp.asarray(leaf)[None]
+
+            out = of((size, *sizes))(
+                *jax.tree.map(wide, (inputs, idle), tuple(in_batched))
+            )
             return out, [True] * len(out)
 
         return fits
 
-    out = of(())(closed.inputs)
+    out = of(())(closed.inputs, idle)
     return jax.tree.unflatten(closed.structure, out)
 
 
 # One after the other
 
 
-def _in_turn(one: Callable[[Inputs], list], sizes: tuple, inputs: Inputs) -> list:
+def _in_turn(
+    one: Callable[[Inputs], list], sizes: tuple, inputs: Inputs, idle: Flag | None
+) -> list:
     """The fits of arrays with these leading axes, or ones where fits share them."""
     depth, number = len(sizes), math.prod(sizes)
+    index = jnp.int32 if number <= np.iinfo(np.int32).max else jnp.int64
 
-    def nth(k):
-        places = _unraveled(k, sizes)
+    def of_nth(leaf, k):
+        """What the kth fit has of an array."""
+        rest = leaf.shape[depth:]
+        if leaf.size == math.prod(rest):
+            return leaf.reshape(rest)
+        pairs = zip(_unraveled(k, sizes), leaf.shape, strict=False)
+        begin = [place if size > 1 else jnp.zeros_like(k) for place, size in pairs]
+        begin += [jnp.zeros_like(k)] * len(rest)
+        return lax.dynamic_slice(leaf, begin, (*[1] * depth, *rest)).reshape(rest)
 
-        def own(leaf):
-            rest = leaf.shape[depth:]
-            if leaf.size == math.prod(rest):
-                return leaf.reshape(rest)
-            pairs = zip(places, leaf.shape, strict=False)
-            begin = [jnp.where(size > 1, place, 0) for place, size in pairs]
-            begin += [jnp.zeros_like(k)] * len(rest)
-            part = lax.dynamic_slice(leaf, begin, (*[1] * depth, *rest))
-            return part.reshape(rest)
+    def goes_on(carry):
+        k, _ = carry
+        return (k < number) & (True if idle is None else ~of_nth(idle, k))
 
-        return one([own(leaf) for leaf in inputs])
+    def step(carry):
+        k, results = carry
+        found = one([of_nth(leaf, k) for leaf in inputs])
+        pairs = zip(results, found, strict=True)
+        return k + 1, [lax.dynamic_update_index_in_dim(*pair, k, 0) for pair in pairs]
 
-    index = np.int32 if number <= np.iinfo(np.int32).max else np.int64
-    out = lax.map(nth, jnp.arange(number, dtype=index))
-    return [leaf.reshape(*sizes, *leaf.shape[1:]) for leaf in out]
+    start = [of_nth(leaf, index(0)) for leaf in inputs]
+    shapes = jax.eval_shape(one, start)
+    results = [jnp.zeros((number, *leaf.shape), leaf.dtype) for leaf in shapes]
+    carry = varying_with((index(0), results), (inputs, idle))
+    _, results = lax.while_loop(goes_on, step, carry)
+    return [leaf.reshape(*sizes, *leaf.shape[1:]) for leaf in results]
 
 
 def _unraveled(k, sizes: tuple[int, ...]) -> list:
@@ -165,21 +177,23 @@ def _parted(sizes: tuple, inputs: Inputs) -> tuple[list, list]:
     return each, shared
 
 
-def _loop_or(loop: Callable, lanes: Callable, inputs: Inputs) -> tuple:
-    """Both ways, of which the second is traced when it is lowered, if ever."""
-    closed = jax.make_jaxpr(loop)(inputs)
-    results = tuple(closed.out_avals)
+def _first_or(first: Callable, second: Callable, *operands: PyTree) -> tuple:
+    """Two functions, of which the second is traced when it is lowered, if ever."""
+    closed = jax.make_jaxpr(first)(*operands)
+    results, structure = tuple(closed.out_avals), jax.tree.structure(operands)
     is_wide = jax.config.jax_enable_x64
 
-    def traced(*inputs):
+    def traced(*leaves):
         with jax.enable_x64(is_wide):
-            return lanes(list(inputs))
+            return second(*jax.tree.unflatten(structure, leaves))
 
-    def now(inputs):
-        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *inputs)
+    def now(*operands):
+        leaves = jax.tree.leaves(operands)
+        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *leaves)
 
-    def later(inputs):
-        return _later_p.bind(*inputs, function=traced, results=results)
+    def later(*operands):
+        leaves = jax.tree.leaves(operands)
+        return _later_p.bind(*leaves, function=traced, results=results)
 
     return now, later
 

@@ -175,21 +175,20 @@ class Setup(NamedTuple):
     start: Float[Array, " n"]
     gauss_newton: bool  # derivatives
     is_one_function: bool
-    idle: Bool[Array, ""] | None = None  # fills up a batch, and is not fitted
 
     @property
     def posed(self) -> Posed:
         """What derivatives are taken of."""
         return Posed(self.rows, self.problem.bounds, self.gauss_newton)
 
-    def of_others(self, x0, data, bounds, weights, idle=None) -> "Setup":
+    def of_others(self, x0, data, bounds, weights) -> "Setup":
         """The same model's fit of other arrays, of all rows at once."""
         start = self.parameters.ravel(x0, "x0")
         rows = self.rows._replace(observed=whole_rows(data, weights))
         bounds = self.parameters.bounds(bounds)
         problem = dataclasses.replace(self.problem, bounds=bounds)
         start = varying_with(start, eqx.filter((rows, problem), eqx.is_array))
-        return self._replace(problem=problem, rows=rows, start=start, idle=idle)
+        return self._replace(problem=problem, rows=rows, start=start)
 
 
 def set_up(
@@ -239,7 +238,10 @@ def problem_of(
 
 
 def run(
-    setup: Setup, report: Callable[[Setup, Outcome], Any], lanes: int | None = None
+    setup: Setup,
+    report: Callable[[Setup, Outcome], Any],
+    lanes: int | None = None,
+    idle: Bool[Array, ""] | None = None,
 ) -> Any:
     """From the start to the end of a fit, and what is to be reported of it.
 
@@ -247,6 +249,7 @@ def run(
         setup: the fit.
         report: a function, or a pytree with arrays that can be called.
         lanes: of many fits under `jax.vmap`, so many in flight, on CPUs too.
+        idle: of many, marks those that fill up their end, and are not fitted.
     """
     arrays, rest = eqx.partition((setup, report), eqx.is_array)
 
@@ -262,6 +265,7 @@ def run(
     return alone_or_many(
         whole,
         arrays,
+        idle,
         in_one_function=setup.is_one_function,
         lanes=functools.partial(worked_through, posed, lanes),
         is_lanes=lanes is not None,
@@ -275,7 +279,7 @@ def whole_outcome(setup: Setup, found: Outcome) -> Outcome:
 
 def started(setup: Setup) -> Outcome:
     """What is known before the first trip."""
-    return Outcome.of(initial_state(setup.problem, setup.start, setup.idle))
+    return Outcome.of(initial_state(setup.problem, setup.start))
 
 
 def _loop(setup: Setup) -> State:
@@ -283,7 +287,7 @@ def _loop(setup: Setup) -> State:
     return lax.while_loop(
         is_running,
         lambda state: agreed(trip(linearize, setup.problem, state)),
-        agreed(initial_state(setup.problem, setup.start, setup.idle)),
+        agreed(initial_state(setup.problem, setup.start)),
     )
 
 

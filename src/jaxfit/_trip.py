@@ -143,13 +143,8 @@ def is_running(state: State) -> Flag:
     return (state.status == RUNNING) | state.finishing
 
 
-def initial_state(problem: Problem, x0: Vector, idle: Flag | None = None) -> State:
-    """The state in which the start is the first trial point.
-
-    Args:
-        problem, x0: of one fit, or of lanes of fits.
-        idle: where nothing is to be fitted.
-    """
+def initial_state(problem: Problem, x0: Vector) -> State:
+    """The state in which the start is the first trial point."""
     zeros, eye = jnp.zeros_like(x0), identity(x0)
     zero = zeros[0]
     infinite, none = zero + jnp.inf, zero.astype(jnp.int32)
@@ -160,8 +155,6 @@ def initial_state(problem: Problem, x0: Vector, idle: Flag | None = None) -> Sta
         valid = bounds.contains(x0) & every(bounds.lower <= bounds.upper)
         status = jnp.where(valid, status, jnp.int32(Status.INVALID_BOUNDS))
         start = _bounds.start_inside(x0, bounds)
-    if idle is not None:
-        status = jnp.where(idle, jnp.int32(Status.MAX_STEPS), status)
     nothing = _infinitely_bad(without_rows(zeros, eye, problem.is_linear))
     frame = Frame(eye, eye)
     reduced = Reduced(

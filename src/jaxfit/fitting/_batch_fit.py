@@ -9,20 +9,17 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._arguments import coordinates, real_points
-from jaxfit._blocks import shown
 from jaxfit._options import Options
 from jaxfit._solution import Status
 from jaxfit._solve import check_loss
 from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._data import Observed, observed
 from jaxfit.fitting._fit import covariance_kind
-from jaxfit.fitting._problem import Data, Problem, from_middle, pose, starts_about
-from jaxfit.fitting._program import Axes, Case, Manner, no_fits, run_batch
+from jaxfit.fitting._problem import Data, from_middle, pose, starts_about
+from jaxfit.fitting._program import Axes, Case, Manner, run_batch
 from jaxfit.fitting._starts import check_inside
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
-
-BLOCK_NUMBERS = 2**24  # of data on the device at a time
 
 
 def fit_batch(
@@ -99,7 +96,7 @@ def fit_batch(
         covariance_kind(covariance, loss),
     )
     case, axes = _flat(seen, starts, lead)
-    numbers = in_blocks(problem, case, axes, manner, progress)
+    numbers = run_batch(problem, case, axes, manner, progress)
     return BatchFit(
         problem=problem,
         x=seen.data.x,
@@ -123,34 +120,6 @@ def _flat(seen: Observed, starts: dict, lead: tuple) -> tuple[Case, Axes]:
     if sigma is not None and sigma.ndim > y.ndim - len(lead):
         sigma, axes = flat(seen.sigma), axes._replace(sigma=0)
     return Case(Data(x, flat(y), sigma), valid, starts), axes
-
-
-def in_blocks(
-    problem: Problem, case: Case, axes: Axes, manner: Manner, progress: bool = False
-) -> dict[str, np.ndarray]:
-    """`run_batch`, a number of fits at a time, so that memory does not grow."""
-    number = len(case.data.y)
-    if number == 0:
-        return no_fits(problem, case)
-    each = max(1, math.prod(case.data.y.shape[1:]))
-    block = max(1, min(number, BLOCK_NUMBERS // each))
-    found: list[dict[str, np.ndarray]] = []
-    for start in shown(range(0, number, block), block, number, progress):
-        chosen = np.minimum(np.arange(start, start + block), number - 1)
-
-        def cut(axis, leaf, chosen=chosen):
-            return leaf if axis is None else jax.tree.map(lambda a: a[chosen], leaf)
-
-        whole = block == number
-        part = (
-            case
-            if whole
-            else jax.tree.map(cut, axes.case, case, is_leaf=lambda node: node is None)
-        )
-        numbers = run_batch(problem, part, axes, manner)
-        kept = min(block, number - start)
-        found.append({name: value[:kept] for name, value in numbers.items()})
-    return {k: np.concatenate([one[k] for one in found]) for k in found[0]}
 
 
 def _trailing(x: PyTree, shape: tuple) -> tuple:

@@ -6,6 +6,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxfit import _host
-from jaxfit._batch import solve_batch
-from jaxfit._compile import Static, compiled
+from jaxfit._batch import batch_of_fits
+from jaxfit._compile import Static, compiled, is_eager_on_cpu
 from jaxfit._options import Options, limited
+from jaxfit._parts import in_parts, size_on_cpu
 from jaxfit._residuals import jacobian
 from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
@@ -25,6 +27,7 @@ from jaxfit.losses import Linear, Loss
 from jaxfit.models._start import start_from
 
 GUESS_NUMBERS = 2**17  # of data for which starts are guessed at a time
+BLOCK_NUMBERS = 2**24  # of data on an accelerator at a time
 FITS_A_DEVICE = 200  # below, more devices do not pay
 
 
@@ -339,14 +342,41 @@ class Axes(NamedTuple):
 
 
 def run_batch(
-    problem: Problem, cases: Case, axes: Axes, manner: Manner
+    problem: Problem, cases: Case, axes: Axes, manner: Manner, progress: bool = False
 ) -> dict[str, np.ndarray]:
-    """`run_fit` for many data sets, without their points."""
-    number = len(jax.tree.leaves((cases.starts, cases.data.y))[0])
-    arguments = cases, manner, Static((axes, devices_for(number)))
+    """`run_fit` for many data sets, without their points, so many at a time."""
+    mark = jax.tree.map(
+        lambda axis, part: jax.tree.map(lambda _: axis == 0, part),
+        axes.case,
+        cases,
+        is_leaf=lambda axis: axis is None,
+    )
+    each, shared = eqx.partition(cases, mark)
+    number = len(jax.tree.leaves(each)[0])
+    if number == 0:
+        return no_fits(problem, cases)
     with _host.double_precision(named(problem.model)):
-        found = compiled(_fit_batch, problem, arguments)
-        return {name: np.asarray(value) for name, value in found.items()}
+        is_on_cpu = is_eager_on_cpu(cases)
+        if is_on_cpu:
+            size, mesh = size_on_cpu(each), None
+        else:
+            points = max(1, cases.data.y.size // (1 if axes.shared else number))
+            size = min(number, max(1, BLOCK_NUMBERS // points))
+            mesh = devices_for(size)
+
+        def arguments(part, idle):
+            whole = eqx.combine(part, shared)
+            return whole, manner, Static((axes, mesh)), idle
+
+        return in_parts(
+            _fit_batch,
+            problem,
+            arguments,
+            each,
+            size,
+            is_on_cpu=is_on_cpu,
+            progress=progress,
+        )
 
 
 def no_fits(problem: Problem, cases: Case) -> dict[str, np.ndarray]:
@@ -358,15 +388,16 @@ def no_fits(problem: Problem, cases: Case) -> dict[str, np.ndarray]:
 
 
 def _fit_batch(problem, arguments):
-    cases, manner, (axes, mesh) = *arguments[:2], arguments[2].value
+    cases, manner, static, idle = arguments
+    axes, mesh = static.value
 
     def of_each(function, *more):
         own = (axes.case, *(0 for _ in more))
         return jax.vmap(functools.partial(function, problem), in_axes=own)
 
-    number = len(jax.tree.leaves((cases.starts, cases.data.y))[0])
+    number = len(idle)
     x0 = _start_vectors(problem, cases, axes.case, number)
-    ends = solve_cases(problem, x0, cases, axes, manner, mesh)
+    ends = solve_cases(problem, x0, cases, axes, manner, mesh, idle)
 
     def finish(problem, case, end):
         return finished(problem, case, end, manner)
@@ -408,17 +439,20 @@ def devices_for(number: int) -> Mesh | None:
     return Mesh(np.array(devices), ("fits",))
 
 
-def solve_cases(problem: Problem, x0, cases: Case, axes: Axes, manner: Manner, mesh):
-    """The ends of the fits of many data sets, by lanes."""
+def solve_cases(
+    problem: Problem, x0, cases: Case, axes: Axes, manner: Manner, mesh, idle
+):
+    """The ends of the fits of many data sets, but of idle ones."""
     if axes.valid is None:
         weights = shared_weights(problem, cases.valid, len(x0))
     else:
         weights = jax.vmap(functools.partial(weights_of, problem))(cases.valid)
-    return solve_batch(
+    return batch_of_fits(
         problem.function,
         x0,
         cases.data,
-        in_axes=(0, axes.case.data, axes.bounds),
+        (0, axes.case.data, axes.bounds),
+        idle,
         bounds=bounds_of(problem, cases),
         weights=weights,
         loss=manner.loss,

@@ -12,7 +12,6 @@ from jaxfit._arguments import real_array
 from jaxfit._arrays import moments
 from jaxfit._compile import Static
 from jaxfit._options import Options
-from jaxfit.fitting._batch_fit import in_blocks
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.fitting._program import Axes, Case, Manner
 from jaxfit.fitting._save import needed
@@ -177,7 +176,7 @@ def _fitted(
         start = np.stack(list(case.starts.values()), axis=1)
         if ((start < lower) | (start > upper)).any():
             raise ValueError("`x0` is infeasible.")
-    numbers = in_blocks(problem, case, axes, manner)
+    numbers = run_batch(problem, case, axes, manner)
     failed = ~(numbers["status"] > 0)
     empty = ~valid.any(axis=1)
     if errors == "raise" and (failed & ~empty).any():

@@ -1,0 +1,165 @@
+"""A long leading axis, part by part: on all cores of a CPU, in flat memory.
+
+One program of a fixed size serves all parts, and any number of what they hold: the last
+of a part are marked as idle where it is not full. On a CPU every core works through
+parts of its own; elsewhere one part computes while the next is sent.
+"""
+
+import itertools
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxfit._arrays import native
+from jaxfit._compile import prepared
+from jaxfit._observed import lengthened
+
+MOST = 4096  # of one part, on a CPU
+NUMBERS = 2**18  # of the data of one part, on a CPU: 2 MB, to stay in cache
+IN_FLIGHT = 2  # elsewhere
+
+
+def size_on_cpu(each: PyTree) -> int:
+    """Of a part: a power of two."""
+    numbers = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(each))
+    most = max(1, min(MOST, NUMBERS // max(numbers, 1)))
+    return 1 << most.bit_length() - 1
+
+
+def in_parts(
+    function: Callable,
+    callables: Any,
+    arguments: Callable[[PyTree, np.ndarray], Any],
+    each: PyTree,
+    size: int,
+    *,
+    is_on_cpu: bool,
+    progress: bool = False,
+) -> PyTree:
+    """`compiled(function, callables, arguments)` of all parts, as NumPy arrays.
+
+    Args:
+        function, callables: those of `compiled`.
+        arguments: (part, idle) -> arguments; flags of what fills the part up.
+        each: arrays on the host with a leading axis.
+        size: of a part.
+        is_on_cpu: whether it is computed there, on one device.
+        progress: show a bar.
+    """
+    number = len(jax.tree.leaves(each)[0])
+    workers = cores() if is_on_cpu else 1
+    parts = list(_parts(number, size, workers))
+
+    def of_part(begin: int, count: int) -> Any:
+        def cut(leaf):
+            part = native(leaf[begin : begin + count])
+            return lengthened(part, size - count)
+
+        return arguments(jax.tree.map(cut, each), np.arange(size) >= count)
+
+    call = prepared(function, callables, of_part(*parts[0]))
+    results: Any = None
+
+    def store(begin: int, count: int, found: PyTree) -> int:
+        def stored(whole, part):
+            whole[begin : begin + count] = np.asarray(part)[:count]
+
+        jax.tree.map(stored, results, found)
+        return count
+
+    shapes = call.results
+    results = jax.tree.map(
+        lambda leaf: np.empty((number, *leaf.shape[1:]), leaf.dtype), shapes
+    )
+    if workers == 1 or len(parts) == 1:
+        done = _one_ahead(lambda part: call(of_part(*part)), store, parts)
+    else:
+        done = _in_threads(lambda part: store(*part, call(of_part(*part))), parts)
+    for _ in shown(done, number, progress):
+        pass
+    return results
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _parts(number: int, size: int, workers: int) -> Iterator[tuple[int, int]]:
+    """Where parts begin, and how many each holds: almost equally many."""
+    parts = max(1, -(-number // size))
+    if number > 1:
+        parts = min(-(-parts // workers) * workers, number)
+    ends = [number * k // parts for k in range(parts + 1)]
+    for begin, end in itertools.pairwise(ends):
+        yield begin, end - begin
+
+
+def _one_ahead(call: Callable, store: Callable, parts: list) -> Iterator[int]:
+    """Of one part computes, of the next the data are sent."""
+    waiting: deque = deque()
+    for part in parts:
+        waiting.append((*part, call(part)))
+        if len(waiting) == IN_FLIGHT:
+            yield store(*waiting.popleft())
+    while waiting:
+        yield store(*waiting.popleft())
+
+
+def _in_threads(work: Callable, parts: list) -> Iterator[int]:
+    """Each core has parts of its own."""
+    is_wide = jax.config.jax_enable_x64
+
+    def in_scope(part):
+        with jax.enable_x64(is_wide):
+            return work(part)
+
+    with ThreadPoolExecutor(cores(), "jaxfit") as pool:
+        try:
+            for future in as_completed([pool.submit(in_scope, part) for part in parts]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def shown(done: Iterable[int], number: int, progress: bool) -> Iterator[int]:
+    """How many fits were done, with a bar: by tqdm, or else as a line of text."""
+    if not progress:
+        yield from done
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield from _told(done, number)
+        return
+    with tqdm(total=number, unit=" fits", unit_scale=True) as bar:
+        for count in done:
+            yield count
+            bar.update(count)
+
+
+def _told(done: Iterable[int], number: int) -> Iterator[int]:
+    begin, total = time.perf_counter(), 0
+    for count in done:
+        yield count
+        total += count
+        rate = total / (time.perf_counter() - begin)
+        print(f"\r{total} of {number} fits, {rate:.0f}/s", end="", file=sys.stderr)
+    print(file=sys.stderr)
+
+
+def to_device(results: PyTree) -> PyTree:
+    """NumPy arrays as arrays of JAX."""
+    return jax.tree.map(jnp.asarray, results)
