@@ -6,8 +6,7 @@ import pytest
 import xarray
 
 import jaxfit
-from jaxfit import Status, losses, models
-from jaxfit.fitting import _batch_fit
+from jaxfit import Status, _parts, losses, models
 
 X = np.linspace(0, 5, 40)
 MODEL = models.Gaussian() + models.Constant()
@@ -180,8 +179,8 @@ def test_starts_and_bounds_may_be_given_by_map():
 
 
 def test_what_is_fitted_in_blocks_is_the_same(maps, monkeypatch):
-    monkeypatch.setattr(_batch_fit, "BLOCK_NUMBERS", 10 * X.size)
-    blocks = jaxfit.fit_batch(MODEL, X, Y, progress=True)  # 10 + 10 + 4
+    monkeypatch.setattr(_parts, "NUMBERS", 10 * X.size)
+    blocks = jaxfit.fit_batch(MODEL, X, Y, progress=True)  # in several parts
     for name in MODEL.names:
         np.testing.assert_allclose(blocks[name], maps[name], rtol=1e-9)
     np.testing.assert_array_equal(blocks.status, maps.status)

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, PyTree
 
@@ -23,7 +23,7 @@ from jaxfit._implicit import Outcome, derived_from, differentiable_batch
 from jaxfit._observed import lengthened, unwrap_shared
 from jaxfit._one_function import can_be_one_function
 from jaxfit._options import Options
-from jaxfit._parts import in_parts, size_on_cpu, to_device
+from jaxfit._parts import in_parts, numbers_of_one, size_on_cpu, to_device
 from jaxfit._solution import Solution
 from jaxfit._solve import (
     DEFAULTS,
@@ -37,6 +37,7 @@ from jaxfit._solve import (
     whole_outcome,
     without_callable,
 )
+from jaxfit._spread import is_explicit
 from jaxfit._words import explained
 from jaxfit.losses import Loss
 
@@ -102,7 +103,7 @@ def solve_batch(
     by_itself = placement == Placement(None, None, None)
     if by_itself and is_eager_on_cpu((arguments, loss, options)):
         fits = split(arguments, in_axes, np)
-        size = size_on_cpu(fits.each)
+        size = size_on_cpu(numbers_of_one(fits.each))
         setting = callables, fits, loss, options, placement, size
         return to_device(run_in_parts(*setting, is_on_cpu=True, progress=progress))
     if progress:
@@ -237,7 +238,7 @@ def batch_of(fn, jac, keep, fits: Fits, loss, options) -> Batch:
     batch = batch._replace(keep=Keep(function, constants))
     if can_be_one_function(jaxpr, 1):
         return batch
-    return batch._replace(first=setup._replace(is_one_function=False))
+    return batch._replace(first=setup._replace(is_one_function=False, in_parts=False))
 
 
 def _first(leaf):
@@ -245,11 +246,6 @@ def _first(leaf):
     if len(leaf) and not is_explicit(leaf):
         return leaf[0]
     return jnp.zeros(leaf.shape[1:], leaf.dtype)
-
-
-def is_explicit(leaf) -> bool:
-    """Whether the type of an array says how it lies on a mesh."""
-    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
 def _on_mesh(batch: Batch, fits: Fits, placement: Placement):

@@ -14,7 +14,7 @@ from jaxfit._compile import is_eager_on_cpu
 from jaxfit._fits import split
 from jaxfit._observed import unwrap_shared
 from jaxfit._options import Options
-from jaxfit._parts import size_on_cpu
+from jaxfit._parts import numbers_of_one, size_on_cpu
 from jaxfit._solution import Solution
 from jaxfit.losses import Loss
 
@@ -68,7 +68,7 @@ def solve_blocks(
     block = max(1, min(block, fits.number))
     is_on_cpu = mesh is None and is_eager_on_cpu((fits.shared, loss, options))
     if is_on_cpu and lanes is None:
-        block = min(block, size_on_cpu(fits.each))
+        block = min(block, size_on_cpu(numbers_of_one(fits.each)))
     return run_in_parts(
         callables, fits, loss, options, placement, block, is_on_cpu, progress
     )

@@ -26,6 +26,7 @@ from jaxtyping import Array, PyTree
 
 from jaxfit._one_function import Closed, marked, on_platform
 from jaxfit._small import Flag, varying_with
+from jaxfit._spread import spread
 
 Inputs = list[Array]
 
@@ -35,6 +36,7 @@ def alone_or_many(
     arrays: PyTree,
     idle: Flag | None,
     in_one_function: bool,
+    in_parts: bool,
     lanes: Callable[[PyTree, PyTree, Flag | None, int], PyTree],
     is_lanes: bool,
 ) -> PyTree:
@@ -45,6 +47,7 @@ def alone_or_many(
         arrays: of one fit.
         idle: marks what fills up the end of a batch and is not fitted; None: nothing.
         in_one_function: whether it may be one function of the machine, on CPUs.
+        in_parts: whether of many each may be, where they are parts of one device.
         lanes: many fits at once: of arrays with a leading axis (None in the place of
             the others), of those that all share (likewise), of flags, and of their
             number.
@@ -52,10 +55,7 @@ def alone_or_many(
     """
     closed = Closed.of(fit, arrays)
     structure = jax.tree.structure(arrays)
-    one = marked(closed.of_inputs) if in_one_function else closed.of_inputs
-
-    def in_turn(sizes, inputs, idle):
-        return _in_turn(one, sizes, inputs, idle)
+    alone = marked(closed.of_inputs) if in_one_function else closed.of_inputs
 
     def at_once(sizes, inputs, idle):
         number = math.prod(sizes)
@@ -71,19 +71,32 @@ def alone_or_many(
             out = jax.tree.leaves(lanes(each, shared, idle, number))
         return [leaf.reshape(*sizes, *leaf.shape[1:]) for leaf in out]
 
+    def of_all(sizes, is_marked, inputs, idle):
+        if is_lanes:
+            return at_once(sizes, inputs, idle)
+        one = marked(closed.of_inputs) if is_marked else closed.of_inputs
+        ways = _first_or(
+            functools.partial(_in_turn, one, sizes),
+            functools.partial(at_once, sizes),
+            *(inputs, idle),
+        )
+        return on_platform(*ways, inputs, idle)
+
     def of(sizes: tuple[int, ...]) -> Callable:
         @custom_vmap
         def fits(inputs, idle):
             if not sizes:
                 if not in_one_function:
-                    return one(inputs)
-                return on_platform(one, closed.of_inputs, inputs)
+                    return alone(inputs)
+                return on_platform(alone, closed.of_inputs, inputs)
             if math.prod(sizes) == 0:
                 return _none_of(closed.of_inputs, sizes, inputs)
-            if is_lanes:
-                return at_once(sizes, inputs, idle)
-            ways = (functools.partial(way, sizes) for way in (in_turn, at_once))
-            return on_platform(*_first_or(*ways, inputs, idle), inputs, idle)
+
+            def many(length, operands, is_for_one):
+                is_marked = in_one_function or (is_for_one and in_parts)
+                return of_all((length, *sizes[1:]), is_marked, *operands)
+
+            return spread(many, sizes[0], (inputs, idle))
 
         @fits.def_vmap
         def batched(size, in_batched, inputs, idle):

@@ -30,6 +30,10 @@ VARIABLE = "JAXFIT_ONE_FUNCTION"
 # Releases of jaxlib in which `tests/test_one_function.py` has tried every primitive.
 RELEASES = {(0, 10), (0, 12)}
 
+# Those of them whose compiler takes it inside of what it spreads over devices, too; in
+# others it does not come to an end.
+IN_PARTS = {(0, 12)}
+
 # XLA hands larger reductions to a library, which cannot be called from the function.
 LARGEST_REDUCTION = 4096
 
@@ -95,22 +99,28 @@ def on_platform(cpu: Callable, default: Callable, *operands: PyTree) -> PyTree:
     return lax.platform_dependent(*operands, cpu=cpu, default=default)
 
 
-def is_possible(choice: bool | None) -> bool:
+def is_possible(choice: bool | None, in_parts: bool = False) -> bool:
     """Whether what is traced now may be one function.
 
     Args:
         choice: of `Options`; None where that can do no harm.
+        in_parts: what is traced is a part that lies on one device in any case.
     """
     if choice is False or os.environ.get(VARIABLE, "") == "0":
         return False
     if choice or _ours.get() is not None:
         return bool(choice) or _is_known_release()
-    return _is_known_release() and _is_of_one_device()
+    if not _is_known_release():
+        return False
+    return _is_of_one_device() or (in_parts and _release() in IN_PARTS)
+
+
+def _release() -> tuple[int, ...]:
+    return tuple(jaxlib.version.__version_info__[:2])
 
 
 def _is_known_release() -> bool:
-    release = jaxlib.version.__version_info__
-    return tuple(release[:2]) in RELEASES
+    return _release() in RELEASES
 
 
 def _is_of_one_device() -> bool:

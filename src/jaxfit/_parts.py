@@ -28,11 +28,15 @@ NUMBERS = 2**18  # of the data of one part, on a CPU: 2 MB, to stay in cache
 IN_FLIGHT = 2  # elsewhere
 
 
-def size_on_cpu(each: PyTree) -> int:
-    """Of a part: a power of two."""
-    numbers = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(each))
+def size_on_cpu(numbers: int) -> int:
+    """Of a part, where one of what it holds is so many numbers: a power of two."""
     most = max(1, min(MOST, NUMBERS // max(numbers, 1)))
     return 1 << most.bit_length() - 1
+
+
+def numbers_of_one(each: PyTree) -> int:
+    """How many numbers belong to one element of a leading axis."""
+    return sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(each))
 
 
 def in_parts(

@@ -175,6 +175,7 @@ class Setup(NamedTuple):
     start: Float[Array, " n"]
     gauss_newton: bool  # derivatives
     is_one_function: bool
+    in_parts: bool  # each of many is one function, where they lie on one device
 
     @property
     def posed(self) -> Posed:
@@ -210,15 +211,23 @@ def set_up(
     if jax.typeof(varied) != jax.typeof(start):  # it closes over what varies
         traced, start = visit(rows, task, data, weights, varied), varied
     problem = problem_of(parameters, bounds, loss, options, **mode)
-    possible = is_possible(options.one_function) and not is_large(start)
-    whole = possible and traced.can_be_one_function(start)
+    choice = options.one_function
+    whole = not is_large(start) and traced.can_be_one_function(start)
+    possible = is_possible(choice) and not is_large(start)
     problem = dataclasses.replace(
         problem,
         is_smooth=traced.is_smooth,
         in_one_function=possible and not whole,
     )
-    gauss_newton = options.derivative == "gauss-newton"
-    return Setup(parameters, problem, traced, start, gauss_newton, whole)
+    return Setup(
+        parameters=parameters,
+        problem=problem,
+        rows=traced,
+        start=start,
+        gauss_newton=options.derivative == "gauss-newton",
+        is_one_function=possible and whole,
+        in_parts=is_possible(choice, in_parts=True) and whole,
+    )
 
 
 def problem_of(
@@ -267,6 +276,7 @@ def run(
         arrays,
         idle,
         in_one_function=setup.is_one_function,
+        in_parts=setup.in_parts,
         lanes=functools.partial(worked_through, posed, lanes),
         is_lanes=lanes is not None,
     )

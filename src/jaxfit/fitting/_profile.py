@@ -24,7 +24,6 @@ from jaxfit.fitting._program import Case, Manner, named, shared_weights
 MAX_ROUNDS = 30
 FARTHEST = 1e3  # times where a linear model would be: no end is looked for beyond
 TOLERANCE = 1e-6  # of ζ, relative
-MOST_LANES = 64
 INNER = Options(ftol=1e-10, gtol=1e-6, xtol=1e-8)  # of the fits: ζ to 1e-7 and better
 
 
@@ -120,7 +119,6 @@ def _fitted(problem, case, manner, rays, t, start):
         weights=shared_weights(problem, case.valid, len(t)),
         loss=manner.loss,
         options=INNER,
-        lanes=min(len(t), MOST_LANES),
         keep=lambda s: (s.x, s.cost, s.gradient, s.success),
     )
     slope = jnp.sum(jnp.where(rays.held, gradient * rays.tangent, 0), axis=1)

@@ -17,7 +17,7 @@ from jaxfit import _host
 from jaxfit._batch import batch_of_fits
 from jaxfit._compile import Static, compiled, is_eager_on_cpu
 from jaxfit._options import Options, limited
-from jaxfit._parts import in_parts, size_on_cpu
+from jaxfit._parts import in_parts, numbers_of_one, size_on_cpu
 from jaxfit._residuals import jacobian
 from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
@@ -358,7 +358,7 @@ def run_batch(
     with _host.double_precision(named(problem.model)):
         is_on_cpu = is_eager_on_cpu(cases)
         if is_on_cpu:
-            size, mesh = size_on_cpu(each), None
+            size, mesh = size_on_cpu(numbers_of_one(each)), None
         else:
             points = max(1, cases.data.y.size // (1 if axes.shared else number))
             size = min(number, max(1, BLOCK_NUMBERS // points))

@@ -1,5 +1,6 @@
 """The bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, 9)."""
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit import _host
-from jaxfit._batch import solve_batch
-from jaxfit._compile import Static, compiled
+from jaxfit._batch import batch_of_fits
+from jaxfit._compile import Static, is_eager_on_cpu
+from jaxfit._parts import in_parts, size_on_cpu
 from jaxfit.fitting._problem import Data
 from jaxfit.fitting._program import (
     Case,
@@ -70,49 +72,44 @@ def run(fit: "Fit", number: int, resample: str, seed: int) -> Bootstrap:
         "inflation": np.sqrt(len(valid) / max(fit.dof, 1)),
         "seed": np.asarray(seed),
     }
-    arguments = (
-        Case(seen.data, seen.valid, {}),
-        fit.manner._replace(absolute=np.bool_(True)),
-        *(for_solver(fit.numbers, "x"), drawn),
-        Static((number, resample, devices_for(number))),
-    )
+    case = Case(seen.data, seen.valid, {})
+    manner = fit.manner._replace(absolute=np.bool_(True))
+    x = for_solver(fit.numbers, "x")
     with _host.double_precision(named(fit.model)):
-        values, status = map(np.asarray, compiled(_run, fit.problem, arguments))
+        is_on_cpu = is_eager_on_cpu(case)
+        fits = size_on_cpu(size) if is_on_cpu else number
+        static = Static((resample, None if is_on_cpu else devices_for(number)))
+        values, status = in_parts(
+            _run,
+            fit.problem,
+            lambda part, idle: (case, manner, x, drawn, static, part, idle),
+            np.arange(number),
+            fits,
+            is_on_cpu=is_on_cpu,
+        )
     names = fit.problem.names + fit.problem.derived_names
     return Bootstrap(resample, names, values, status)
 
 
 def _run(problem, arguments):
-    case, manner, x, drawn, static = arguments
-    number, resample, mesh = static.value
-    data, index = case.data, drawn["index"]
-    shape, size = data.y.shape, data.y.size
-    sigma = 1.0 if data.sigma is None else jnp.broadcast_to(data.sigma, shape)
-    best = problem.values(x, data.x, shape)
-    key = jax.random.key(drawn["seed"])
-    y, y_axis = data.y, None
-    if resample == "parametric":
-        noise = jax.random.normal(key, (number, *shape), best.dtype)
-        y, y_axis = best + sigma * drawn["scale"] * noise, 0
-    else:
-        chosen = jax.random.randint(key, (number, len(index)), 0, len(index))
-    if resample == "residual":
-        left = ((data.y - best) / sigma).ravel()[index]
-        left = (left - jnp.mean(left)) * drawn["inflation"]
-        noise = jnp.zeros((number, size), best.dtype).at[:, index].set(left[chosen])
-        y, y_axis = best + sigma * noise.reshape(number, *shape), 0
+    """The fits of some samples, by their numbers."""
+    case, manner, x, drawn, static, numbers, idle = arguments
+    resample, mesh = static.value
+    data, valid = case.data, case.valid
     if resample == "case":
-        rows = jnp.arange(number)[:, None]
-        counts = jnp.zeros((number, size), best.dtype)
-        counts = counts.at[rows, index[chosen]].add(1.0)
-        weights = {"data": counts.reshape(number, *shape)}
+        weights = jax.vmap(lambda k: _counts(case, drawn, k))(numbers)
+        y, y_axis = data.y, None
     else:
-        weights = shared_weights(problem, case.valid, number)
-    x, status = solve_batch(
+        best = problem.values(x, data.x, data.y.shape)
+        y_of = functools.partial(_simulated, case, drawn, resample, best)
+        y, y_axis = jax.vmap(y_of)(numbers), 0
+        weights = shared_weights(problem, valid, len(numbers))
+    x, status = batch_of_fits(
         problem.function,
-        jnp.broadcast_to(x, (number, *x.shape)),
+        jnp.broadcast_to(x, (len(numbers), *x.shape)),
         Data(data.x, y, data.sigma),
-        in_axes=(0, Data(None, y_axis, None)),
+        (0, Data(None, y_axis, None)),
+        idle,
         bounds=problem.bounds,
         weights=weights,
         loss=manner.loss,
@@ -122,3 +119,30 @@ def _run(problem, arguments):
     )
     status = jax.vmap(status_within, (None, 0, 0))(problem, x, status)
     return jax.vmap(everything, (None, 0))(problem, x), status
+
+
+def _key(drawn, number):
+    """The random numbers of one sample, whatever others there are."""
+    return jax.random.fold_in(jax.random.key(drawn["seed"]), number)
+
+
+def _counts(case: Case, drawn, number) -> dict:
+    """How often each point is in a sample."""
+    index, y = drawn["index"], case.data.y
+    chosen = jax.random.randint(_key(drawn, number), index.shape, 0, len(index))
+    counts = jnp.zeros(y.size, float).at[index[chosen]].add(1.0)
+    return {"data": counts.reshape(y.shape)}
+
+
+def _simulated(case: Case, drawn, resample: str, best, number):
+    """The data of a sample: the model with noise."""
+    data, index, key = case.data, drawn["index"], _key(drawn, number)
+    sigma = 1.0 if data.sigma is None else jnp.broadcast_to(data.sigma, best.shape)
+    if resample == "parametric":
+        noise = jax.random.normal(key, best.shape, best.dtype)
+        return best + sigma * drawn["scale"] * noise
+    left = ((data.y - best) / sigma).ravel()[index]
+    left = (left - jnp.mean(left)) * drawn["inflation"]
+    chosen = jax.random.randint(key, index.shape, 0, len(index))
+    noise = jnp.zeros(best.size, best.dtype).at[index].set(left[chosen])
+    return best + sigma * noise.reshape(best.shape)
