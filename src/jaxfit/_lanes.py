@@ -87,7 +87,7 @@ class Many(NamedTuple):
         """The linearizations of some many."""
 
         def of_one(own, x, frame):
-            return self.setup(own).rows.linearize(x, frame)
+            return self.setup(own).rows.in_columns(False).linearize(x, frame)
 
         in_lanes = jax.vmap(of_one, in_axes=(0, -1, -1), out_axes=-1)
         return lambda x, frame: in_lanes(own, x, frame)

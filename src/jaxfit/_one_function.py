@@ -11,6 +11,7 @@ is the same, only slower.
 
 import contextlib
 import contextvars
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -42,21 +43,24 @@ REDUCTIONS = frozenset(
     "reduce_sum reduce_window_sum reduce_xor".split()
 )
 
+# Elements of a matrix whose product with a vector is computed in place.
+SMALL_PRODUCT = 13**2
+
 # Primitives of which an example was compiled so and gave the right numbers.
 PRIMITIVES = REDUCTIONS | frozenset(
-    "SearchSorted "
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e "
-    "bitcast_convert_type broadcast_in_dim cbrt ceil clamp complex concatenate "
-    "cond conj convert_element_type copy cos cosh cumlogsumexp cummax cummin "
-    "cumprod cumsum custom_jvp_call digamma div dynamic_slice "
-    "dynamic_update_slice eq erf erf_inv erfc exp exp2 expm1 floor gather ge gt "
-    "igamma igammac imag integer_pow iota is_finite jit le lgamma log log1p "
-    "logistic lt lt_to max min mul ne neg nextafter not optimization_barrier or "
-    "pad polygamma polynomial pow random_bits random_seed real reduce_precision "
-    "regularized_incomplete_beta rem remat2 reshape rev round "
-    "rsqrt scan select_n shift_left shift_right_arithmetic shift_right_logical "
-    "sign sin sinh slice split sqrt square squeeze stack stop_gradient sub tan "
-    "tanh tile transpose unstack while xor zeta".split()
+    "SearchSorted abs acos acosh add add_any and asin asinh atan atan2 atanh "
+    "bessel_i0e bessel_i1e bitcast_convert_type broadcast_in_dim cbrt ceil clamp "
+    "complex concatenate cond conj convert_element_type copy cos cosh "
+    "cumlogsumexp cummax cummin cumprod cumsum custom_jvp_call custom_vmap_call "
+    "digamma div dynamic_slice dynamic_update_slice eq erf erf_inv erfc exp exp2 "
+    "expm1 floor gather ge gt igamma igammac imag integer_pow iota is_finite jit "
+    "le lgamma log log1p logistic lt lt_to max min mul ne neg nextafter not "
+    "optimization_barrier or pad platform_index polygamma polynomial pow "
+    "random_bits random_seed real reduce_precision regularized_incomplete_beta "
+    "rem remat2 reshape rev round rsqrt scan select_n shift_left "
+    "shift_right_arithmetic shift_right_logical sign sin sinh slice split sqrt "
+    "square squeeze stack stop_gradient sub tan tanh tile transpose unstack "
+    "while xor zeta".split()
 )
 
 _marked: Any = {"xla_cpu_small_call": "true", "inlineable": "false"}
@@ -140,6 +144,8 @@ def can_be_one_function(jaxpr: Any, times: int) -> bool:
     """
     for equation in jaxpr.eqns:
         name = _name(equation)
+        if name == "dot_general" and times == 1 and _is_small_product(equation):
+            continue
         if name not in PRIMITIVES:
             return False
         if name in REDUCTIONS:
@@ -150,6 +156,12 @@ def can_be_one_function(jaxpr: Any, times: int) -> bool:
             if not can_be_one_function(inner, times):
                 return False
     return True
+
+
+def _is_small_product(equation) -> bool:
+    """Whether it is a product with a vector, of sizes that need no library."""
+    shapes = [atom.aval.shape for atom in equation.invars]
+    return min(map(len, shapes)) == 1 and max(map(math.prod, shapes)) <= SMALL_PRODUCT
 
 
 def holds(jaxpr: Any, name: str) -> bool:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit._hoist import hoisted
 from jaxfit._one_function import LARGEST_REDUCTION, can_be_one_function, named_axes
+from jaxfit._short import in_columns
 from jaxfit._small import Matrix, Vector
 from jaxfit._smooth import is_smooth
 from jaxfit._words import ONLY_REVERSE, is_only_reverse
@@ -140,6 +141,7 @@ class Residuals(NamedTuple):
     constants: list  # the arrays that it closes over
     more: list  # those that the Jacobian closes over
     jaxpr: Any  # of the user's function
+    in_columns: bool = False  # see `_short.py`
 
     @property
     def number(self) -> int:
@@ -172,6 +174,9 @@ class Residuals(NamedTuple):
         self, x: Vector, directions: Matrix, *pieces: PyTree
     ) -> tuple[Float[Array, " m"], Float[Array, "n m"]]:
         """The residuals, and their derivatives along directions (the rows)."""
+        if self.in_columns:
+            plain = self._replace(in_columns=False)
+            return in_columns(plain.evaluate, x, directions, *pieces)
         if self.matrix is not None:
             jacobian = self.matrix(x, *pieces, *self.more)
             return self.value(x, *pieces), _times(directions, jacobian)

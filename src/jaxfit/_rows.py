@@ -266,7 +266,9 @@ class Rows(NamedTuple):
         whole = self.size is None and self.axes is None
         if not (whole and self.residuals.can_be_one_function(len(x))):
             return False
-        if holds(self.residuals.jaxpr, "custom_jvp_call"):  # of which a rule is seen so
+        jaxpr = self.residuals.jaxpr
+        if holds(jaxpr, "custom_jvp_call") or holds(jaxpr, "custom_vmap_call"):
+            # of which a rule is seen so
             rows = jax.make_jaxpr(lambda x: self.evaluated(x, identity(x)))(x)
             if not can_be_one_function(rows.jaxpr, 1):
                 return False
@@ -275,6 +277,10 @@ class Rows(NamedTuple):
         number = self.residuals.number
         jaxpr = jax.make_jaxpr(self.loss.evaluate)(jnp.ones(number, x.dtype)).jaxpr
         return can_be_one_function(jaxpr, 1)
+
+    def in_columns(self, choice: bool) -> "Rows":
+        """The same, with or without short arrays as columns; see `_short.py`."""
+        return self._replace(residuals=self.residuals._replace(in_columns=choice))
 
     @property
     def valid_chunks(self) -> Int[Array, ""]:

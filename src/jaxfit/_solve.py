@@ -219,14 +219,15 @@ def set_up(
         is_smooth=traced.is_smooth,
         in_one_function=possible and not whole,
     )
+    in_parts = whole and is_possible(choice, in_parts=True)
     return Setup(
         parameters=parameters,
         problem=problem,
-        rows=traced,
+        rows=traced.in_columns(in_parts),
         start=start,
         gauss_newton=options.derivative == "gauss-newton",
         is_one_function=possible and whole,
-        in_parts=is_possible(choice, in_parts=True) and whole,
+        in_parts=in_parts,
     )
 
 
