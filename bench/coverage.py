@@ -7,7 +7,6 @@ come from `Fit.intervals` of each kind. The table is that of docs/coverage.md.
 import sys
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 import jaxfit
@@ -17,7 +16,6 @@ from jaxfit import models
 NUMBER, REFITS = 5000, 1000
 LEVELS = 0.68, 0.95
 KINDS = "wald", "profile", "bootstrap"
-DEVICES = 2
 
 
 class Experiment(NamedTuple):
@@ -96,5 +94,4 @@ def table(number: int) -> str:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", DEVICES)
     print(table(int(sys.argv[1]) if len(sys.argv) > 1 else NUMBER))

@@ -3,8 +3,6 @@
 It runs in a process of its own, in which JAX has one CPU device for each of two cores.
 """
 
-import subprocess
-import sys
 import time
 import timeit
 from collections.abc import Callable
@@ -16,9 +14,8 @@ import numpy as np
 import xarray
 
 import jaxfit
-from bench.report import ROOT, markdown
+from bench.report import markdown
 
-DEVICES = 2
 REPEATS = 15
 BATCH_SECONDS = 0.05
 SIGMAS = (1, 2, 3)  # of lmfit's conf_interval
@@ -233,28 +230,21 @@ def _check_map(here, loop, chosen, theirs, dropped_in) -> None:
 # Report
 
 
-def report() -> str:
-    """The report, from a process with one device for each core."""
-    command = [sys.executable, "-m", "bench.face"]
-    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    return run.stdout.decode().strip()
-
-
 WORDS = f"""Milliseconds, medians of {REPEATS} turns; a loop of lmfit, its bootstrap
 and xarray's own method run once after a first call. lmfit gets functions of NumPy and
 finite differences, as its users write them; all start from the same numbers. Every
-parameter agrees to {AGREEMENT:g} standard errors. JAX has {DEVICES} CPU devices."""
+parameter agrees to {AGREEMENT:g} standard errors."""
 
 
-def main() -> None:
-    jax.config.update("jax_num_cpu_devices", DEVICES)
+def report() -> str:
+    """The report, in one piece."""
     rows = []
     for name, workload in WORKLOADS.items():
         rows += one_fit_rows(name, Fits(*workload))
     rows += map_rows()
     head = "data", "task", "here", "peer", "ratio", "target"
-    print("\n\n".join(["## For people", WORDS, markdown(head, rows)]))
+    return "\n\n".join(["## For people", WORDS, markdown(head, rows)])
 
 
 if __name__ == "__main__":
-    main()
+    print(report())

@@ -1,12 +1,9 @@
 """Derivatives: what the gradient of a fit costs beside the fit.
 
-`python -m bench.layer` prints the report. It runs in a process of its own, in which JAX
-has one CPU device for each of two cores.
+`python -m bench.layer` prints the report.
 """
 
 import functools
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -15,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxfit
-from bench.batch import DEVICES
-from bench.report import ROOT, is_installed, section
+from bench.report import is_installed, section
 from bench.single import WORKLOADS
 from bench.workloads import G5, PSF, T2, problems
 from jaxfit import Options
@@ -92,9 +88,6 @@ def single() -> str:
 
 def batches() -> str:
     """A batch inside a loss: time with and without the gradient."""
-    mesh = jax.make_mesh(
-        (DEVICES,), ("fits",), axis_types=(jax.sharding.AxisType.Auto,)
-    )
     rows = []
     for workload in (PSF, T2, G5):
         x0, y = map(jnp.asarray, problems(workload, FITS))
@@ -103,9 +96,7 @@ def batches() -> str:
             def residual(x, y):
                 return gain * workload.model(jnp, x) - y
 
-            fits = jaxfit.solve_batch(
-                residual, x0, y, bounds=workload.bounds, mesh=mesh, axis="fits"
-            )
+            fits = jaxfit.solve_batch(residual, x0, y, bounds=workload.bounds)
             return jnp.mean(fits.x**2)
 
         calls = {
@@ -128,7 +119,7 @@ def batches() -> str:
         "A batch inside a loss",
         ("", "ms, value", "gradient by a shared number", "by all data", "ratio"),
         rows,
-        f"{FITS:,} fits, {DEVICES} devices, bounds on. Target: 2.",
+        f"{FITS:,} fits, bounds on, one device. Target: 1.5.",
     )
 
 
@@ -159,17 +150,9 @@ def memory() -> str:
 
 
 def report() -> str:
-    """The report, from a process with one device for each core."""
-    command = [sys.executable, "-m", "bench.layer"]
-    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    return run.stdout.decode().strip()
-
-
-def main() -> None:
-    jax.config.update("jax_num_cpu_devices", DEVICES)
-    for part in (lambda: "## Derivatives", single, memory, batches):
-        print(part(), end="\n\n", flush=True)
+    """The report, in one piece."""
+    return "\n\n".join(("## Derivatives", single(), memory(), batches()))
 
 
 if __name__ == "__main__":
-    main()
+    print(report())
