@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.scipy import special
 from jax.scipy.linalg import expm
 
@@ -35,18 +34,6 @@ def _callback(p, t):
 
 def _integers(p, t):
     return jnp.floor(3 * p[0] * t).astype(int)
-
-
-@custom_vmap
-def _batched_by_its_own(t, factor):
-    return jnp.sin(t) * factor
-
-
-@_batched_by_its_own.def_vmap
-def _rule(size, in_batched, t, factor):
-    t = t if in_batched[0] else t[None]
-    factor = factor[:, None] if in_batched[1] else factor
-    return jnp.broadcast_to(jnp.sin(t) * factor, (size, t.shape[-1])), True
 
 
 TRIED = {
@@ -86,7 +73,6 @@ TRIED = {
     "cumprod": _elementwise(jnp.cumprod),
     "cumsum": _elementwise(jnp.cumsum),
     "custom_jvp": _elementwise(jax.nn.softplus),
-    "custom_vmap": lambda p, t: _batched_by_its_own(t, p[0]) + p[1],
     "digamma": _elementwise(special.digamma),
     "div": lambda p, t: t / p[0],
     "dynamic_slice": lambda p, t: lax.dynamic_slice(

@@ -1,4 +1,4 @@
-"""Lanes that refill: every fit as if it were alone."""
+"""Many fits, as a loop and as lanes that refill: every fit as if it were alone."""
 
 import functools
 
@@ -9,9 +9,18 @@ import pytest
 from problems import decay, exponential
 
 import jaxfit
-from jaxfit import Options, Status, losses, solve_batch, solve_blocks
+from jaxfit import (
+    Options,
+    Status,
+    _compile,
+    _parts,
+    losses,
+    solve_batch,
+    solve_blocks,
+)
 
 N, LANES = 150, 32
+AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
 BOUNDS = np.array([0.0, 0.0, -5.0]), np.array([20.0, 9.0, 5.0])
 (T, _), TRUTH = decay()
 
@@ -42,7 +51,7 @@ def batch():
 
 
 def assert_same(found, expected, kept=slice(None)):
-    """Bit for bit, but for how long a lane was held."""
+    """Bit for bit."""
     leaves = zip(
         jax.tree.leaves((found.x, found.status, found.nfev, found.linearization)),
         jax.tree.leaves(
@@ -80,6 +89,102 @@ def test_as_vmap(batch):
         assert leaf.shape[0] == N
 
 
+@pytest.fixture(scope="module")
+def looped():
+    """The same fits in one program, one after the other."""
+    x0, y = problems()
+    y[7, 3] = np.nan
+    return x0, y, jax.jit(functools.partial(fit, lanes=None))(x0, y)
+
+
+def test_a_loop_as_lanes(batch, looped):
+    _, _, lanes = batch
+    _, _, found = looped
+    np.testing.assert_array_equal(found.status, lanes.status)
+    assert_near(found.x, lanes)
+    assert_near(lanes.x, found)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_all_cores(looped, monkeypatch, cores, capsys):
+    """Called eagerly it is done in parts, in threads: the same bits, in any number of
+    parts, of any length, by one program."""
+    x0, y, found = looped
+    compiled = []
+    original = _compile._Program._compiled
+
+    def counted(program, operands):
+        compiled.append(program)
+        return original(program, operands)
+
+    monkeypatch.setattr(_compile._Program, "_compiled", counted)
+    monkeypatch.setattr(_parts, "cores", lambda: cores)
+    monkeypatch.setattr(_parts, "NUMBERS", (10 + cores) * (3 + len(T)))
+    monkeypatch.setattr(_parts, "MOST", 16 + cores)
+    for number in (N, N - 1, 17, 2, 1):
+        part = fit(x0[:number], y[:number], lanes=None, progress=number == 17)
+        assert_same(part, found, slice(number))
+        assert isinstance(part.x, jax.Array)
+    assert len(compiled) <= 1
+    assert "17" in capsys.readouterr().err
+    blocks = solve_blocks(residual, x0, y, bounds=BOUNDS, block=40)
+    assert_same(blocks, found)
+    assert fit(x0[:0], y[:0], lanes=None).x.shape == (0, 3)
+
+
+def test_progress_needs_parts():
+    x0, y = problems(4, far=False)
+    with pytest.raises(ValueError, match="part by part"):
+        fit(x0, y, progress=True)
+
+
+def test_what_is_kept_of_a_fit_may_be_anything(looped):
+    """Also what cannot stand in a function of the machine."""
+    x0, y, found = looped
+    keep = functools.partial(solve_batch, residual, x0, y, bounds=BOUNDS)
+    order, name = keep(keep=lambda fit: (jnp.sort(fit.x), {"cost": fit.cost}))
+    np.testing.assert_array_equal(order, np.sort(found.x, axis=1))
+    np.testing.assert_allclose(name["cost"], found.cost, rtol=1e-12)
+
+
+def test_neighbours_do_not_matter_in_a_loop(looped):
+    x0, y, found = looped
+    order = np.random.default_rng(2).permutation(N)
+    y = y[order]
+    others = np.flatnonzero(order % 5 == 0)
+    y[others, 0] = np.nan
+    kept = np.flatnonzero(order % 5 != 0)
+    again = jax.jit(functools.partial(fit, lanes=None))(x0[order], y)
+    taken = jax.tree.map(lambda leaf: leaf[kept], again)
+    assert_same(taken, found, order[kept])
+
+
+@pytest.mark.parametrize("how", ["batch", "vmap", "lanes"])
+def test_a_batch_that_is_spread_stays_so(looped, how):
+    """By the compiler, over Auto axes of a mesh."""
+    x0, y, found = looped
+    mesh = jax.make_mesh((2,), ("fits",), axis_types=(AUTO,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fits"))
+    run = functools.partial(fit, lanes=LANES if how == "lanes" else None)
+    if how == "vmap":
+        run = jax.vmap(lambda x0, y: jaxfit.solve(residual, x0, y, bounds=BOUNDS))
+    spread = jax.jit(lambda x0, y: run(x0, y).x)(*jax.device_put((x0, y), spec))
+    assert spread.sharding.is_equivalent_to(spec, 2)
+    assert_near(spread, found)
+
+
+def test_explicit_axes_in_jit(looped):
+    """Right, if gathered, and where they were in the end."""
+    x0, y, found = looped
+    mesh = jax.make_mesh((2,), ("fits",), axis_types=(EXPLICIT,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fits"))
+    with jax.set_mesh(mesh):
+        run = jax.vmap(lambda x0, y: jaxfit.solve(residual, x0, y, bounds=BOUNDS).x)
+        spread = jax.jit(run)(*jax.device_put((x0, y), spec))
+    assert spread.sharding.is_equivalent_to(spec, 2)
+    assert_near(spread, found)
+
+
 def test_order_and_neighbours_do_not_matter(batch):
     x0, y, found = batch
     order = np.random.default_rng(1).permutation(N)
@@ -110,9 +215,6 @@ def test_another_number_of_lanes(batch, lanes):
     other = solve_batch(residual, x0[some], y[some], bounds=BOUNDS, lanes=lanes)
     assert_near(other.x, found, some)
     np.testing.assert_array_equal(other.status, found.status[some])
-
-
-AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
 
 
 @pytest.mark.parametrize(("axis_type", "number"), [(AUTO, N - 1), (EXPLICIT, N)])
@@ -246,7 +348,7 @@ def test_errors_are_statistically_true():
     x0, y = problems(20_000, seed=6, far=False)
     x, stderr, good = fit(
         *(x0, y),
-        lanes=256,
+        lanes=None,
         weights=np.full_like(y, 0.05**-2),
         keep=lambda s: (s.x, s.stderr(absolute=True), s.success),
     )

@@ -51,7 +51,7 @@ PRIMITIVES = REDUCTIONS | frozenset(
     "SearchSorted abs acos acosh add add_any and asin asinh atan atan2 atanh "
     "bessel_i0e bessel_i1e bitcast_convert_type broadcast_in_dim cbrt ceil clamp "
     "complex concatenate cond conj convert_element_type copy cos cosh "
-    "cumlogsumexp cummax cummin cumprod cumsum custom_jvp_call custom_vmap_call "
+    "cumlogsumexp cummax cummin cumprod cumsum custom_jvp_call "
     "digamma div dynamic_slice dynamic_update_slice eq erf erf_inv erfc exp exp2 "
     "expm1 floor gather ge gt igamma igammac imag integer_pow iota is_finite jit "
     "le lgamma log log1p logistic lt lt_to max min mul ne neg nextafter not "
@@ -144,9 +144,10 @@ def can_be_one_function(jaxpr: Any, times: int) -> bool:
     """
     for equation in jaxpr.eqns:
         name = _name(equation)
-        if name == "dot_general" and times == 1 and _is_small_product(equation):
-            continue
-        if name not in PRIMITIVES:
+        is_known = name in PRIMITIVES
+        if times == 1:  # as it stands: derivatives would make other things of these
+            is_known |= name == "custom_vmap_call" or _is_small_product(equation)
+        if not is_known:
             return False
         if name in REDUCTIONS:
             size = max(atom.aval.size for atom in equation.invars)
@@ -160,6 +161,8 @@ def can_be_one_function(jaxpr: Any, times: int) -> bool:
 
 def _is_small_product(equation) -> bool:
     """Whether it is a product with a vector, of sizes that need no library."""
+    if equation.primitive.name != "dot_general":
+        return False
     shapes = [atom.aval.shape for atom in equation.invars]
     return min(map(len, shapes)) == 1 and max(map(math.prod, shapes)) <= SMALL_PRODUCT
 

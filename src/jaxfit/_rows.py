@@ -266,9 +266,7 @@ class Rows(NamedTuple):
         whole = self.size is None and self.axes is None
         if not (whole and self.residuals.can_be_one_function(len(x))):
             return False
-        jaxpr = self.residuals.jaxpr
-        if holds(jaxpr, "custom_jvp_call") or holds(jaxpr, "custom_vmap_call"):
-            # of which a rule is seen so
+        if holds(self.residuals.jaxpr, "custom_jvp_call"):  # of which a rule is seen so
             rows = jax.make_jaxpr(lambda x: self.evaluated(x, identity(x)))(x)
             if not can_be_one_function(rows.jaxpr, 1):
                 return False
