@@ -122,7 +122,7 @@ def _in_turn(
 ) -> list:
     """The fits of arrays with these leading axes, or ones where fits share them."""
     depth, number = len(sizes), math.prod(sizes)
-    index = jnp.int32 if number <= np.iinfo(np.int32).max else jnp.int64
+    index = _index(number)
 
     def of_nth(leaf, k):
         """What the kth fit has of an array."""
@@ -150,6 +150,18 @@ def _in_turn(
     carry = varying_with((index(0), results), (inputs, idle))
     _, results = lax.while_loop(goes_on, step, carry)
     return [leaf.reshape(*sizes, *leaf.shape[1:]) for leaf in results]
+
+
+def _index(number: int) -> Callable:
+    """Integers that count so many fits."""
+    if number <= np.iinfo(np.int32).max:
+        return jnp.int32
+    if jax.config.jax_enable_x64:
+        return jnp.int64
+    raise ValueError(
+        f"There are {number} fits, and JAX counts to 2^31 without x64. Turn it on, "
+        "jax.config.update('jax_enable_x64', True), or use solve_blocks."
+    )
 
 
 def _unraveled(k, sizes: tuple[int, ...]) -> list:
