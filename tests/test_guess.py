@@ -7,6 +7,7 @@ import pytest
 
 import jaxfit
 from jaxfit import models
+from jaxfit._small import Room
 from jaxfit.fitting import _program, _starts
 from jaxfit.fitting._problem import Data, pose
 
@@ -112,19 +113,21 @@ def test_sixteen_peaks_have_their_places():
 def test_guesses_by_chunks_are_those_of_single_data_sets(monkeypatch):
     model = models.Gaussian() + models.Constant()
     x = jnp.linspace(0, 10, 40)
-    height = np.random.default_rng(0).uniform(1, 2, 7)
+    height = np.random.default_rng(0).uniform(1, 2, 9)
     y = height[:, None] * np.exp(-0.5 * (x - 4) ** 2)
     problem, _ = pose(model)
     axes = _program.Axes(sigma=None, valid=None).case
     cases = _program.Case(Data(x, jnp.asarray(y), None), None, {})
 
-    def starts(cases):
-        return _program._start_vectors(problem, cases, axes, 7)
+    idle = np.arange(9) >= 7
 
-    monkeypatch.setattr(_program, "GUESS_NUMBERS", 3 * 40)
+    def starts(cases):
+        return _program._start_vectors(problem, cases, axes, idle)
+
+    monkeypatch.setattr(_program, "GUESSES", 2 * [Room(8 * 3 * 40, 1, 64)])
     chunks = jax.jit(starts)(cases)
-    assert chunks.shape == (7, 4)
-    np.testing.assert_allclose(chunks[:, 0], height, rtol=1e-3)
+    assert chunks.shape == (9, 4)
+    np.testing.assert_allclose(chunks[:7, 0], height[:7], rtol=1e-3)
 
 
 def test_further_starts_are_guesses_from_parts_of_the_data():

@@ -19,6 +19,7 @@ from jaxfit._compile import Static, compiled, is_eager_on_cpu
 from jaxfit._options import Options, limited
 from jaxfit._parts import in_parts, numbers_of_one, size_on_cpu
 from jaxfit._residuals import jacobian
+from jaxfit._small import Room, room
 from jaxfit._solution import Solution, Status
 from jaxfit._solve import solve
 from jaxfit._words import what_is_not_finite
@@ -26,7 +27,8 @@ from jaxfit.fitting._problem import Data, Problem
 from jaxfit.losses import Linear, Loss
 from jaxfit.models._start import start_from
 
-GUESS_NUMBERS = 2**17  # of data for which starts are guessed at a time
+# Data for which starts are guessed at a time, on a CPU and elsewhere.
+GUESSES = Room(2**17, 1, 2**12), Room(2**25, 1, 2**16)
 BLOCK_NUMBERS = 2**24  # of data on an accelerator at a time
 FITS_A_DEVICE = 200  # below, more devices do not pay
 
@@ -304,7 +306,8 @@ def run_starts(problem: Problem, case: Case, valid: np.ndarray) -> np.ndarray:
 def _starts(problem, arguments):
     case, valid = arguments
     axes = Case(data=None, valid=0, starts=None)
-    return _start_vectors(problem, case._replace(valid=valid), axes, len(valid))
+    idle = np.zeros(len(valid), bool)
+    return _start_vectors(problem, case._replace(valid=valid), axes, idle)
 
 
 def _fit(problem, arguments):
@@ -395,8 +398,7 @@ def _fit_batch(problem, arguments):
         own = (axes.case, *(0 for _ in more))
         return jax.vmap(functools.partial(function, problem), in_axes=own)
 
-    number = len(idle)
-    x0 = _start_vectors(problem, cases, axes.case, number)
+    x0 = _start_vectors(problem, cases, axes.case, idle)
     ends = solve_cases(problem, x0, cases, axes, manner, mesh, idle)
 
     def finish(problem, case, end):
@@ -406,12 +408,14 @@ def _fit_batch(problem, arguments):
     return {**of_each(finish, ends)(cases, ends), "start": start}
 
 
-def _start_vectors(problem: Problem, cases: Case, axes: Case, number: int):
-    """`start_vector` of a number of cases, by chunks: a guess needs much memory.
+def _start_vectors(problem: Problem, cases: Case, axes: Case, idle):
+    """`start_vector` of all cases but idle ones, by chunks: a guess needs much memory.
 
     Args:
-        axes: what has a leading axis of that number.
+        axes: what has a leading axis.
+        idle: marks what fills up the end.
     """
+    number = len(idle)
 
     def of_one(k):
         case = jax.tree.map(
@@ -424,10 +428,18 @@ def _start_vectors(problem: Problem, cases: Case, axes: Case, number: int):
         )
         return start_vector(problem, case)
 
-    points = np.size(cases.data.y) // (1 if axes.data is None else number)
-    chunks = -(-number * max(points, 1) // GUESS_NUMBERS)
-    rows = np.minimum(np.arange(chunks * -(-number // chunks)), number - 1)
-    found = jax.lax.map(jax.vmap(of_one), rows.reshape(chunks, -1))
+    points = max(1, np.size(cases.data.y) // (1 if axes.data is None else number))
+    size = max(1, min(number, room(*GUESSES).holds(8 * points)))
+    chunks = -(-number // size)
+    rows = np.minimum(np.arange(chunks * size), number - 1).reshape(chunks, size)
+    rows = jnp.asarray(rows)
+
+    def step(k, found):
+        return found.at[k].set(jax.vmap(of_one)(rows[k]))
+
+    wanted = -(-jnp.sum(~idle) // size)
+    found = jnp.zeros((chunks, size, len(problem.varied)))
+    found = jax.lax.fori_loop(0, wanted, step, found)
     return found.reshape(-1, len(problem.varied))[:number]
 
 
