@@ -22,7 +22,7 @@ from jaxfit._linearize import Frame
 from jaxfit._one_function import one_function
 from jaxfit._solve import set_up
 
-REPEATS = 5
+REPEATS = 25
 PEER_FITS = 10_000  # of vmapped peers
 LOOP_FITS = 500  # of SciPy's loop
 EVALUATED = 2_000  # fits whose residuals are evaluated
@@ -191,7 +191,7 @@ def peers(workload: Workload, allowed: float = 0.99) -> tuple[str, dict]:
         "jit(vmap(solve))": timed(under_vmap(workload), x0, y),
     }
     if is_installed("optimistix"):
-        timings["optimistix LM, vmap"] = timed(optimistix_lm(workload), x0, y, 2)
+        timings["optimistix LM, vmap"] = timed(optimistix_lm(workload), x0, y, 4)
     if is_installed("jaxopt"):
         timings["jaxopt LM, vmap"] = timed(jaxopt_lm(workload), x0, y, 1)
     for method in "lm", "trf":
