@@ -173,6 +173,65 @@ def test_a_batch_that_is_spread_stays_so(looped, how):
     assert_near(spread, found)
 
 
+def difference(p, y):
+    return p - y
+
+
+LEVELS = np.arange(24.0).reshape(2, 4, 3)
+
+
+@pytest.mark.parametrize("spec", [("fits",), (None, "fits"), (None, None, "fits")])
+@pytest.mark.parametrize("how", ["batch", "lanes", "vmap", "rows"])
+def test_arrays_that_lie_in_any_way(how, spec):
+    """Along a batch, along another, or along the rows, which all of a fit has."""
+    mesh = jax.make_mesh((2,), ("fits",), axis_types=(AUTO,))
+    levels, axes = LEVELS, jax.sharding.PartitionSpec(*spec)
+    if spec[-1] == "fits" and len(spec) == 3:
+        levels = LEVELS[..., :2]
+    levels = jax.device_put(levels, jax.sharding.NamedSharding(mesh, axes))
+
+    def one(y):
+        return jaxfit.solve(difference, 0.0, y).x
+
+    if how == "vmap":
+        found = jax.jit(jax.vmap(jax.vmap(one)))(levels)
+        np.testing.assert_allclose(found, np.mean(levels, axis=2))
+    elif how == "rows":
+        found = jax.jit(jax.vmap(one))(levels)
+        np.testing.assert_allclose(found, np.mean(levels, axis=(1, 2)))
+    else:
+        lanes = 2 if how == "lanes" else None
+        found = solve_batch(difference, 0.0, levels, in_axes=(None, 0), lanes=lanes).x
+        np.testing.assert_allclose(found, np.mean(levels, axis=(1, 2)))
+
+
+def test_leaves_of_no_size_and_keys():
+    def padded(p, data):
+        return jnp.concatenate([p - data[0], data[1]])
+
+    def one(y):
+        return jaxfit.solve(padded, 0.0, (y, np.zeros(0))).x
+
+    np.testing.assert_allclose(jax.vmap(one)(LEVELS[0]), np.mean(LEVELS[0], axis=1))
+    kept = solve_batch(
+        difference,
+        0.0,
+        LEVELS[0],
+        in_axes=(None, 0),
+        keep=lambda fit: (fit.x, jax.random.key(fit.nfev)),
+    )
+    np.testing.assert_allclose(kept[0], np.mean(LEVELS[0], axis=1))
+    assert jnp.issubdtype(kept[1].dtype, jax.dtypes.prng_key)
+    for key in jax.random.split(jax.random.key(0)):
+        noise = jax.random.normal(key, (3,))
+        found = jaxfit.solve(
+            lambda p, y, key=key: p - y - jax.random.normal(key, (3,)),
+            0.0,
+            LEVELS[0, 0],
+        )
+        np.testing.assert_allclose(found.x, np.mean(LEVELS[0, 0] + noise), rtol=1e-6)
+
+
 def test_explicit_axes_in_jit(looped):
     """Right, if gathered, and where they were in the end."""
     x0, y, found = looped

@@ -85,6 +85,11 @@ def native(leaf: Any) -> Any:
     return leaf if leaf.dtype.isnative else leaf.astype(leaf.dtype.newbyteorder("="))
 
 
+def is_extended(leaf: Any) -> bool:
+    """Whether it is of a type that NumPy has not, such as keys of random numbers."""
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
 def ordinary(arguments: tuple, names: tuple[str, ...] = ARGUMENTS) -> tuple:
     """Arguments whose arrays JAX takes: without masks, in this machine's byte order.
 

@@ -4,6 +4,7 @@
 the derivatives.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from jaxfit._implicit import Outcome, derived_from, differentiable_batch
 from jaxfit._observed import lengthened, unwrap_shared
 from jaxfit._one_function import can_be_one_function
 from jaxfit._options import Options
-from jaxfit._parts import in_parts, numbers_of_one, size_on_cpu, to_device
+from jaxfit._parts import NotNumbers, in_parts, numbers_of_one, size_on_cpu, to_device
 from jaxfit._solution import Solution
 from jaxfit._solve import (
     DEFAULTS,
@@ -101,11 +102,12 @@ def solve_batch(
     arguments = ordinary((x0, unwrap_shared(data), bounds, weights))
     placement = Placement(lanes, mesh, axis)
     by_itself = placement == Placement(None, None, None)
-    if by_itself and is_eager_on_cpu((arguments, loss, options)):
+    if by_itself and is_eager_on_cpu((callables, arguments, loss, options)):
         fits = split(arguments, in_axes, np)
         size = size_on_cpu(numbers_of_one(fits.each))
         setting = callables, fits, loss, options, placement, size
-        return to_device(run_in_parts(*setting, is_on_cpu=True, progress=progress))
+        with contextlib.suppress(NotNumbers):
+            return to_device(run_in_parts(*setting, is_on_cpu=True, progress=progress))
     if progress:
         raise ValueError(
             "progress is shown where fits are done part by part: called eagerly on a "

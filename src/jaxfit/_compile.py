@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 from jaxtyping import PyTree
 
+from jaxfit._arrays import is_extended
 from jaxfit._fingerprint import ClosesOverTracer, Part, Reading, content, is_pure
 from jaxfit._hoist import Held, opened
 from jaxfit._one_function import program_of_ours
@@ -105,13 +106,7 @@ def is_eager_on_cpu(tree: Any) -> bool:
         return False
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     default = jnp.zeros(()).sharding.device_set if arrays else None
-    return all(
-        x.sharding.device_set == default and not _is_extended(x.dtype) for x in arrays
-    )
-
-
-def _is_extended(dtype) -> bool:
-    return jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+    return all(x.sharding.device_set == default and not is_extended(x) for x in arrays)
 
 
 def _program_of(call: "_Call") -> "_Program":

@@ -185,11 +185,12 @@ class Reading:
         return self._value(value, type(value), value.shape, value.dtype.str)
 
     def _jax_array(self, value: jax.Array) -> Part:
+        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         if self.lasting:
-            if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            if is_key:
                 value = jax.random.key_data(value)
             return Part(("array", *content(np.asarray(value))))
-        if self._fixed:
+        if self._fixed or is_key:  # a key is no number, and stays what it is
             return Part(self._identity(value))
         return self._value(value, value.shape, str(value.dtype), value.weak_type)
 

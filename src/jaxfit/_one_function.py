@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jaxlib.version
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import PyTree
 
+from jaxfit._arrays import is_extended
 from jaxfit._smooth import inner_jaxprs
 
 VARIABLE = "JAXFIT_ONE_FUNCTION"
@@ -216,7 +218,7 @@ class Closed(NamedTuple):
         )
         places = [i for i, x in enumerate(operands) if _is_input(x, i >= number)]
         rest = {i: x for i, x in enumerate(operands) if i not in places}
-        rest |= {i: jnp.zeros(x.shape, x.dtype) for i, x in rest.items() if x.size == 0}
+        rest |= {i: _nothing(x) for i, x in rest.items() if x.size == 0}
 
         def of_inputs(inputs):
             values = rest | dict(zip(places, inputs, strict=True))
@@ -226,6 +228,11 @@ class Closed(NamedTuple):
         inputs = [operands[i] for i in places]
         closes = any(i < number for i in places)
         return cls(of_inputs, inputs, jax.tree.structure(shape), closes)
+
+
+def _nothing(operand):
+    """The same without a trace: it holds no numbers."""
+    return operand if is_extended(operand) else np.zeros(operand.shape, operand.dtype)
 
 
 def _is_input(operand, is_argument: bool) -> bool:

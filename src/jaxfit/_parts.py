@@ -19,13 +19,17 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._arrays import native
+from jaxfit._arrays import is_extended, native
 from jaxfit._compile import prepared
 from jaxfit._observed import lengthened
 
 MOST = 4096  # of one part, on a CPU
 NUMBERS = 2**18  # of the data of one part, on a CPU: 2 MB, to stay in cache
 IN_FLIGHT = 2  # elsewhere
+
+
+class NotNumbers(Exception):
+    """Results that NumPy cannot hold."""
 
 
 def size_on_cpu(numbers: int) -> int:
@@ -81,6 +85,8 @@ def in_parts(
         return count
 
     shapes = call.results
+    if any(map(is_extended, jax.tree.leaves(shapes))):
+        raise NotNumbers
     results = jax.tree.map(
         lambda leaf: _empty((number, *leaf.shape[1:]), leaf.dtype), shapes
     )

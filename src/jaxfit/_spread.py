@@ -8,9 +8,12 @@ import itertools
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+from jaxfit._arrays import is_extended
 
 # (length of the leading axis, arrays, whether they are one device's) -> results
 Many = Callable[[int, PyTree, bool], list]
@@ -36,7 +39,7 @@ def spread(many: Many, length: int, arrays: PyTree) -> list:
         return _gathered(many, length, leaves, structure)
     is_for_one = bool(mesh.axis_names) and set(mesh.manual_axes) == set(mesh.axis_names)
     is_for_one = is_for_one or jax.device_count() == 1
-    if is_for_one or length == 1:
+    if is_for_one or length == 1 or any(map(is_extended, leaves)):
         return many(length, arrays, is_for_one)
     return _in_compiled_parts(many, length, leaves, structure)
 
@@ -79,21 +82,35 @@ def _in_compiled_parts(many: Many, length: int, leaves: list, structure) -> list
         own, constants = operands[:number], operands[number:]
         return jax.core.eval_jaxpr(closed.jaxpr, constants, *own)
 
-    def partition(mesh, arguments, results):
-        taken, given = (jax.tree.map(_sharding, x) for x in (arguments, results))
-        return mesh, local, given, taken
+    is_long += [False] * len(closed.consts)
 
-    rule, whole = _rule(
-        operands, [*is_long, *([False] * len(closed.consts))], closed.out_avals
-    )
+    def partition(mesh, arguments, results):
+        own = itertools.compress(arguments, is_long)
+        lead = next(filter(None, map(_lead, [*results, *own])), None)
+        mesh = mesh if lead else Mesh(_devices(arguments[0]), ("all",))
+        parts, whole = (
+            NamedSharding(mesh, PartitionSpec(axis)) for axis in (lead, None)
+        )
+        taken = tuple(parts if own else whole for own in is_long)
+        return mesh, local, [parts] * len(results), taken
+
+    rule, whole = _rule(operands, is_long, closed.out_avals)
     parted.def_partition(
         partition=partition, sharding_rule=rule, need_replication_factors=whole
     )
     return parted(*operands)
 
 
-def _sharding(leaf):
-    return leaf.sharding
+def _lead(leaf):
+    """The axis of the mesh along which the compiler has put the first of an array."""
+    if not isinstance(leaf.sharding, NamedSharding):
+        return None
+    spec = leaf.sharding.spec
+    return spec[0] if len(spec) else None
+
+
+def _devices(leaf) -> np.ndarray:
+    return np.array(sorted(leaf.sharding.device_set, key=lambda device: device.id))
 
 
 def _rule(leaves: list, is_long: list[bool], results: list) -> tuple[str, tuple]:
