@@ -205,6 +205,23 @@ def test_arrays_that_lie_in_any_way(how, spec):
         np.testing.assert_allclose(found, np.mean(levels, axis=(1, 2)))
 
 
+def test_some_axes_of_a_mesh_are_manual_and_others_are_not():
+    mesh = jax.make_mesh((2, 2), ("fits", "rows"), axis_types=(AUTO, AUTO))
+    fits, whole = (
+        jax.sharding.PartitionSpec(*axes) for axes in (["fits"], ["fits", "rows"])
+    )
+    levels = LEVELS[0, :, :2]
+    levels = jax.device_put(levels, jax.sharding.NamedSharding(mesh, whole))
+    run = jax.shard_map(
+        jax.vmap(lambda y: jaxfit.solve(difference, 0.0, y).x),
+        mesh=mesh,
+        in_specs=fits,
+        out_specs=fits,
+        axis_names={"fits"},
+    )
+    np.testing.assert_allclose(jax.jit(run)(levels), np.mean(levels, axis=1))
+
+
 def test_leaves_of_no_size_and_keys():
     def padded(p, data):
         return jnp.concatenate([p - data[0], data[1]])

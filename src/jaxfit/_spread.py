@@ -37,8 +37,10 @@ def spread(many: Many, length: int, arrays: PyTree) -> list:
     mesh = jax.sharding.get_abstract_mesh()
     if any(map(is_explicit, leaves)):
         return _gathered(many, length, leaves, structure)
-    is_for_one = bool(mesh.axis_names) and set(mesh.manual_axes) == set(mesh.axis_names)
-    is_for_one = is_for_one or jax.device_count() == 1
+    is_for_one = jax.device_count() == 1
+    if mesh.manual_axes:  # what is one device's is not cut again
+        is_for_one = is_for_one or set(mesh.manual_axes) == set(mesh.axis_names)
+        return many(length, arrays, is_for_one)
     if is_for_one or length == 1 or any(map(is_extended, leaves)):
         return many(length, arrays, is_for_one)
     return _in_compiled_parts(many, length, leaves, structure)
