@@ -13,7 +13,7 @@ is one loop: what all share is never copied.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,48 +53,44 @@ def alone_or_many(
             number.
         is_lanes: whether many are fitted so on every platform.
     """
-    closed = Closed.of(fit, arrays)
-    structure = jax.tree.structure(arrays)
-    alone = marked(closed.of_inputs) if in_one_function else closed.of_inputs
+    one = _Fit(
+        closed=Closed.of(fit, arrays),
+        structure=jax.tree.structure(arrays),
+        in_one_function=in_one_function,
+        in_parts=in_parts,
+        lanes=lanes,
+        is_lanes=is_lanes,
+    )
+    out = one.over(())(one.closed.inputs, idle)
+    return jax.tree.unflatten(one.closed.structure, out)
 
-    def at_once(sizes, inputs, idle):
-        number = math.prod(sizes)
-        each, shared = _parted(sizes, inputs)
-        if idle is not None:
-            idle = jnp.broadcast_to(idle, sizes).ravel()
-        if closed.closes or structure.num_leaves != len(inputs):
-            axes = [0 if leaf is not None else None for leaf in each]
-            inputs = [s if e is None else e for e, s in zip(each, shared, strict=True)]
-            out = jax.vmap(closed.of_inputs, in_axes=(axes,), axis_size=number)(inputs)
-        else:
-            each, shared = (jax.tree.unflatten(structure, x) for x in (each, shared))
-            out = jax.tree.leaves(lanes(each, shared, idle, number))
-        return [leaf.reshape(*sizes, *leaf.shape[1:]) for leaf in out]
 
-    def of_all(sizes, is_marked, inputs, idle):
-        if is_lanes:
-            return at_once(sizes, inputs, idle)
-        one = marked(closed.of_inputs) if is_marked else closed.of_inputs
-        ways = _first_or(
-            functools.partial(_in_turn, one, sizes),
-            functools.partial(at_once, sizes),
-            *(inputs, idle),
-        )
-        return on_platform(*ways, inputs, idle)
+class _Fit(NamedTuple):
+    """A fit that closes over nothing, and the ways to do many of it."""
 
-    def of(sizes: tuple[int, ...]) -> Callable:
+    closed: Closed
+    structure: Any  # of its arrays
+    in_one_function: bool
+    in_parts: bool
+    lanes: Callable
+    is_lanes: bool
+
+    def over(self, sizes: tuple[int, ...]) -> Callable[[Inputs, Flag | None], list]:
+        """The fits of inputs with such leading axes, or 1 where all share.
+
+        `jax.vmap` of it is the same over one axis more.
+        """
+
         @custom_vmap
         def fits(inputs, idle):
             if not sizes:
-                if not in_one_function:
-                    return alone(inputs)
-                return on_platform(alone, closed.of_inputs, inputs)
+                return self.alone(inputs)
             if math.prod(sizes) == 0:
-                return _none_of(closed.of_inputs, sizes, inputs)
+                return _none_of(self.closed.of_inputs, sizes, inputs)
 
             def many(length, operands, is_for_one):
-                is_marked = in_one_function or (is_for_one and in_parts)
-                return of_all((length, *sizes[1:]), is_marked, *operands)
+                is_marked = self.in_one_function or (is_for_one and self.in_parts)
+                return self.many((length, *sizes[1:]), is_marked, *operands)
 
             return spread(many, sizes[0], (inputs, idle))
 
@@ -103,15 +99,46 @@ def alone_or_many(
             def wide(leaf, is_batched):
                 return leaf if is_batched else jnp.asarray(leaf)[None]
 
-            out = of((size, *sizes))(
-                *jax.tree.map(wide, (inputs, idle), tuple(in_batched))
-            )
+            operands = jax.tree.map(wide, (inputs, idle), tuple(in_batched))
+            out = self.over((size, *sizes))(*operands)
             return out, [True] * len(out)
 
         return fits
 
-    out = of(())(closed.inputs, idle)
-    return jax.tree.unflatten(closed.structure, out)
+    def alone(self, inputs: Inputs) -> list:
+        """One fit."""
+        plain = self.closed.of_inputs
+        if not self.in_one_function:
+            return plain(inputs)
+        return on_platform(marked(plain), plain, inputs)
+
+    def many(self, sizes: tuple, is_marked: bool, inputs: Inputs, idle) -> list:
+        """A loop over fits, on CPUs, or lanes."""
+        if self.is_lanes:
+            return self.at_once(sizes, inputs, idle)
+        plain = self.closed.of_inputs
+        loop, lanes = _first_or(
+            functools.partial(_in_turn, marked(plain) if is_marked else plain, sizes),
+            functools.partial(self.at_once, sizes),
+            *(inputs, idle),
+        )
+        return on_platform(loop, lanes, inputs, idle)
+
+    def at_once(self, sizes: tuple, inputs: Inputs, idle: Flag | None) -> list:
+        """Lanes; or, of a fit that has closed over something, a batch as JAX makes it,
+        where each waits for the slowest."""
+        number = math.prod(sizes)
+        each, shared = _parted(sizes, inputs)
+        if self.closed.closes or self.structure.num_leaves != len(inputs):
+            axes = [None if leaf is None else 0 for leaf in each]
+            inputs = [s if e is None else e for e, s in zip(each, shared, strict=True)]
+            batch = jax.vmap(self.closed.of_inputs, (axes,), axis_size=number)
+            out = batch(inputs)
+        else:
+            idle = None if idle is None else jnp.broadcast_to(idle, sizes).ravel()
+            trees = (jax.tree.unflatten(self.structure, x) for x in (each, shared))
+            out = jax.tree.leaves(self.lanes(*trees, idle, number))
+        return [leaf.reshape(*sizes, *leaf.shape[1:]) for leaf in out]
 
 
 # One after the other

@@ -75,7 +75,7 @@ def in_parts(
         return arguments(jax.tree.map(cut, each), np.arange(size) >= count)
 
     call = prepared(function, callables, of_part(*parts[0]))
-    results: Any = None
+    results = _results_like(call.results, number)
 
     def store(begin: int, count: int, found: PyTree) -> int:
         def stored(whole, part):
@@ -84,12 +84,6 @@ def in_parts(
         jax.tree.map(stored, results, found)
         return count
 
-    shapes = call.results
-    if any(map(is_extended, jax.tree.leaves(shapes))):
-        raise NotNumbers
-    results = jax.tree.map(
-        lambda leaf: _empty((number, *leaf.shape[1:]), leaf.dtype), shapes
-    )
     if workers == 1 or len(parts) == 1:
         done = _one_ahead(lambda part: call(of_part(*part)), store, parts)
     else:
@@ -97,6 +91,15 @@ def in_parts(
     for _ in shown(done, number, progress):
         pass
     return results
+
+
+def _results_like(shapes: PyTree, number: int) -> PyTree:
+    """Room for the results of all parts."""
+    if any(map(is_extended, jax.tree.leaves(shapes))):
+        raise NotNumbers
+    return jax.tree.map(
+        lambda leaf: _empty((number, *leaf.shape[1:]), leaf.dtype), shapes
+    )
 
 
 def cores() -> int:
