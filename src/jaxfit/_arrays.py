@@ -87,7 +87,7 @@ def native(leaf: Any) -> Any:
 
 def is_extended(leaf: Any) -> bool:
     """Whether it is of a type that NumPy has not, such as keys of random numbers."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def ordinary(arguments: tuple, names: tuple[str, ...] = ARGUMENTS) -> tuple:

@@ -220,9 +220,10 @@ def _solve_batch(callables, arguments):
     """`solve_batch` without its compilation."""
     fits, loss, options, placement = arguments
     placement = placement.value
-    batch = batch_of(*callables, fits, loss, options)
+    fn, jac, keep = callables
+    batch = batch_of(fn, jac, keep, fits, loss, options)
     if placement.mesh is not None:
-        return _on_mesh(batch, fits, placement)
+        return _on_mesh(batch, fits, placement.mesh, placement.axis, placement.lanes)
     if placement.axis is not None:
         raise ValueError(f"axis is {placement.axis!r}, and there is no mesh.")
     return _fitted(batch, fits.each, fits.idle, placement.lanes)
@@ -230,8 +231,8 @@ def _solve_batch(callables, arguments):
 
 def batch_of(fn, jac, keep, fits: Fits, loss, options) -> Batch:
     """The batch, its functions traced at the first fit."""
-    first = fits.one(jax.tree.map(_first, fits.each))
-    setup = set_up(fn, jac, *first, loss, options)
+    x0, data, bounds, weights = fits.one(jax.tree.map(_first, fits.each))
+    setup = set_up(fn, jac, x0, data, bounds, weights, loss, options)
     batch = Batch(setup, fits.shared, Keep(None, []))
     if keep is None:
         return batch
@@ -250,9 +251,10 @@ def _first(leaf):
     return jnp.zeros(leaf.shape[1:], leaf.dtype)
 
 
-def _on_mesh(batch: Batch, fits: Fits, placement: Placement):
+def _on_mesh(
+    batch: Batch, fits: Fits, mesh: Mesh, axis: str | None, lanes: int | None
+) -> Any:
     """The fits in equal parts on the devices along an axis of the mesh."""
-    mesh, axis = placement.mesh, placement.axis
     if axis is None and len(mesh.axis_names) == 1:
         axis = mesh.axis_names[0]
     if axis not in mesh.axis_names:
@@ -264,7 +266,8 @@ def _on_mesh(batch: Batch, fits: Fits, placement: Placement):
     numbers, rest = eqx.partition(batch, eqx.is_array)
 
     def part(each, numbers):
-        return _fitted(eqx.combine(numbers, rest), *each, placement.lanes)
+        own, idle = each
+        return _fitted(eqx.combine(numbers, rest), own, idle, lanes)
 
     def run(each, numbers):
         each = jax.tree.map(lambda leaf: lengthened(leaf, extra), each)
@@ -316,6 +319,7 @@ def _fitted(batch: Batch, each: PyTree, idle, lanes: int | None):
         )
 
     def kept(all):
-        return reported(*all, lambda batch: batch.keep)
+        each, arrays = all
+        return reported(each, arrays, lambda batch: batch.keep)
 
     return derived_from(kept, kept_of_outcomes)((each, arrays))

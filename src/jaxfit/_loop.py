@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
 from jaxtyping import Array, PyTree
 
@@ -240,8 +240,7 @@ def _first_or(first: Callable, second: Callable, *operands: PyTree) -> tuple:
             return second(*jax.tree.unflatten(structure, leaves))
 
     def now(*operands):
-        leaves = jax.tree.leaves(operands)
-        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *leaves)
+        return jaxpr_as_fun(closed)(*jax.tree.leaves(operands))
 
     def later(*operands):
         leaves = jax.tree.leaves(operands)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 from jax import lax
-from jax.core import Tracer
+from jax.core import Tracer, eval_jaxpr
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import PyTree
 
@@ -223,7 +223,7 @@ class Closed(NamedTuple):
         def of_inputs(inputs):
             values = rest | dict(zip(places, inputs, strict=True))
             values = [values[i] for i in range(len(operands))]
-            return jax.core.eval_jaxpr(closed.jaxpr, values[:number], *values[number:])
+            return eval_jaxpr(closed.jaxpr, values[:number], *values[number:])
 
         inputs = [operands[i] for i in places]
         closes = any(i < number for i in places)

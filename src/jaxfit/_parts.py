@@ -84,10 +84,14 @@ def in_parts(
         jax.tree.map(stored, results, found)
         return count
 
+    def work(part: tuple[int, int]) -> int:
+        begin, count = part
+        return store(begin, count, call(of_part(begin, count)))
+
     if workers == 1 or len(parts) == 1:
         done = _one_ahead(lambda part: call(of_part(*part)), store, parts)
     else:
-        done = _in_threads(lambda part: store(*part, call(of_part(*part))), parts)
+        done = _in_threads(work, parts)
     for _ in shown(done, number, progress):
         pass
     return results

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -82,7 +83,7 @@ def _in_compiled_parts(many: Many, length: int, leaves: list, structure) -> list
     @custom_partitioning
     def parted(*operands):
         own, constants = operands[:number], operands[number:]
-        return jax.core.eval_jaxpr(closed.jaxpr, constants, *own)
+        return eval_jaxpr(closed.jaxpr, constants, *own)
 
     is_long += [False] * len(closed.consts)
 
