@@ -91,18 +91,20 @@ def test_as_vmap(batch):
 
 @pytest.fixture(scope="module")
 def looped():
-    """The same fits in one program, one after the other."""
+    """The same fits one after the other, in one part."""
     x0, y = problems()
     y[7, 3] = np.nan
-    return x0, y, jax.jit(functools.partial(fit, lanes=None))(x0, y)
+    return x0, y, fit(x0, y, lanes=None)
 
 
 def test_a_loop_as_lanes(batch, looped):
-    _, _, lanes = batch
+    x0, y, lanes = batch
     _, _, found = looped
-    np.testing.assert_array_equal(found.status, lanes.status)
-    assert_near(found.x, lanes)
-    assert_near(lanes.x, found)
+    in_jit = jax.jit(functools.partial(fit, lanes=None))(x0, y)
+    for other in (lanes, in_jit):
+        np.testing.assert_array_equal(found.status, other.status)
+        assert_near(found.x, other)
+        assert_near(other.x, found)
 
 
 @pytest.mark.parametrize("cores", [1, 3])
@@ -143,8 +145,9 @@ def test_what_is_kept_of_a_fit_may_be_anything(looped):
     x0, y, found = looped
     keep = functools.partial(solve_batch, residual, x0, y, bounds=BOUNDS)
     order, name = keep(keep=lambda fit: (jnp.sort(fit.x), {"cost": fit.cost}))
-    np.testing.assert_array_equal(order, np.sort(found.x, axis=1))
-    np.testing.assert_allclose(name["cost"], found.cost, rtol=1e-12)
+    well = np.asarray(found.success)
+    np.testing.assert_allclose(order[well], np.sort(found.x[well], axis=1), rtol=1e-9)
+    np.testing.assert_allclose(name["cost"][well], found.cost[well], rtol=1e-12)
 
 
 def test_neighbours_do_not_matter_in_a_loop(looped):
@@ -154,7 +157,7 @@ def test_neighbours_do_not_matter_in_a_loop(looped):
     others = np.flatnonzero(order % 5 == 0)
     y[others, 0] = np.nan
     kept = np.flatnonzero(order % 5 != 0)
-    again = jax.jit(functools.partial(fit, lanes=None))(x0[order], y)
+    again = fit(x0[order], y, lanes=None)
     taken = jax.tree.map(lambda leaf: leaf[kept], again)
     assert_same(taken, found, order[kept])
 

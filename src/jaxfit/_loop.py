@@ -89,7 +89,7 @@ class _Fit(NamedTuple):
                 return _none_of(self.closed.of_inputs, sizes, inputs)
 
             def many(length, operands, is_for_one):
-                is_marked = self.in_one_function or (is_for_one and self.in_parts)
+                is_marked = self.in_parts if is_for_one else self.in_one_function
                 return self.many((length, *sizes[1:]), is_marked, *operands)
 
             return spread(many, sizes[0], (inputs, idle))

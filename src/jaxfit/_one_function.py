@@ -114,19 +114,14 @@ def is_possible(choice: bool | None, in_parts: bool = False) -> bool:
     """
     if choice is False or os.environ.get(VARIABLE, "") == "0":
         return False
-    if choice or _ours.get() is not None:
-        return bool(choice) or _is_known_release()
-    if not _is_known_release():
-        return False
-    return _is_of_one_device() or (in_parts and _release() in IN_PARTS)
+    is_of_one = _ours.get() is not None or _is_of_one_device()
+    if in_parts and not is_of_one:
+        return _release() in IN_PARTS
+    return bool(choice) or (_release() in RELEASES and is_of_one)
 
 
 def _release() -> tuple[int, ...]:
     return tuple(jaxlib.version.__version_info__[:2])
-
-
-def _is_known_release() -> bool:
-    return _release() in RELEASES
 
 
 def _is_of_one_device() -> bool:
