@@ -150,18 +150,6 @@ def test_what_is_kept_of_a_fit_may_be_anything(looped):
     np.testing.assert_allclose(name["cost"][well], found.cost[well], rtol=1e-12)
 
 
-def test_neighbours_do_not_matter_in_a_loop(looped):
-    x0, y, found = looped
-    order = np.random.default_rng(2).permutation(N)
-    y = y[order]
-    others = np.flatnonzero(order % 5 == 0)
-    y[others, 0] = np.nan
-    kept = np.flatnonzero(order % 5 != 0)
-    again = fit(x0[order], y, lanes=None)
-    taken = jax.tree.map(lambda leaf: leaf[kept], again)
-    assert_same(taken, found, order[kept])
-
-
 @pytest.mark.parametrize("how", ["batch", "vmap", "lanes"])
 def test_a_batch_that_is_spread_stays_so(looped, how):
     """By the compiler, over Auto axes of a mesh."""
@@ -242,6 +230,12 @@ def test_leaves_of_no_size_and_keys():
     )
     np.testing.assert_allclose(kept[0], np.mean(LEVELS[0], axis=1))
     assert jnp.issubdtype(kept[1].dtype, jax.dtypes.prng_key)
+    with pytest.raises(TypeError, match="key_data"):
+        solve_blocks(
+            *(difference, 0.0, LEVELS[0]),
+            in_axes=(None, 0),
+            keep=lambda fit: jax.random.key(fit.nfev),
+        )
     for key in jax.random.split(jax.random.key(0)):
         noise = jax.random.normal(key, (3,))
         found = jaxfit.solve(
@@ -264,14 +258,15 @@ def test_explicit_axes_in_jit(looped):
     assert_near(spread, found)
 
 
-def test_order_and_neighbours_do_not_matter(batch):
-    x0, y, found = batch
+@pytest.mark.parametrize("lanes", [LANES, None])
+def test_order_and_neighbours_do_not_matter(batch, looped, lanes):
+    x0, y, found = batch if lanes else looped
     order = np.random.default_rng(1).permutation(N)
     y = y[order]
     others = np.flatnonzero(order % 5 == 0)
     y[others, 0] = np.nan
     kept = np.flatnonzero(order % 5 != 0)
-    again = fit(x0[order], y)
+    again = fit(x0[order], y, lanes=lanes)
     taken = jax.tree.map(lambda leaf: leaf[kept], again)
     assert_same(taken, found, order[kept])
 

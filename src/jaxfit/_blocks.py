@@ -41,8 +41,7 @@ def solve_blocks(
     The arguments stay on the host, where they may be `numpy.memmap`s, and go to the
     device in blocks; one block is sent while another computes, or on a CPU every core
     has blocks of its own. One program serves all blocks, so that any number of fits
-    compiles once. Every fit has the answer that
-    `solve_batch` gives it, bit for bit.
+    compiles once. Every fit has the answer that `solve_batch` gives it, bit for bit.
 
     Args:
         fn, x0, data: those of `solve_batch`, as NumPy arrays.

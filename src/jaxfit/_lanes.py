@@ -84,7 +84,7 @@ class Many(NamedTuple):
         return self.setup(_some(self.each, 0)).rows
 
     def linearize(self, own: PyTree) -> Callable:
-        """The linearizations of some many."""
+        """The linearizations of some fits."""
 
         def of_one(own, x, frame):
             return self.setup(own).rows.in_columns(False).linearize(x, frame)
@@ -93,7 +93,7 @@ class Many(NamedTuple):
         return lambda x, frame: in_lanes(own, x, frame)
 
     def reports(self, own: PyTree, state: State) -> PyTree:
-        """What is reported of some many."""
+        """What is reported of some fits."""
 
         def of_one(own, found):
             setup, report = self.posed(eqx.combine(own, self.shared))
@@ -116,7 +116,7 @@ class Queue(eqx.Module):
 def worked_through(
     posed: Callable, lanes: int | None, each: PyTree, shared: PyTree, idle, number: int
 ) -> PyTree:
-    """What is reported of each of so many many.
+    """What is reported of each of so many fits.
 
     Args:
         posed: from the arrays of one fit to its setup and its report.
@@ -124,7 +124,7 @@ def worked_through(
         each: the arrays that differ among the fits; None for others.
         shared: those that all share.
         idle: marks what is not fitted; None: nothing.
-        number: of many.
+        number: of fits.
     """
     many = Many(number, each, shared, idle, posed)
     if lanes is None:
@@ -156,7 +156,7 @@ def _default_lanes(many: Many) -> int:
 
 
 def _some(tree: PyTree, places) -> PyTree:
-    """The leaves of some many."""
+    """The arrays of some fits."""
     return jax.tree.map(lambda leaf: leaf.at[places].get(mode="clip"), tree)
 
 

@@ -86,7 +86,7 @@ class _Fit(NamedTuple):
             if not sizes:
                 return self.alone(inputs)
             if math.prod(sizes) == 0:
-                return _none_of(self.closed.of_inputs, sizes, inputs)
+                return _zeros(sizes, self.closed.results)
 
             def many(length, operands, is_for_one):
                 is_marked = self.in_parts if is_for_one else self.in_one_function
@@ -118,11 +118,18 @@ class _Fit(NamedTuple):
             return self.at_once(sizes, inputs, idle)
         plain = self.closed.of_inputs
         loop, lanes = _first_or(
-            functools.partial(_in_turn, marked(plain) if is_marked else plain, sizes),
+            functools.partial(
+                self.in_turn, sizes, marked(plain) if is_marked else plain
+            ),
             functools.partial(self.at_once, sizes),
             *(inputs, idle),
         )
         return on_platform(loop, lanes, inputs, idle)
+
+    def in_turn(self, sizes: tuple, one: Callable, inputs: Inputs, idle) -> list:
+        """A loop over fits."""
+        results = _zeros((math.prod(sizes),), self.closed.results)
+        return _in_turn(one, sizes, inputs, idle, results)
 
     def at_once(self, sizes: tuple, inputs: Inputs, idle: Flag | None) -> list:
         """Lanes; or, of a fit that has closed over something, a batch as JAX makes it,
@@ -145,9 +152,17 @@ class _Fit(NamedTuple):
 
 
 def _in_turn(
-    one: Callable[[Inputs], list], sizes: tuple, inputs: Inputs, idle: Flag | None
+    one: Callable[[Inputs], list],
+    sizes: tuple,
+    inputs: Inputs,
+    idle: Flag | None,
+    results: list,
 ) -> list:
-    """The fits of arrays with these leading axes, or ones where fits share them."""
+    """The fits of arrays with these leading axes, or ones where fits share them.
+
+    Args:
+        results: room for them.
+    """
     depth, number = len(sizes), math.prod(sizes)
     index = _index(number)
 
@@ -171,9 +186,6 @@ def _in_turn(
         pairs = zip(results, found, strict=True)
         return k + 1, [lax.dynamic_update_index_in_dim(*pair, k, 0) for pair in pairs]
 
-    start = [of_nth(leaf, index(0)) for leaf in inputs]
-    shapes = jax.eval_shape(one, start)
-    results = [jnp.zeros((number, *leaf.shape), leaf.dtype) for leaf in shapes]
     carry = varying_with((index(0), results), (inputs, idle))
     _, results = lax.while_loop(goes_on, step, carry)
     return [leaf.reshape(*sizes, *leaf.shape[1:]) for leaf in results]
@@ -200,11 +212,8 @@ def _unraveled(k, sizes: tuple[int, ...]) -> list:
     return places[::-1]
 
 
-def _none_of(of_inputs: Callable, sizes: tuple, inputs: Inputs) -> list:
-    """The results of no fit."""
-    depth = len(sizes)
-    one = [jnp.zeros(leaf.shape[depth:], leaf.dtype) for leaf in inputs]
-    shapes = jax.eval_shape(of_inputs, one)
+def _zeros(sizes: tuple, shapes: Sequence) -> list:
+    """Room for the results of fits, with these leading axes."""
     return [jnp.zeros((*sizes, *leaf.shape), leaf.dtype) for leaf in shapes]
 
 

@@ -114,7 +114,7 @@ def is_possible(choice: bool | None, in_parts: bool = False) -> bool:
     """
     if choice is False or os.environ.get(VARIABLE, "") == "0":
         return False
-    is_of_one = _ours.get() is not None or _is_of_one_device()
+    is_of_one = is_of_one_device()
     if in_parts and not is_of_one:
         return _release() in IN_PARTS
     return bool(choice) or (_release() in RELEASES and is_of_one)
@@ -124,8 +124,10 @@ def _release() -> tuple[int, ...]:
     return tuple(jaxlib.version.__version_info__[:2])
 
 
-def _is_of_one_device() -> bool:
-    """Whether a user's program cannot be for several devices together."""
+def is_of_one_device() -> bool:
+    """Whether what is traced cannot be for several devices together."""
+    if _ours.get() is not None:
+        return True
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.axis_names:
         return set(mesh.manual_axes) == set(mesh.axis_names)
@@ -200,6 +202,7 @@ class Closed(NamedTuple):
 
     of_inputs: Callable[[list], list]
     inputs: list  # what it takes, what it closed over among it
+    results: list  # their shapes and dtypes
     structure: Any  # of its results
     closes: bool  # whether it closed over anything
 
@@ -207,10 +210,8 @@ class Closed(NamedTuple):
     def of(cls, run: Callable[[PyTree], PyTree], arrays: PyTree) -> "Closed":
         """`run` at arrays like these."""
         closed, shape = jax.make_jaxpr(run, return_shape=True)(arrays)
-        operands, number = (
-            [*closed.consts, *jax.tree.leaves(arrays)],
-            len(closed.consts),
-        )
+        number = len(closed.consts)
+        operands = [*closed.consts, *jax.tree.leaves(arrays)]
         places = [i for i, x in enumerate(operands) if _is_input(x, i >= number)]
         rest = {i: x for i, x in enumerate(operands) if i not in places}
         rest |= {i: _nothing(x) for i, x in rest.items() if x.size == 0}
@@ -220,9 +221,14 @@ class Closed(NamedTuple):
             values = [values[i] for i in range(len(operands))]
             return eval_jaxpr(closed.jaxpr, values[:number], *values[number:])
 
-        inputs = [operands[i] for i in places]
-        closes = any(i < number for i in places)
-        return cls(of_inputs, inputs, jax.tree.structure(shape), closes)
+        results, structure = jax.tree.flatten(shape)
+        return cls(
+            of_inputs=of_inputs,
+            inputs=[operands[i] for i in places],
+            results=results,
+            structure=structure,
+            closes=any(i < number for i in places),
+        )
 
 
 def _nothing(operand):

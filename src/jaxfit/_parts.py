@@ -28,8 +28,14 @@ NUMBERS = 2**18  # of the data of one part, on a CPU: 2 MB, to stay in cache
 IN_FLIGHT = 2  # elsewhere
 
 
-class NotNumbers(Exception):
+class NotNumbers(TypeError):
     """Results that NumPy cannot hold."""
+
+    def __init__(self):
+        super().__init__(
+            "What is kept of a fit holds keys of random numbers, which NumPy does not "
+            "have; return jax.random.key_data(key)."
+        )
 
 
 def size_on_cpu(numbers: int) -> int:
@@ -100,7 +106,7 @@ def in_parts(
 def _results_like(shapes: PyTree, number: int) -> PyTree:
     """Room for the results of all parts."""
     if any(map(is_extended, jax.tree.leaves(shapes))):
-        raise NotNumbers
+        raise NotNumbers()
     return jax.tree.map(
         lambda leaf: _empty((number, *leaf.shape[1:]), leaf.dtype), shapes
     )

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxfit._arrays import is_extended
+from jaxfit._one_function import is_of_one_device
 
 # (length of the leading axis, arrays, whether they are one device's) -> results
 Many = Callable[[int, PyTree, bool], list]
@@ -35,14 +36,11 @@ def spread(many: Many, length: int, arrays: PyTree) -> list:
         arrays: as they lie on the devices.
     """
     leaves, structure = jax.tree.flatten(arrays)
-    mesh = jax.sharding.get_abstract_mesh()
     if any(map(is_explicit, leaves)):
         return _gathered(many, length, leaves, structure)
-    is_for_one = jax.device_count() == 1
-    if mesh.manual_axes:  # what is one device's is not cut again
-        is_for_one = is_for_one or set(mesh.manual_axes) == set(mesh.axis_names)
-        return many(length, arrays, is_for_one)
-    if is_for_one or length == 1 or any(map(is_extended, leaves)):
+    is_for_one = is_of_one_device()
+    is_cut = bool(jax.sharding.get_abstract_mesh().manual_axes)  # and not once more
+    if is_for_one or is_cut or length == 1 or any(map(is_extended, leaves)):
         return many(length, arrays, is_for_one)
     return _in_compiled_parts(many, length, leaves, structure)
 
