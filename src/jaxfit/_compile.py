@@ -5,6 +5,7 @@ would compile on every call. `compiled` knows it by its `Reading`, and makes inp
 the numbers that it holds: a new residual function over new data is the same program.
 """
 
+import contextlib
 import functools
 import threading
 from collections import OrderedDict
@@ -34,6 +35,7 @@ COMPILER_OPTIONS = {**ONE_MODULE, "xla_cpu_use_fusion_emitters": False}, ONE_MOD
 
 _programs: OrderedDict[Hashable, "_Program"] = OrderedDict()
 _static: OrderedDict[Hashable, frozenset[int]] = OrderedDict()  # values by reading
+_incomplete: OrderedDict[Hashable, None] = OrderedDict()  # calls that were not lean
 _plain_structures: dict[Hashable, Hashable] = {}
 _lock = threading.Lock()
 
@@ -59,11 +61,52 @@ def compiled(function: Callable, callables: Any, arguments: Any, *donated: Any) 
         call.read()
     except ClosesOverTracer:
         return function(callables, arguments, *donated)
+    return _results(call, donated)
+
+
+def _results(call: "_Call", donated: tuple = ()) -> Any:
+    """What a program for calls like this gives."""
     program = _program_of(call)
     out = program(call, donated)
     if call.reading.is_known:
         _remember(program, call)
     return out
+
+
+def lean_first(function: Callable, callables: Any, arguments: Any) -> Any:
+    """`compiled`, of a function that can leave out what is seldom needed.
+
+    Args:
+        function: (is_lean, callables, arguments) -> results; if it is lean, with a flag
+            that they are incomplete.
+    """
+    if is_eager_on_cpu((callables, arguments)):
+        call = _Call(bound(function, True), (callables, arguments))
+        with contextlib.suppress(ClosesOverTracer):
+            call.read()
+            if call.shape not in _incomplete:
+                results, is_incomplete = _results(call)
+                if not is_incomplete:
+                    return results
+                _note_incomplete(call)
+    return compiled(bound(function, False), callables, arguments)
+
+
+def _note_incomplete(call: "_Call") -> None:
+    """Let calls like this have the whole program at once."""
+    with _lock:
+        _incomplete[call.shape] = None
+        while len(_incomplete) > CACHE_SIZE:
+            _incomplete.popitem(last=False)
+
+
+@functools.cache
+def bound(function: Callable, *values: Hashable) -> Callable:
+    """A function with its first arguments given: one object for equal values.
+
+    `compiled` knows the functions of this library by their identity.
+    """
+    return functools.partial(function, *values)
 
 
 class Prepared(NamedTuple):
@@ -258,7 +301,9 @@ class _Program:
         def program(inputs, values, donated):
             return self._traced(self._current.call, inputs, values, donated)
 
-        named: Any = getattr(call.function, "func", call.function)  # of a partial
+        named: Any = call.function
+        while isinstance(named, functools.partial):
+            named = named.func
         program.__name__ = program.__qualname__ = named.__name__.lstrip("_")
         self._inner = jax.jit(program)
         options = _compiler_options()

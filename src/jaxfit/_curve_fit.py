@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxfit import _arguments, _host, _watch
+from jaxfit._compile import bound
 from jaxfit._implicit import Outcome
 from jaxfit._observations import Data, padded, prepare
 from jaxfit._options import Options
@@ -124,8 +125,8 @@ def curve_fit(
         _arguments.scales(settings.x_scale, n),
         np.bool_(absolute_sigma),
     )
-    pose = _host.bound(_pose, settings.scipy_tests)
-    report = _host.bound(_report, bool(full_output))
+    pose = bound(_pose, settings.scipy_tests)
+    report = bound(_report, bool(full_output))
     callables = f, jac if callable(jac) else None
     with _host.double_precision(f):
         vector, rows = _watch.run_fit(
@@ -306,7 +307,9 @@ class _Request(NamedTuple):
     absolute_sigma: Any
 
 
-def _pose(scipy_tests: bool, callables, request: _Request) -> Setup:
+def _pose(
+    scipy_tests: bool, callables, request: _Request, is_lean: bool = False
+) -> Setup:
     """The least-squares problem of a request."""
     f, jac = callables
     if jac is not None:
@@ -324,6 +327,7 @@ def _pose(scipy_tests: bool, callables, request: _Request) -> Setup:
         request.loss,
         options,
         scipy_tests=scipy_tests,
+        is_lean=is_lean,
     )
 
 

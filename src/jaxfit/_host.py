@@ -6,16 +6,15 @@ other: the same trips either way.
 """
 
 import contextlib
-import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfit._compile import compiled
+from jaxfit._compile import bound, compiled, lean_first
 from jaxfit._implicit import Outcome
 from jaxfit._solution import RUNNING
 from jaxfit._solve import Setup, run
@@ -29,12 +28,12 @@ def whole_fit(pose: Callable, report: Callable, callables: Any, request: Any) ->
     """A fit and its report as one program.
 
     Args:
-        pose: (callables, request) -> `Setup`.
+        pose: (callables, request, is_lean=False) -> `Setup`.
         report: (setup, outcome, request) -> what to return.
         callables: the user's functions.
         request: a pytree of everything else.
     """
-    return compiled(bound(_whole, pose, report), callables, request)
+    return lean_first(bound(_whole, pose, report), callables, request)
 
 
 def report_on(
@@ -58,17 +57,8 @@ def trips(pose: Callable, callables: Any, request: Any) -> Iterator[State]:
         yield state
 
 
-@functools.cache
-def bound(function: Callable, *values: Hashable) -> Callable:
-    """A function with its first arguments given: one object for equal values.
-
-    `compiled` knows the functions of this library by their identity.
-    """
-    return functools.partial(function, *values)
-
-
-def _whole(pose, report, callables, request):
-    setup: Setup = pose(callables, request)
+def _whole(pose, report, is_lean, callables, request):
+    setup: Setup = pose(callables, request, is_lean)
     return run(setup, lambda setup, found: report(setup, found, request))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxfit._lean import is_lean, seldom
 from jaxfit._small import (
     Flag,
     Matrix,
@@ -272,7 +273,6 @@ class GramInverse(NamedTuple):
     undetermined: Bool[Array, "n *lanes"]
 
 
-@jax.custom_jvp
 def inverse_gram(
     gram: Float[Array, "n n"], frame: Float[Array, "n n"], free: Bool[Array, " n"]
 ) -> GramInverse:
@@ -283,10 +283,17 @@ def inverse_gram(
         frame: P⁻¹.
         free: parameters that take part.
     """
-    return _inverse_gram(gram, frame, free)
+    if is_lean():
+        return _inverse_gram(gram, frame, free)
+    return _differentiable(gram, frame, free)
 
 
-@inverse_gram.defjvp  # pyright: ignore[reportArgumentType]
+@jax.custom_jvp
+def _differentiable(gram, frame, free) -> GramInverse:
+    return batched_in_lanes(_inverse_gram)(gram, frame, free)
+
+
+@_differentiable.defjvp  # pyright: ignore[reportArgumentType]
 def _inverse_gram_jvp(primals, tangents):
     """dC = -C dB C with B = JᵀJ: plain products, so that reverse mode works too."""
     gram, frame, free = primals
@@ -301,10 +308,9 @@ def _inverse_gram_jvp(primals, tangents):
     return found, GramInverse(change, none)
 
 
-@batched_in_lanes
 def _inverse_gram(gram, frame, free):
     inverse, pivot = swept(gram, free)
-    return branch(
+    return seldom(
         is_lossy(pivot) | is_framed(frame),
         _inverse_by_rotations,
         lambda *_: GramInverse(inverse, jnp.zeros_like(free)),

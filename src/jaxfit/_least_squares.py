@@ -190,7 +190,7 @@ class _Request(NamedTuple):
     x_scale: np.ndarray | None  # None: 'jac'
 
 
-def _pose(callables, request: _Request) -> Setup:
+def _pose(callables, request: _Request, is_lean: bool = False) -> Setup:
     """The least-squares problem of a request, to be solved along SciPy's path."""
     fun, jac = callables
     if jac is not None:
@@ -208,6 +208,7 @@ def _pose(callables, request: _Request) -> Setup:
         request.loss,
         options,
         scipy_steps=True,
+        is_lean=is_lean,
     )
 
 

@@ -75,8 +75,12 @@ class Reduced(eqx.Module):
         return matmul(self.basis, matmul(self.matrix, z))
 
 
-def reduce_model(model: Model) -> Reduced:
-    """What every damped step needs: B itself where it has all its digits."""
+def reduce_model(model: Model, is_lean: bool = False) -> Reduced:
+    """What every damped step needs: B itself where it has all its digits.
+
+    Args:
+        is_lean: B itself in any case; whoever reads it looks at the pivot.
+    """
     squared, framed = diagonal(model.matrix), is_framed(model.frame)
     inverse, pivot = swept(model.matrix, squared != 0)
     newton, eye = matvec(inverse, model.gradient), identity(model.gradient)
@@ -91,6 +95,8 @@ def reduce_model(model: Model) -> Reduced:
         full_rank=every(squared > 0),
         frame=Frame(eye, eye),
     )
+    if is_lean:
+        return reduced
     return branch(
         framed | is_lossy(pivot),
         _reduced_by_rotations,

@@ -19,6 +19,7 @@ from jaxfit._linearize import COUNT_BASE, Columns, Linearization, cost_rounding
 from jaxfit._small import Flag, Scalar, Vector, diagonal, inner, largest
 
 RUNNING = 9  # not a status: the fit goes on
+INCOMPLETE = -9  # neither: it needs what its program leaves out
 
 CERTIFIED_COSINE = 1e-6  # τ of the certificate in float64
 

@@ -14,6 +14,7 @@ once. `_trip.py` has the trip.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,10 +25,11 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit import _bounds
 from jaxfit._arrays import ordinary
-from jaxfit._compile import compiled
+from jaxfit._compile import bound, compiled, lean_first
 from jaxfit._devices import on_each_device
 from jaxfit._implicit import Outcome, Posed, differentiable
 from jaxfit._lanes import worked_through
+from jaxfit._lean import noted
 from jaxfit._linearize import is_linear
 from jaxfit._loop import alone_or_many
 from jaxfit._observed import split_rows, whole_rows
@@ -45,7 +47,14 @@ from jaxfit._rows import (
 )
 from jaxfit._small import is_large, varying_with
 from jaxfit._solution import Solution
-from jaxfit._trip import Problem, State, initial_state, is_running, trip
+from jaxfit._trip import (
+    Problem,
+    State,
+    initial_state,
+    is_incomplete,
+    is_running,
+    trip,
+)
 from jaxfit._words import explained
 from jaxfit.losses import Loss
 
@@ -103,7 +112,9 @@ def solve(
         rows, data, weights = placed(rows, data, weights)
     arguments = x0, data, bounds, weights, loss, options, rows
     with explained(fn):
-        return compiled(_solve, (fn, jac), arguments)
+        if isinstance(rows, Sharded):
+            return compiled(bound(_solve, False), (fn, jac), arguments)
+        return lean_first(_solve, (fn, jac), arguments)
 
 
 def without_callable(options: Options) -> tuple[Options, Any]:
@@ -140,11 +151,14 @@ def check_loss(loss) -> None:
         )
 
 
-def _solve(callables, arguments) -> Solution:
+def _solve(is_lean: bool, callables, arguments) -> Any:
     """`solve` without its compilation."""
     *arguments, rows = arguments
     if not isinstance(rows, Sharded) or rows.mesh is None:
-        setup = set_up(*callables, *arguments, rows=rows)
+        setup = set_up(*callables, *arguments, rows=rows, is_lean=is_lean)
+        if is_lean:
+            found, is_incomplete = run(setup, whole_outcome)
+            return solution(setup, found), is_incomplete
         arrays, rest = eqx.partition(setup, eqx.is_array)
 
         def pose(arrays):
@@ -160,7 +174,9 @@ def _solve(callables, arguments) -> Solution:
     def fit(data, weights, counts, others):
         x0, bounds, loss, options = others
         here = Sharded(None, rows.axis, rows.size, counts)
-        return _solve(callables, (x0, data, bounds, weights, loss, options, here))
+        return _solve(
+            False, callables, (x0, data, bounds, weights, loss, options, here)
+        )
 
     observed, others = split_rows(data, weights), (x0, bounds, loss, options)
     return on_each_device(rows.mesh, rows.axes, rows.counts, fit, observed, others)
@@ -198,8 +214,8 @@ def set_up(
     """Trace the residual function and flatten the parameters.
 
     Args:
-        mode: `scipy_steps` and `scipy_tests` of `Problem`; the others are those of
-            `solve`.
+        mode: `scipy_steps`, `scipy_tests` and `is_lean` of `Problem`; the others are
+            those of `solve`.
     """
     parameters = Parameters(x0)
     start = parameters.ravel(x0, "x0")
@@ -260,6 +276,9 @@ def run(
         report: a function, or a pytree with arrays that can be called.
         lanes: of many fits under `jax.vmap`, so many in flight, on CPUs too.
         idle: of many, marks those that fill up their end, and are not fitted.
+
+    Returns:
+        The report; of a lean fit with a flag, whether it needs the whole program.
     """
     arrays, rest = eqx.partition((setup, report), eqx.is_array)
 
@@ -268,7 +287,13 @@ def run(
 
     def whole(arrays):
         setup, report = posed(arrays)
-        return report(setup, Outcome.of(_loop(setup)))
+        found, is_lean = Outcome.of(_loop(setup)), setup.problem.is_lean
+        with noted(is_lean) as needed:
+            result = report(setup, found)
+        if not is_lean:
+            return result
+        incomplete = is_incomplete(setup.problem, found.status)
+        return result, functools.reduce(operator.or_, needed, incomplete)
 
     if setup.rows.residuals.sees_a_batch:
         return whole(arrays)

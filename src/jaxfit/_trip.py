@@ -52,6 +52,7 @@ from jaxfit._small import (
     varying_with,
 )
 from jaxfit._solution import (
+    INCOMPLETE,
     RUNNING,
     Status,
     is_certified,
@@ -131,11 +132,26 @@ class Problem(eqx.Module):
     is_smooth: bool = eqx.field(static=True, default=False)
     # what is decided in a trip is one function, on CPUs, where the whole fit is none
     in_one_function: bool = eqx.field(static=True, default=False)
+    # what is seldom needed is left out, and a fit that needs it ends: see `_lean.py`
+    is_lean: bool = eqx.field(static=True, default=False)
+
+    @property
+    def can_have_kinks(self) -> bool:
+        """Whether a fit that stalls may have stalled on a kink."""
+        return not (self.scipy_steps or self.is_smooth)
 
     @property
     def looks_for_kinks(self) -> bool:
-        """Whether a fit that has stalled is looked at for a kink."""
-        return not (self.scipy_steps or self.is_smooth)
+        """Whether it looks for one."""
+        return self.can_have_kinks and not self.is_lean
+
+
+def is_incomplete(problem: Problem, status: Int[Array, "*lanes"]) -> Flag:
+    """Whether a lean fit that ended so needs what was left out."""
+    incomplete = status == INCOMPLETE
+    if problem.can_have_kinks:
+        incomplete = incomplete | (status == Status.STALLED)
+    return incomplete
 
 
 def is_running(state: State) -> Flag:
@@ -244,7 +260,8 @@ def trip(linearize: Callable, problem: Problem, state: State) -> State:
         problem: what does not change.
         state: for one fit, or for lanes of fits.
     """
-    return decide(problem, state, linearize(state.trial.x, frame_of(state)))
+    frame = no_frame(state.trial.x) if problem.is_lean else frame_of(state)
+    return decide(problem, state, linearize(state.trial.x, frame))
 
 
 def frame_of(state: State) -> Frame:
@@ -252,10 +269,15 @@ def frame_of(state: State) -> Frame:
     return _frame(state.point.hat.reduced.frame, state.trial.framed)
 
 
+def no_frame(x: Vector) -> Frame:
+    """Those of the parameters."""
+    eye = varying_with(identity(x), x)
+    return Frame(eye, eye)
+
+
 @batched_in_lanes
 def _frame(frame: Frame, needed: Flag) -> Frame:
-    eye = varying_with(identity(frame.inverse[0]), frame.inverse)
-    return choose(needed, frame, Frame(eye, eye))
+    return choose(needed, frame, no_frame(frame.inverse[0]))
 
 
 class _Verdict(NamedTuple):
@@ -268,6 +290,7 @@ class _Verdict(NamedTuple):
     accepted: Flag
     fresh: Flag  # reached by no step
     repeated: Flag  # evaluated again without a frame, which does not fit it
+    wants_frame: Flag  # it may be accepted, and its model has lost digits
     stays: Flag  # where it is not accepted nothing changes: it was no step
 
 
@@ -317,12 +340,16 @@ def _decide(problem, state, linearization) -> State:
     )
     point, nfev = decided.point, state.nfev + 1
     status = _status(problem, state, verdict, decided, nfev)
-    following = branch(
-        verdict.repeated & ((status == RUNNING) | state.finishing),
-        _repeat,
-        functools.partial(_go_on, problem),
-        *(state, decided, status),
-    )
+    if problem.is_lean:
+        status = jnp.where(verdict.wants_frame, jnp.int32(INCOMPLETE), status)
+        following = _go_on(problem, state, decided, status)
+    else:
+        following = branch(
+            verdict.repeated & ((status == RUNNING) | state.finishing),
+            _repeat,
+            functools.partial(_go_on, problem),
+            *(state, decided, status),
+        )
     after = State(
         trial=following.trial,
         radius=decided.radius,
@@ -359,7 +386,17 @@ def _verdict(problem, state, new, resolved) -> _Verdict:
         adopts, samples = state.search.adopts, state.search.samples
         accepted, fresh = (accepted | adopts) & ~samples, first | adopts
         stays = repeated | samples
-    return _Verdict(first, finite, gain, noise, accepted, fresh, repeated, stays)
+    return _Verdict(
+        first=first,
+        finite=finite,
+        gain=gain,
+        noise=noise,
+        accepted=accepted,
+        fresh=fresh,
+        repeated=repeated,
+        wants_frame=usable & ((gain > 0) | level) & is_lossy(new.hat.reduced.pivot),
+        stays=stays,
+    )
 
 
 def _accept(problem, state, new, verdict) -> _Decided:
@@ -494,7 +531,7 @@ def _evaluated(problem, state, linearization, columns, start_cost) -> Point:
         gradient=columns.gradient,
         squared_norms=squared,
         largest_norms=largest_norms,
-        hat=Hat(reduce_model(model), model.gradient, model.scaling),
+        hat=Hat(reduce_model(model, problem.is_lean), model.gradient, model.scaling),
         optimality=optimality,
         certified=certified,
         rounding=rounding,

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxfit.models._either import repeated, xp
 from jaxfit.models._model import Model
 from jaxfit.models._peaks import Peak
 from jaxfit.models._place import placed
@@ -97,7 +97,7 @@ class Sum(_Composite):
 
     def evaluate(self, x, parameters):
         return functools.reduce(
-            jnp.add, [member.evaluate(x, parameters) for member in self.members]
+            xp.add, [member.evaluate(x, parameters) for member in self.members]
         )
 
     def search(self, rest, known):
@@ -112,7 +112,7 @@ class Sum(_Composite):
         for member in rigid:
             found |= member.searched(rest, known)
             values = rest.factor * member.evaluate(rest.x, found)
-            rest = rest._replace(y=rest.y - jnp.where(jnp.isfinite(values), values, 0))
+            rest = rest._replace(y=rest.y - xp.where(xp.isfinite(values), values, 0))
         backgrounds = [m for m in self.members if m.is_background]
         peaks = [m for m in self.members if isinstance(m, Peak)]
         curves = [m for m in self.members if m not in rigid + backgrounds + peaks]
@@ -123,7 +123,7 @@ class Sum(_Composite):
         columns, fixed = _linear(backgrounds, rest, {}, known)
         beside_all = rest._replace(
             y=rest.y - fixed,
-            basis=orthonormal(jnp.concatenate([rest.basis, *columns.values()])),
+            basis=orthonormal(xp.concatenate([rest.basis, *columns.values()])),
         )
         found |= _in_rounds(parts, beside_all)
         members = [m for m in self.members if m.linear]
@@ -160,13 +160,13 @@ class Product(_Composite):
             if n not in first.linear
         }
         return [
-            functools.reduce(jnp.multiply, rest, column)
+            functools.reduce(xp.multiply, rest, column)
             for column in first.columns(x, **own)
         ]
 
     def evaluate(self, x, parameters):
         return functools.reduce(
-            jnp.multiply, [member.evaluate(x, parameters) for member in self.members]
+            xp.multiply, [member.evaluate(x, parameters) for member in self.members]
         )
 
     def search(self, rest, known):
@@ -177,16 +177,16 @@ class Product(_Composite):
             found, values = state
             for k, member in enumerate(members):
                 others = [v for j, v in enumerate(values) if j != k]
-                factor = functools.reduce(jnp.multiply, others, rest.factor)
+                factor = functools.reduce(xp.multiply, others, rest.factor)
                 found = found | member.searched(rest._replace(factor=factor), known)
                 own = member.evaluate(rest.x, found)
-                own = jnp.where(jnp.isfinite(own), own, 0)
+                own = xp.where(xp.isfinite(own), own, 0)
                 values = (*values[:k], own, *values[k + 1 :])
             return found, values
 
-        ones = tuple(jnp.ones_like(rest.y) for _ in members)
-        zeros = dict.fromkeys(self.names, jnp.zeros((), rest.y.dtype))
-        return jax.lax.fori_loop(0, ROUNDS, once, (zeros, ones))[0]
+        ones = tuple(xp.ones_like(rest.y) for _ in members)
+        zeros = dict.fromkeys(self.names, xp.zeros((), rest.y.dtype))
+        return repeated(rest.y, ROUNDS, once, (zeros, ones))[0]
 
 
 def _oscillates(model: Model) -> bool:
@@ -206,7 +206,7 @@ class _Part(NamedTuple):
 def _linear(members, rest: Remainder, found, known):
     """Columns (1, m) by name of what is linear and not known, and the known part."""
     columns: dict[str, Array] = {}
-    fixed = jnp.zeros_like(rest.y)
+    fixed = xp.zeros_like(rest.y)
     for member in members:
         others = {
             n: found[member.prefix + n]
@@ -215,7 +215,7 @@ def _linear(members, rest: Remainder, found, known):
         }
         values = member.columns(rest.x, **others)
         for name, column in zip(member.linear, values, strict=True):
-            column = jnp.where(jnp.isfinite(column), column, 0) * rest.factor
+            column = xp.where(xp.isfinite(column), column, 0) * rest.factor
             if member.prefix + name in known:
                 fixed = fixed + known[member.prefix + name] * column
             else:
@@ -232,21 +232,21 @@ def _in_rounds(parts: Sequence[_Part], rest: Remainder) -> dict[str, Array]:
         found, columns = state
         for k, part in enumerate(parts):
             others = [c for j, c in enumerate(columns) if j != k]
-            basis = orthonormal(jnp.concatenate([rest.basis, *others]))
+            basis = orthonormal(xp.concatenate([rest.basis, *others]))
             found = found | part.search(rest._replace(basis=basis))
             own, _ = _linear(part.members, rest, found, {})
-            own = jnp.concatenate([*own.values()])
+            own = xp.concatenate([*own.values()])
             columns = (*columns[:k], own, *columns[k + 1 :])
         return found, columns
 
     dtype, m = rest.y.dtype, len(rest.y)
     names = [n for part in parts for member in part.members for n in member.names]
     nothing = tuple(
-        jnp.zeros((sum(len(member.linear) for member in part.members), m), dtype)
+        xp.zeros((sum(len(member.linear) for member in part.members), m), dtype)
         for part in parts
     )
-    zeros = dict.fromkeys(names, jnp.zeros((), dtype))
-    return jax.lax.fori_loop(0, ROUNDS, once, (zeros, nothing))[0]
+    zeros = dict.fromkeys(names, xp.zeros((), dtype))
+    return repeated(rest.y, ROUNDS, once, (zeros, nothing))[0]
 
 
 def _resolved(members, rest: Remainder, found, known) -> dict[str, Array]:
@@ -254,10 +254,10 @@ def _resolved(members, rest: Remainder, found, known) -> dict[str, Array]:
     columns, fixed = _linear(members, rest, found, known)
     if not columns:
         return {}
-    stack = beside(rest.basis, jnp.concatenate([*columns.values()]))
+    stack = beside(rest.basis, xp.concatenate([*columns.values()]))
     coefficients, _ = project(stack, rest._replace(y=rest.y - fixed).orthogonal)
     given = {
-        name: jnp.asarray(known[name])
+        name: xp.asarray(known[name])
         for m in members
         for name in m.names
         if name in known

@@ -3,9 +3,9 @@
 import math
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 
+from jaxfit.models._either import xp
 from jaxfit.models._model import POSITIVE, Model
 from jaxfit.models._start import extent, grid
 
@@ -15,7 +15,7 @@ GAS_CONSTANT = 8.31446261815324  # J / (mol K), exact since 2019
 def power(x, exponent):
     """x^exponent for x > 0 and 0 elsewhere, with derivatives that are finite."""
     positive = x > 0
-    return jnp.where(positive, jnp.where(positive, x, 1) ** exponent, 0)
+    return xp.where(positive, xp.where(positive, x, 1) ** exponent, 0)
 
 
 def first(x):
@@ -41,7 +41,7 @@ class Constant(Model):
     linear = ("c",)
 
     def function(self, x, c):
-        return c * jnp.ones_like(first(x))
+        return c * xp.ones_like(first(x))
 
     def about(self, origin, c):
         return {}
@@ -115,7 +115,7 @@ class Polynomial(Model):
         return self.own_names
 
     def function(self, x, **coefficients):
-        value = jnp.zeros_like(x)
+        value = xp.zeros_like(x)
         for name in reversed(self.own_names):
             value = value * x + coefficients[name]
         return value
@@ -136,14 +136,14 @@ class Exponential(Model):
     scales = ("amplitude",)
 
     def function(self, x, amplitude, rate):
-        return amplitude * jnp.exp(-rate * x)
+        return amplitude * xp.exp(-rate * x)
 
     def candidates(self, x, y):
         rates = np.geomspace(0.15, 60, 14)
         return {"rate": np.concatenate([-rates[:10], rates]) / extent(x)[1]}
 
     def about(self, origin, amplitude, rate):
-        return {"amplitude": amplitude * jnp.exp(-rate * origin)}
+        return {"amplitude": amplitude * xp.exp(-rate * origin)}
 
     def quantities(self, amplitude, rate):
         return {"half_life": math.log(2) / rate, "lifetime": 1 / rate}
@@ -162,7 +162,7 @@ class BiExponential(Model):
     limits = {"rate1": POSITIVE, "rate2": POSITIVE}
 
     def function(self, x, amplitude1, rate1, amplitude2, rate2):
-        return amplitude1 * jnp.exp(-rate1 * x) + amplitude2 * jnp.exp(-rate2 * x)
+        return amplitude1 * xp.exp(-rate1 * x) + amplitude2 * xp.exp(-rate2 * x)
 
     def candidates(self, x, y):
         rates = np.geomspace(0.2, 80, 12)
@@ -173,8 +173,8 @@ class BiExponential(Model):
 
     def about(self, origin, amplitude1, rate1, amplitude2, rate2):
         return {
-            "amplitude1": amplitude1 * jnp.exp(-rate1 * origin),
-            "amplitude2": amplitude2 * jnp.exp(-rate2 * origin),
+            "amplitude1": amplitude1 * xp.exp(-rate1 * origin),
+            "amplitude2": amplitude2 * xp.exp(-rate2 * origin),
         }
 
     def quantities(self, amplitude1, rate1, amplitude2, rate2):
@@ -197,7 +197,7 @@ class StretchedExponential(Model):
     limits = {"lifetime": POSITIVE, "exponent": POSITIVE}
 
     def function(self, x, amplitude, lifetime, exponent):
-        return amplitude * jnp.exp(-power(x / lifetime, exponent))
+        return amplitude * xp.exp(-power(x / lifetime, exponent))
 
     def candidates(self, x, y):
         return grid(
@@ -238,7 +238,7 @@ class MichaelisMenten(Model):
         return maximum * x / (constant + x)
 
     def candidates(self, x, y):
-        return {"constant": jnp.max(jnp.abs(x)) * np.geomspace(1e-3, 30, 24)}
+        return {"constant": xp.max(xp.abs(x)) * np.geomspace(1e-3, 30, 24)}
 
     def quantities(self, maximum, constant):
         return {"efficiency": maximum / constant}
@@ -259,7 +259,7 @@ class Hill(Model):
 
     def candidates(self, x, y):
         return grid(
-            constant=jnp.max(jnp.abs(x)) * np.geomspace(1e-3, 10, 16),
+            constant=xp.max(xp.abs(x)) * np.geomspace(1e-3, 10, 16),
             exponent=np.array([0.5, 1.0, 2.0, 4.0, 8.0]),
         )
 
@@ -281,23 +281,23 @@ class FourParameterLogistic(Model):
         return bottom * (1 - part) + top * part
 
     def candidates(self, x, y):
-        dose = jnp.where(x > 0, x, jnp.inf)
-        least, most = jnp.min(dose), jnp.max(x)
+        dose = xp.where(x > 0, x, xp.inf)
+        least, most = xp.min(dose), xp.max(x)
         part = np.linspace(0.02, 0.98, 16)
         return grid(
-            ec50=jnp.exp(jnp.log(least) * (1 - part) + jnp.log(most) * part),
+            ec50=xp.exp(xp.log(least) * (1 - part) + xp.log(most) * part),
             slope=np.array([0.5, 1.0, 2.0, 4.0, 8.0]),
         )
 
     def quantities(self, bottom, top, ec50, slope):
-        return {"pec50": -jnp.log10(ec50), "span": top - bottom}
+        return {"pec50": -xp.log10(ec50), "span": top - bottom}
 
 
 def rise(ratio, exponent):
     """ratio^n / (1 + ratio^n), from 0 at ratio <= 0 to 1, with finite derivatives."""
     positive = ratio > 0
-    u = exponent * jnp.log(jnp.where(positive, ratio, 1))
-    return jnp.where(positive, 0.5 * (1 + jnp.tanh(0.5 * u)), 0)
+    u = exponent * xp.log(xp.where(positive, ratio, 1))
+    return xp.where(positive, 0.5 * (1 + xp.tanh(0.5 * u)), 0)
 
 
 class Arrhenius(Model):
@@ -310,9 +310,9 @@ class Arrhenius(Model):
     limits = {"prefactor": POSITIVE}
 
     def function(self, x, prefactor, energy):
-        return prefactor * jnp.exp(-energy / (GAS_CONSTANT * x))
+        return prefactor * xp.exp(-energy / (GAS_CONSTANT * x))
 
     def candidates(self, x, y):
-        middle = GAS_CONSTANT * jnp.mean(x)
+        middle = GAS_CONSTANT * xp.mean(x)
         steps = np.geomspace(0.2, 60, 40)
         return {"energy": middle * np.concatenate([-steps[:16], steps])}

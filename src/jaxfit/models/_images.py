@@ -2,9 +2,9 @@
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 
+from jaxfit.models._either import xp
 from jaxfit.models._model import POSITIVE, Model
 from jaxfit.models._peaks import FWHM
 from jaxfit.models._start import extent, grid
@@ -16,15 +16,15 @@ def _brightest(x, y):
     m = len(y)
     area = extent(across)[1] * extent(down)[1] / m
     # the centre of mass of the pixels about the brightest
-    reach = 1.5 * jnp.sqrt(area)
-    top = jnp.argmax(jnp.abs(y))
-    upright = y * jnp.sign(y[top])
-    near = (jnp.abs(across - across[top]) < reach) & (jnp.abs(down - down[top]) < reach)
-    weight = jnp.where(near, jnp.maximum(upright, 0), 0)
-    total = jnp.maximum(jnp.sum(weight), 1e-300)
-    center = jnp.sum(weight * across) / total, jnp.sum(weight * down) / total
-    above = jnp.sum(upright > 0.5 * upright[top]).astype(y.dtype)
-    return center, jnp.maximum(area * above, area)
+    reach = 1.5 * xp.sqrt(area)
+    top = xp.argmax(xp.abs(y))
+    upright = y * xp.sign(y[top])
+    near = (xp.abs(across - across[top]) < reach) & (xp.abs(down - down[top]) < reach)
+    weight = xp.where(near, xp.maximum(upright, 0), 0)
+    total = xp.maximum(xp.sum(weight), 1e-300)
+    center = xp.sum(weight * across) / total, xp.sum(weight * down) / total
+    above = xp.sum(upright > 0.5 * upright[top]).astype(y.dtype)
+    return center, xp.maximum(area * above, area)
 
 
 class Gaussian2D(Model):
@@ -41,14 +41,14 @@ class Gaussian2D(Model):
 
     def function(self, x, height, center_x, center_y, width):
         squared = (x[0] - center_x) ** 2 + (x[1] - center_y) ** 2
-        return height * jnp.exp(-0.5 * squared / width**2)
+        return height * xp.exp(-0.5 * squared / width**2)
 
     def candidates(self, x, y):
         (across, down), area = _brightest(x, y)
-        width = jnp.sqrt(area / math.pi) * 2 / FWHM * np.array([0.4, 0.7, 1.0, 1.6])
+        width = xp.sqrt(area / math.pi) * 2 / FWHM * np.array([0.4, 0.7, 1.0, 1.6])
         return {
-            "center_x": jnp.full(4, across),
-            "center_y": jnp.full(4, down),
+            "center_x": xp.full(4, across),
+            "center_y": xp.full(4, down),
             "width": width,
         }
 
@@ -71,24 +71,24 @@ class EllipticGaussian2D(Model):
 
     def function(self, x, height, center_x, center_y, width_x, width_y, angle):
         right, down = x[0] - center_x, x[1] - center_y
-        cosine, sine = jnp.cos(angle), jnp.sin(angle)
+        cosine, sine = xp.cos(angle), xp.sin(angle)
         along = (cosine * right + sine * down) / width_x
         across = (cosine * down - sine * right) / width_y
-        return height * jnp.exp(-0.5 * (along**2 + across**2))
+        return height * xp.exp(-0.5 * (along**2 + across**2))
 
     def candidates(self, x, y):
         (right, down), area = _brightest(x, y)
-        width = jnp.sqrt(area / math.pi) * 2 / FWHM
+        width = xp.sqrt(area / math.pi) * 2 / FWHM
         found = grid(
             size=width * np.array([0.6, 1.0, 1.5]),
             shape=np.array([1.25, 2.0]),
             angle=np.arange(6) * (math.pi / 6) + 0.1,
         )
         return {
-            "center_x": jnp.full_like(found["size"], right),
-            "center_y": jnp.full_like(found["size"], down),
-            "width_x": found["size"] * jnp.sqrt(found["shape"]),
-            "width_y": found["size"] / jnp.sqrt(found["shape"]),
+            "center_x": xp.full_like(found["size"], right),
+            "center_y": xp.full_like(found["size"], down),
+            "width_x": found["size"] * xp.sqrt(found["shape"]),
+            "width_y": found["size"] / xp.sqrt(found["shape"]),
             "angle": found["angle"],
         }
 

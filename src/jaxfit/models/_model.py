@@ -21,6 +21,7 @@ from jaxfit._arguments import coordinates, is_numbers, real_points
 from jaxfit._compile import compiled
 from jaxfit._host import double_precision
 from jaxfit.models import _start
+from jaxfit.models._either import xp
 
 Params = Mapping[str, Any]
 Interval = tuple[float, float]
@@ -201,7 +202,7 @@ class Model(eqx.Module):
         """`search` with the prefix, and the known values, which may be others' too."""
         own = self._known(known)
         found = self.search(rest, own) | own
-        found = {n: jnp.asarray(v, rest.y.dtype) for n, v in found.items()}
+        found = {n: xp.asarray(v, rest.y.dtype) for n, v in found.items()}
         return self._with_prefix(found)
 
     def columns(self, x: PyTree, **others: Array) -> list[Array]:
@@ -209,9 +210,9 @@ class Model(eqx.Module):
         zeros = dict.fromkeys(self.linear, 0.0)
         axes = x if isinstance(x, tuple) else (x,)
         return [
-            jnp.broadcast_to(
-                self.function(x, **{**others, **zeros, name: 1.0}), axes[0].shape
-            )
+            xp.broadcast_arrays(
+                axes[0], self.function(x, **{**others, **zeros, name: 1.0})
+            )[1]
             for name in self.linear
         ]
 
@@ -334,7 +335,7 @@ class FunctionModel(Model):
         return False
 
     def start(self, x, y, known):
-        return {p.name: jnp.asarray(_default(p)) for p in self._parameters}
+        return {p.name: np.asarray(_default(p)) for p in self._parameters}
 
     @property
     def _parameters(self):

@@ -3,12 +3,10 @@
 import math
 from typing import ClassVar
 
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.scipy.special import erf, gammaln, log_ndtr
 from jaxtyping import Array
 
+from jaxfit.models._either import complex_of, erf, gammaln, log_ndtr, xp
 from jaxfit.models._model import POSITIVE, Model
 from jaxfit.models._place import placed
 from jaxfit.models._special import faddeeva
@@ -46,7 +44,7 @@ class Gaussian(Peak):
     limits = {"width": POSITIVE}
 
     def function(self, x, height, center, width):
-        return height * jnp.exp(-0.5 * ((x - center) / width) ** 2)
+        return height * xp.exp(-0.5 * ((x - center) / width) ** 2)
 
     def shaped(self, center, fwhm):
         return {"center": center[None], "width": fwhm[None] / FWHM}
@@ -95,18 +93,18 @@ class Voigt(Peak):
     def function(self, x, area, center, sigma, gamma):
         scale = 1 / (math.sqrt(2) * sigma)
         along = (x - center) * scale
-        height = jnp.broadcast_to(gamma * scale, jnp.shape(along))
-        profile = faddeeva(lax.complex(along, jnp.asarray(height, along.dtype))).real
+        height = xp.broadcast_to(gamma * scale, xp.shape(along))
+        profile = faddeeva(complex_of(along, xp.asarray(height, along.dtype))).real
         return area * profile * scale / math.sqrt(math.pi)
 
     def shaped(self, center, fwhm):
         sigma, gamma = np.array([(0.77, 0.4), (0.95, 0.1), (0.4, 0.8)]).T
-        same = jnp.full(len(sigma), center)
+        same = xp.full(len(sigma), center)
         return {"center": same, "sigma": fwhm / FWHM * sigma, "gamma": fwhm / 2 * gamma}
 
     def quantities(self, area, center, sigma, gamma):
         wide = FWHM * sigma
-        fwhm = 1.0692 * gamma + jnp.sqrt(0.86639 * gamma**2 + wide**2)
+        fwhm = 1.0692 * gamma + xp.sqrt(0.86639 * gamma**2 + wide**2)
         height = self.function(center, area, center, sigma, gamma)
         return {"height": height, "fwhm": fwhm}
 
@@ -125,12 +123,12 @@ class PseudoVoigt(Peak):
 
     def function(self, x, height, center, width, fraction):
         z = ((x - center) / width) ** 2
-        gaussian = jnp.exp(-math.log(2) * z)
+        gaussian = xp.exp(-math.log(2) * z)
         return height * (fraction / (1 + z) + (1 - fraction) * gaussian)
 
     def shaped(self, center, fwhm):
         found = grid(width=fwhm[None] / 2, fraction=np.array([0.5, 0.15, 0.85]))
-        return {"center": jnp.full(3, center), **found}
+        return {"center": xp.full(3, center), **found}
 
     def quantities(self, height, center, width, fraction):
         unit = fraction * math.pi + (1 - fraction) * math.sqrt(math.pi / math.log(2))
@@ -155,10 +153,10 @@ class Moffat(Peak):
     def shaped(self, center, fwhm):
         exponent = np.array([2.0, 1.0, 4.0])
         width = fwhm / 2 / np.sqrt(2 ** (1 / exponent) - 1)
-        return {"center": jnp.full(3, center), "width": width, "exponent": exponent}
+        return {"center": xp.full(3, center), "width": width, "exponent": exponent}
 
     def quantities(self, height, center, width, exponent):
-        return {"fwhm": 2 * width * jnp.sqrt(2 ** (1 / exponent) - 1)}
+        return {"fwhm": 2 * width * xp.sqrt(2 ** (1 / exponent) - 1)}
 
 
 class Pearson7(Peak):
@@ -180,12 +178,12 @@ class Pearson7(Peak):
 
     def shaped(self, center, fwhm):
         found = grid(width=fwhm[None] / 2, exponent=np.array([1.5, 0.8, 4.0]))
-        return {"center": jnp.full(3, center), **found}
+        return {"center": xp.full(3, center), **found}
 
     def quantities(self, height, center, width, exponent):
         steep = 2 ** (1 / exponent) - 1
-        beta = jnp.exp(gammaln(exponent - 0.5) - gammaln(exponent))
-        area = height * width * jnp.sqrt(math.pi / steep) * beta
+        beta = xp.exp(gammaln(exponent - 0.5) - gammaln(exponent))
+        area = height * width * xp.sqrt(math.pi / steep) * beta
         return {"fwhm": 2 * width, "area": area}
 
 
@@ -204,7 +202,7 @@ class SkewedGaussian(Peak):
 
     def function(self, x, area, center, width, skew):
         z = (x - center) / width
-        unit = jnp.exp(-0.5 * z**2) / (math.sqrt(2 * math.pi) * width)
+        unit = xp.exp(-0.5 * z**2) / (math.sqrt(2 * math.pi) * width)
         return area * unit * (1 + erf(skew * z / math.sqrt(2)))
 
     def shaped(self, center, fwhm):
@@ -219,10 +217,10 @@ class SkewedGaussian(Peak):
         }
 
     def quantities(self, area, center, width, skew):
-        delta = skew / jnp.sqrt(1 + skew**2)
+        delta = skew / xp.sqrt(1 + skew**2)
         return {
             "mean": center + width * delta * math.sqrt(2 / math.pi),
-            "deviation": width * jnp.sqrt(1 - 2 * delta**2 / math.pi),
+            "deviation": width * xp.sqrt(1 - 2 * delta**2 / math.pi),
         }
 
 
@@ -244,7 +242,7 @@ class ExponentialGaussian(Peak):
     def function(self, x, area, center, width, rate):
         z = (x - center) / width
         k = rate * width
-        return area * rate * jnp.exp(0.5 * k**2 - k * z + log_ndtr(z - k))
+        return area * rate * xp.exp(0.5 * k**2 - k * z + log_ndtr(z - k))
 
     def shaped(self, center, fwhm):
         sigma = np.array([0.8, 0.92, 0.5, 0.25])  # of the Gaussian, in widths
@@ -259,7 +257,7 @@ class ExponentialGaussian(Peak):
     def quantities(self, area, center, width, rate):
         return {
             "mean": center + 1 / rate,
-            "deviation": jnp.sqrt(width**2 + 1 / rate**2),
+            "deviation": xp.sqrt(width**2 + 1 / rate**2),
         }
 
 
@@ -280,8 +278,8 @@ class Doniach(Peak):
 
     def function(self, x, height, center, width, asymmetry):
         z = (x - center) / width
-        angle = 0.5 * math.pi * asymmetry + (1 - asymmetry) * jnp.arctan(z)
-        return height * jnp.cos(angle) * (1 + z**2) ** (-0.5 * (1 - asymmetry))
+        angle = 0.5 * math.pi * asymmetry + (1 - asymmetry) * xp.arctan(z)
+        return height * xp.cos(angle) * (1 + z**2) ** (-0.5 * (1 - asymmetry))
 
     def shaped(self, center, fwhm):
         asymmetry = np.array([0.1, 0.02, 0.3])
@@ -289,7 +287,7 @@ class Doniach(Peak):
         return {
             "center": center - asymmetry * width,
             "width": width,
-            "asymmetry": jnp.asarray(asymmetry, width.dtype),
+            "asymmetry": xp.asarray(asymmetry, width.dtype),
         }
 
 
@@ -311,7 +309,7 @@ class BreitWigner(Model):
     def candidates(self, x, y):
         # (q + z)² / (1 + z²) = 1 + (q² - 1 + 2 q z) / (1 + z²): a peak and its slope
         edge = 0.5 * (
-            jnp.mean(y[: len(y) // 8 + 1]) + jnp.mean(y[-(len(y) // 8) - 1 :])
+            xp.mean(y[: len(y) // 8 + 1]) + xp.mean(y[-(len(y) // 8) - 1 :])
         )
         center, fwhm = peak(x, y - edge)
         found = grid(

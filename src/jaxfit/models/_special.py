@@ -9,9 +9,10 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex
+
+from jaxfit.models._either import is_numpy, xp
 
 TERMS = 40  # of the expansion; more do not add digits in float64
 FAR = 8.0  # |z| beyond which the series is the more exact
@@ -38,36 +39,42 @@ def _coefficients() -> tuple[float, list[float]]:
     return float(length), a[TERMS:0:-1].tolist()
 
 
-@jax.custom_jvp
 def faddeeva(z: Complex[Array, "..."]) -> Complex[Array, "..."]:
     """w(z) = exp(-z²) erfc(-iz), for z in the upper half plane.
 
     With its derivative, w' = 2i/√π - 2zw (7.1.20), it is there once in a program,
     however many derivatives are taken.
     """
+    return _values(z) if is_numpy(z) else _differentiable(z)
+
+
+def _values(z):
     is_far, near, far = _halves(z)
-    return jnp.where(is_far, far * _series(far**2, FAR_TERMS), _expansion(near))
+    return xp.where(is_far, far * _series(far**2, FAR_TERMS), _expansion(near))
 
 
-@faddeeva.defjvp
+_differentiable = jax.custom_jvp(_values)
+
+
+@_differentiable.defjvp
 def _faddeeva_jvp(primals, tangents):
     (z,), (dz,) = primals, tangents
     w = faddeeva(z)
     is_far, near, far = _halves(z)
     of_far = far**2 * _series(far**2, FAR_SLOPES)  # 7.1.20 cancels there
-    slope = jnp.where(is_far, of_far, 2j * ROOT - 2 * near * w)
+    slope = xp.where(is_far, of_far, 2j * ROOT - 2 * near * w)
     return w, slope * dz
 
 
 def _halves(z):
     """Where |z| is large, z where it is not, and 1/z where it is."""
-    is_far = jnp.abs(z) > FAR
-    return is_far, jnp.where(is_far, 0, z), 1 / jnp.where(is_far, z, FAR)
+    is_far = xp.abs(z) > FAR
+    return is_far, xp.where(is_far, 0, z), 1 / xp.where(is_far, z, FAR)
 
 
 def _series(x, coefficients):
     """A polynomial, the highest power first."""
-    total = jnp.zeros_like(x)
+    total = xp.zeros_like(x)
     for coefficient in coefficients:
         total = total * x + coefficient
     return total

@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 if TYPE_CHECKING:
-    from jaxfit.models._model import Model
+    from jaxfit.models._either import argsort, array_like, is_numpy, put, repeated, xp
+from jaxfit.models._model import Model
 
 Values = Float[Array, " m"]
 
 FAR = 10  # times the data's range: from there on x = 0 is far away
+IN_CACHE = 2**16  # numbers of candidates' columns at a time, in NumPy
 DEFAULT_START = 1.0  # of a parameter of which nothing is known, as in curve_fit
 
 
@@ -46,80 +46,83 @@ class Remainder(NamedTuple):
 
 def alone(x: PyTree, y: Values) -> Remainder:
     """The data for a model that has nothing beside it."""
-    return Remainder(x, y, jnp.zeros((0, len(y)), y.dtype), jnp.ones_like(y))
+    return Remainder(x, y, xp.zeros((0, len(y)), y.dtype), xp.ones_like(y))
 
 
-def orthonormal(columns: Float[Array, "q m"]) -> Float[Array, "q m"]:
+def orthonormal(columns: Float[Array, "*k q m"]) -> Float[Array, "*k q m"]:
     """An orthonormal basis of the rows' span: modified Gram-Schmidt, done twice.
 
     A row that depends on those before it, or is not finite, becomes zero.
     """
 
     def add(k, basis):
-        column = columns[k]
-        column = jnp.where(jnp.all(jnp.isfinite(column)), column, 0)
-        size = jnp.max(jnp.abs(column))
-        column = column / jnp.where(size > 0, size, 1)
-        before = jnp.sqrt(jnp.sum(column**2))
-        column = without(basis, without(basis, column))
-        length = jnp.sqrt(jnp.sum(column**2))
+        column = columns[..., k, :]
+        finite = xp.all(xp.isfinite(column), axis=-1, keepdims=True)
+        column = xp.where(finite, column, 0)
+        size = xp.max(xp.abs(column), axis=-1, keepdims=True)
+        column = column / xp.where(size > 0, size, 1)
+        before = xp.sqrt(xp.sum(column**2, axis=-1, keepdims=True))
+        column = without(basis, without(basis, column[..., None, :]))[..., 0, :]
+        length = xp.sqrt(xp.sum(column**2, axis=-1, keepdims=True))
         counts = length > 1e-10 * before
-        return basis.at[k].set(
-            jnp.where(counts, column, 0) / jnp.where(counts, length, 1)
-        )
+        column = xp.where(counts, column, 0) / xp.where(counts, length, 1)
+        return put(basis, (..., k, slice(None)), column)
 
-    if len(columns) == 0:
+    number = columns.shape[-2]
+    if number == 0:
         return columns
-    return lax.fori_loop(0, len(columns), add, jnp.zeros_like(columns))
+    return repeated(columns, number, add, xp.zeros_like(columns))
 
 
-def without(basis: Float[Array, "q m"], values: Float[Array, "*k m"]) -> Array:
+def without(basis: Float[Array, "*k q m"], values: Float[Array, "*k l m"]) -> Array:
     """Values less their part in the span of an orthonormal basis."""
-    return values - jnp.matmul(jnp.matmul(values, basis.T), basis)
+    return values - xp.matmul(xp.matmul(values, xp.swapaxes(basis, -1, -2)), basis)
 
 
-def beside(basis: Float[Array, "q m"], columns: Float[Array, "l m"]) -> Array:
+def beside(basis: Float[Array, "q m"], columns: Float[Array, "*k l m"]) -> Array:
     """`without`, but zero for what is in the span to within rounding."""
     rest = without(basis, columns)
-    before, after = (jnp.sum(v**2, axis=1, keepdims=True) for v in (columns, rest))
-    return jnp.where(after <= 1e-16 * before, 0, rest)
+    before, after = (xp.sum(v**2, axis=-1, keepdims=True) for v in (columns, rest))
+    return xp.where(after <= 1e-16 * before, 0, rest)
 
 
-def project(columns: Float[Array, "l m"], y: Values) -> tuple[Array, Array]:
+def project(columns: Float[Array, "*k l m"], y: Values) -> tuple[Array, Array]:
     """Linear least squares.
 
     Returns:
         The coefficients of the columns, zero for one that depends on those before it,
         and the sum of squares that remains; infinite if a column is not finite.
     """
-    finite = jnp.all(jnp.isfinite(columns))
-    columns = jnp.where(jnp.isfinite(columns), columns, 0)
-    basis = orthonormal(columns)
-    triangle, images = jnp.matmul(basis, columns.T), jnp.matmul(basis, y)
+    finite = xp.all(xp.isfinite(columns), axis=(-2, -1))
+    columns = xp.where(xp.isfinite(columns), columns, 0)
+    basis, number = orthonormal(columns), columns.shape[-2]
+    triangle = xp.matmul(basis, xp.swapaxes(columns, -1, -2))
+    images = xp.matmul(basis, y)
 
     def substitute(back, coefficients):
-        k = len(columns) - 1 - back
-        pivot = triangle[k, k]
-        value = images[k] - jnp.sum(triangle[k] * coefficients)
-        value = jnp.where(pivot == 0, 0, value / jnp.where(pivot == 0, 1, pivot))
-        return coefficients.at[k].set(value)
+        k = number - 1 - back
+        pivot = triangle[..., k, k]
+        value = images[..., k] - xp.sum(triangle[..., k, :] * coefficients, axis=-1)
+        value = xp.where(pivot == 0, 0, value / xp.where(pivot == 0, 1, pivot))
+        return put(coefficients, (..., k), value)
 
-    zeros = jnp.zeros_like(images)
-    coefficients = lax.fori_loop(0, len(columns), substitute, zeros)
-    left = jnp.sum((y - jnp.matmul(images, basis)) ** 2)
-    return coefficients, jnp.where(finite, left, jnp.inf)
+    zeros = xp.zeros_like(images)
+    coefficients = repeated(columns, number, substitute, zeros)
+    along = xp.matmul(images[..., None, :], basis)[..., 0, :]
+    left = xp.sum((y - along) ** 2, axis=-1)
+    return coefficients, xp.where(finite, left, xp.inf)
 
 
 def grid(**axes: ArrayLike) -> dict[str, Array]:
     """All combinations of some values, as equally long vectors."""
-    mesh = jnp.meshgrid(*axes.values(), indexing="ij")
+    mesh = xp.meshgrid(*axes.values(), indexing="ij")
     return {name: m.ravel() for name, m in zip(axes, mesh, strict=True)}
 
 
 def extent(x: Values) -> tuple[Array, Array]:
     """The least x and the range, of at least a tiny number."""
-    low, high = jnp.min(x), jnp.max(x)
-    return low, jnp.maximum(high - low, 1e-12 * jnp.maximum(jnp.abs(high), 1e-300))
+    low, high = xp.min(x), xp.max(x)
+    return low, xp.maximum(high - low, 1e-12 * xp.maximum(xp.abs(high), 1e-300))
 
 
 def smooth(y: Values, part: int = 24) -> Values:
@@ -127,8 +130,8 @@ def smooth(y: Values, part: int = 24) -> Values:
     half = len(y) // part // 2
     if half == 0:
         return y
-    padded = jnp.concatenate([jnp.full(half, y[0]), y, jnp.full(half, y[-1])])
-    sums = jnp.cumsum(jnp.concatenate([jnp.zeros_like(y[:1]), padded]))
+    padded = xp.concatenate([xp.full(half, y[0]), y, xp.full(half, y[-1])])
+    sums = xp.cumsum(xp.concatenate([xp.zeros_like(y[:1]), padded]))
     return (sums[2 * half + 1 :] - sums[: -2 * half - 1]) / (2 * half + 1)
 
 
@@ -141,32 +144,32 @@ def peak(x: Values, y: Values) -> tuple[Array, Array]:
     """
     m = len(y)
     smoothed = smooth(y)
-    top = jnp.argmax(jnp.abs(smoothed))
-    upright = smoothed * jnp.sign(smoothed[top])
-    index = jnp.arange(m)
+    top = xp.argmax(xp.abs(smoothed))
+    upright = smoothed * xp.sign(smoothed[top])
+    index = xp.arange(m)
     low = upright < 0.5 * upright[top]
-    left = jnp.max(jnp.where(low & (index < top), index, -1))
-    right = jnp.min(jnp.where(low & (index > top), index, m))
-    left_half = x[top] - x[jnp.maximum(left, 0)]
-    right_half = x[jnp.minimum(right, m - 1)] - x[top]
+    left = xp.max(xp.where(low & (index < top), index, -1))
+    right = xp.min(xp.where(low & (index > top), index, m))
+    left_half = x[top] - x[xp.maximum(left, 0)]
+    right_half = x[xp.minimum(right, m - 1)] - x[top]
     # a flank beyond the data is as wide as the other
-    left_half = jnp.where(left < 0, jnp.maximum(right_half, left_half), left_half)
-    right_half = jnp.where(right == m, jnp.maximum(left_half, right_half), right_half)
+    left_half = xp.where(left < 0, xp.maximum(right_half, left_half), left_half)
+    right_half = xp.where(right == m, xp.maximum(left_half, right_half), right_half)
     least = extent(x)[1] / max(m - 1, 1)
-    return x[top], jnp.maximum(left_half + right_half - least, least)
+    return x[top], xp.maximum(left_half + right_half - least, least)
 
 
 def only_valid(valid: Array) -> Array:
     """Indices of as many points, of the valid ones alone and each about as often."""
-    number = jnp.cumsum(valid)
-    turn = jnp.arange(len(valid)) * number[-1] // len(valid)
-    return jnp.minimum(jnp.searchsorted(number, turn + 1), len(valid) - 1)
+    number = xp.cumsum(valid)
+    turn = xp.arange(len(valid)) * number[-1] // len(valid)
+    return xp.minimum(xp.searchsorted(number, turn + 1), len(valid) - 1)
 
 
 def with_known(candidates: dict[str, Array], known) -> dict[str, Array]:
     """Candidates in which some parameters have the values that are known."""
     return {
-        name: jnp.full(jnp.shape(values), known[name]) if name in known else values
+        name: xp.full(xp.shape(values), known[name]) if name in known else values
         for name, values in candidates.items()
     }
 
@@ -186,18 +189,36 @@ def best_of(
     """
     y = rest.orthogonal
 
-    def one(candidate):
-        columns = jnp.stack(columns_of(rest.x, **candidate)) * rest.factor
+    def judged(columns):
+        columns = columns * rest.factor
         coefficients, left = project(beside(rest.basis, columns), y)
-        for value, (lower, upper) in zip(coefficients, limits, strict=False):
-            left = jnp.where((value < lower) | (value > upper), jnp.inf, left)
-        return coefficients, left
+        for k, (lower, upper) in enumerate(limits):
+            value = coefficients[..., k]
+            left = xp.where((value < lower) | (value > upper), np.inf, left)
+        return coefficients, xp.where(xp.isfinite(left), left, np.inf)
+
+    def columns(candidate):
+        own = xp.broadcast_arrays(rest.factor, *columns_of(rest.x, **candidate))
+        return xp.stack(own[1:], axis=-2)
 
     if not candidates:
-        return {}, one({})[0]
-    coefficients, left = jax.vmap(one)(candidates)
-    best = jnp.argmin(jnp.where(jnp.isfinite(left), left, jnp.inf))
-    chosen = {name: jnp.asarray(values)[best] for name, values in candidates.items()}
+        return {}, judged(columns({}))[0]
+    if is_numpy(y, *candidates.values()):
+        # by broadcasting, so many at a time as a cache holds
+        along = {name: np.asarray(v)[:, None] for name, v in candidates.items()}
+        number = len(next(iter(along.values())))
+        size = max(1, IN_CACHE // y.size)
+        found = [
+            judged(columns({name: v[k : k + size] for name, v in along.items()}))
+            for k in range(0, number, size)
+        ]
+        coefficients, left = map(np.concatenate, zip(*found, strict=True))
+    else:
+        coefficients, left = judged(jax.vmap(columns)(candidates))
+    best = xp.argmin(left)
+    chosen = {
+        name: array_like(y, values)[best] for name, values in candidates.items()
+    }
     return chosen, coefficients[best]
 
 
@@ -220,24 +241,27 @@ def start_from(
     valid: Array | None,
     known: Mapping[str, Any],
 ) -> dict[str, Array]:
-    """`starts` for one data set in the shapes of the user's; traced.
+    """`starts` for one data set in the shapes of the user's.
 
     Args:
         valid: of the shape of y, false for points that are to be ignored.
         known: values by name that are given, and need no guess.
     """
     if not model.starts_from_data:
-        return model.starts(x, jnp.ravel(y), known)
-    x, y = flat_coordinates(x, y), jnp.ravel(y)
+        return model.starts(x, xp.ravel(y), known)
+    x, y = flat_coordinates(x, y), xp.ravel(y)
     if valid is not None:
-        flags = [jnp.ravel(valid), *map(jnp.isfinite, jax.tree.leaves(x))]
-        index = only_valid(functools.reduce(jnp.logical_and, flags))
+        flags = [xp.ravel(valid), *map(xp.isfinite, jax.tree.leaves(x))]
+        counts = functools.reduce(xp.logical_and, flags)
+        index = np.flatnonzero(counts) if is_numpy(counts) else only_valid(counts)
+        if not len(index):
+            return dict.fromkeys(model.names, np.float64(DEFAULT_START))
         x, y = jax.tree.map(lambda leaf: leaf[index], (x, y))
     if not isinstance(x, tuple):
-        order = jnp.argsort(x)
+        order = argsort(x)
         x, y = x[order], y[order]
     return {
-        name: jnp.where(jnp.isfinite(value), value, DEFAULT_START)
+        name: xp.where(xp.isfinite(value), value, DEFAULT_START)
         for name, value in model.starts(x, y, known).items()
     }
 
@@ -245,11 +269,11 @@ def start_from(
 def flat_coordinates(x: PyTree, y: Array) -> Any:
     """One vector for each coordinate, each as long as y."""
     if isinstance(x, (tuple, list)):
-        return tuple(jnp.ravel(jnp.broadcast_to(axis, y.shape)) for axis in x)
+        return tuple(xp.ravel(xp.broadcast_to(axis, y.shape)) for axis in x)
     if not hasattr(x, "shape") or x.shape == y.shape:
-        return jnp.ravel(x)
+        return xp.ravel(x)
     if x.shape[1:] == y.shape:
-        return tuple(jnp.ravel(axis) for axis in x)
+        return tuple(xp.ravel(axis) for axis in x)
     raise ValueError(
         f"x has the shape {x.shape} and y {y.shape}; give x of the shape of y, or a "
         "tuple of arrays that broadcast to it, one for each coordinate."
@@ -260,11 +284,11 @@ def guess(model: "Model", arguments: tuple[PyTree, Array]) -> dict[str, Array]:
     """`Model.guess`, traced, for one data set or for a batch."""
     x, y = arguments
     axes = x if isinstance(x, (tuple, list)) else (x,)
-    trailing = jnp.broadcast_shapes(*(np.shape(axis) for axis in axes))
-    valid = jnp.isfinite(y)
+    trailing = xp.broadcast_shapes(*(np.shape(axis) for axis in axes))
+    valid = xp.isfinite(y)
     one = functools.partial(start_from, model, known={})
     batch = y.shape[: max(y.ndim - len(trailing), 0)]
     for _ in batch:
         one = jax.vmap(one, in_axes=(None, 0, 0))
     found = one(x, y, valid)
-    return {k: jnp.broadcast_to(v, batch) for k, v in found.items()}
+    return {k: xp.broadcast_to(v, batch) for k, v in found.items()}

@@ -4,12 +4,10 @@ import math
 from typing import ClassVar
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
+from jaxfit.models._either import each, erf, is_numpy, sums_at, xp
 from jaxfit.models._model import POSITIVE, Model
 from jaxfit.models._start import Remainder, best_of, extent, grid, peak, with_known
 
@@ -17,7 +15,7 @@ from jaxfit.models._start import Remainder, best_of, extent, grid, peak, with_kn
 def turned(phase, frequency, origin):
     """The phase at an origin: less the whole turns that lie between."""
     turns = frequency * origin
-    return phase + 2 * math.pi * (turns - jnp.round(turns))
+    return phase + 2 * math.pi * (turns - xp.round(turns))
 
 
 class Sine(Model):
@@ -32,7 +30,7 @@ class Sine(Model):
     limits = {"amplitude": POSITIVE, "frequency": POSITIVE}
 
     def function(self, x, amplitude, frequency, phase):
-        return amplitude * jnp.sin(2 * math.pi * frequency * x + phase)
+        return amplitude * xp.sin(2 * math.pi * frequency * x + phase)
 
     def search(self, rest, known):
         return _oscillation(self, rest, known, {})
@@ -57,8 +55,8 @@ class DampedSine(Model):
     scales = ("amplitude",)
 
     def function(self, x, amplitude, frequency, phase, rate):
-        wave = jnp.sin(2 * math.pi * frequency * x + phase)
-        return amplitude * jnp.exp(-rate * x) * wave
+        wave = xp.sin(2 * math.pi * frequency * x + phase)
+        return amplitude * xp.exp(-rate * x) * wave
 
     def search(self, rest, known):
         rates = np.array([0, 0.6, 1.2, 2.4, 5, 10, 20, 40]) / extent(rest.x)[1]
@@ -66,7 +64,7 @@ class DampedSine(Model):
 
     def about(self, origin, amplitude, frequency, phase, rate):
         return {
-            "amplitude": amplitude * jnp.exp(-rate * origin),
+            "amplitude": amplitude * xp.exp(-rate * origin),
             "phase": turned(phase, frequency, origin),
         }
 
@@ -88,22 +86,22 @@ def _oscillation(model, rest: Remainder, known, damping) -> dict[str, Array]:
 
     def columns(x, frequency, rate=0.0):
         turn = 2 * math.pi * frequency * (x - low)
-        decay = jnp.exp(-rate * (x - low))
-        return [decay * jnp.cos(turn), decay * jnp.sin(turn)]
+        decay = xp.exp(-rate * (x - low))
+        return [decay * xp.cos(turn), decay * xp.sin(turn)]
 
-    rates = with_known(damping, known).get("rate", jnp.zeros(1))
-    factors = rest.factor * jnp.exp(-rates[:, None] * t)
-    gains = jax.lax.map(lambda f: _spectrum(rest._replace(factor=f)), factors)
-    best = jnp.argmax(gains)
+    rates = with_known(damping, known).get("rate", xp.zeros(1))
+    factors = rest.factor * xp.exp(-rates[:, None] * t)
+    gains = each(factors, lambda f: _spectrum(rest._replace(factor=f)), factors)
+    best = xp.argmax(gains)
     frequency = (best % gains.shape[1]).astype(t.dtype) / (SPECTRUM * span)
     near = {"frequency": frequency + np.arange(-4.0, 5.0) / (8 * SPECTRUM * span)}
     if damping:
         rate = rates[best // gains.shape[1]]
-        near["rate"] = jnp.concatenate([rate * np.geomspace(0.5, 2, 5), rates[:1]])
+        near["rate"] = xp.concatenate([rate * np.geomspace(0.5, 2, 5), rates[:1]])
     near = with_known(grid(**near), known)
     chosen, (along, across) = best_of(columns, rest, near)
-    start = jnp.arctan2(along, across) - 2 * math.pi * chosen["frequency"] * low
-    phase = jnp.asarray(known.get("phase", jnp.arctan2(jnp.sin(start), jnp.cos(start))))
+    start = xp.arctan2(along, across) - 2 * math.pi * chosen["frequency"] * low
+    phase = xp.asarray(known.get("phase", xp.arctan2(xp.sin(start), xp.cos(start))))
     one = {name: value[None] for name, value in {**chosen, "phase": phase}.items()}
     others, linear = best_of(model.columns, rest, one)
     return {**others, "amplitude": linear[0]}
@@ -125,23 +123,22 @@ def _spectrum(rest: Remainder) -> Float[Array, " k"]:
     m = len(x)
     each = max(m - 1, 1)  # points as even as these lie on the grid
     length = 4 * SPECTRUM * each
-    place = jnp.round((x - low) / span * (4 * each)).astype(int)
-    rows = jnp.concatenate([(factor * rest.orthogonal)[None], factor * rest.basis])
-    rows = jnp.concatenate([rows, (factor**2)[None]])
-    on_grid = jnp.zeros((len(rows), length), x.dtype).at[:, place].add(rows)
-    transform = jnp.fft.rfft(on_grid)
+    place = xp.round((x - low) / span * (4 * each)).astype(int)
+    rows = xp.concatenate([(factor * rest.orthogonal)[None], factor * rest.basis])
+    rows = xp.concatenate([rows, (factor**2)[None]])
+    transform = xp.fft.rfft(sums_at(place, rows, length))
     k = np.arange(SPECTRUM // 2 * each + 1)
     image, others, double = transform[0, k], transform[1:-1, k], transform[-1, 2 * k]
     total = transform[-1, 0].real
-    cosines = 0.5 * (total + double.real) - jnp.sum(others.real**2, axis=0)
-    sines = 0.5 * (total - double.real) - jnp.sum(others.imag**2, axis=0)
-    mixed = 0.5 * double.imag - jnp.sum(others.real * others.imag, axis=0)
+    cosines = 0.5 * (total + double.real) - xp.sum(others.real**2, axis=0)
+    sines = 0.5 * (total - double.real) - xp.sum(others.imag**2, axis=0)
+    mixed = 0.5 * double.imag - xp.sum(others.real * others.imag, axis=0)
     cosines, sines = (v + 1e-6 * total for v in (cosines, sines))
     determinant = cosines * sines - mixed**2
     a, b = image.real, image.imag
     gain = (sines * a**2 - 2 * mixed * a * b + cosines * b**2) / determinant
     fine = (determinant > 0) & (k >= SPECTRUM // 2)  # half a cycle at least
-    return jnp.where(fine, gain, 0)
+    return xp.where(fine, gain, 0)
 
 
 class DampedOscillator(Model):
@@ -160,13 +157,13 @@ class DampedOscillator(Model):
     def function(self, x, amplitude, center, damping):
         ratio = x / center
         squared = (1 - ratio**2) ** 2 + (2 * damping * ratio) ** 2
-        return amplitude / jnp.sqrt(squared)
+        return amplitude / xp.sqrt(squared)
 
     def candidates(self, x, y):
         top, fwhm = peak(x, y)
-        ratio = fwhm / jnp.maximum(jnp.abs(top), 1e-12)
+        ratio = fwhm / xp.maximum(xp.abs(top), 1e-12)
         found = grid(
-            center=jnp.abs(top) * np.array([0.98, 1.0, 1.02, 1.1]),
+            center=xp.abs(top) * np.array([0.98, 1.0, 1.02, 1.1]),
             damping=ratio * np.array([0.1, 0.17, 0.29, 0.5, 1.0]),
         )
         return found
@@ -192,7 +189,7 @@ class Logistic(Model):
     places = ("center",)
 
     def function(self, x, height, center, rate):
-        return height * 0.5 * (1 + jnp.tanh(0.5 * rate * (x - center)))
+        return height * 0.5 * (1 + xp.tanh(0.5 * rate * (x - center)))
 
     def candidates(self, x, y):
         places, span = _places(x)
@@ -213,7 +210,7 @@ class Gompertz(Model):
     limits = {"rate": POSITIVE}
 
     def function(self, x, height, center, rate):
-        return height * jnp.exp(-jnp.exp(jnp.minimum(-rate * (x - center), 500.0)))
+        return height * xp.exp(-xp.exp(xp.minimum(-rate * (x - center), 500.0)))
 
     def candidates(self, x, y):
         places, span = _places(x)
@@ -244,8 +241,8 @@ class Step(Model):
 
     _FORMS: ClassVar = {
         "erf": lambda z: 0.5 * (1 + erf(z / math.sqrt(2))),
-        "arctan": lambda z: 0.5 + jnp.arctan(z) / math.pi,
-        "logistic": lambda z: 0.5 * (1 + jnp.tanh(0.5 * z)),
+        "arctan": lambda z: 0.5 + xp.arctan(z) / math.pi,
+        "logistic": lambda z: 0.5 * (1 + xp.tanh(0.5 * z)),
     }
 
     def __check_init__(self):

@@ -1,0 +1,159 @@
+"""NumPy or JAX: the namespace of the arrays that come.
+
+What a model computes, and where it starts, is written once, as array code. Of one data
+set NumPy computes a start without a compiler, in less time than it takes to trace it;
+of many a program of JAX does, where the same code meets tracers.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.scipy.linalg import cho_solve
+from jax.scipy.special import erf, gammaln, log_ndtr
+from jaxtyping import Array, PyTree
+
+
+def is_numpy(*values: Any) -> bool:
+    """Whether none of them is an array of JAX; lists and tuples are looked into."""
+    for value in values:
+        if isinstance(value, jax.Array):
+            return False
+        if isinstance(value, (list, tuple)) and not is_numpy(*value):
+            return False
+    return True
+
+
+class _Namespace:
+    """The functions of two modules, chosen by their arguments."""
+
+    def __init__(self, of_numpy: Any, of_jax: Any):
+        self._modules = of_numpy, of_jax
+
+    def __getattr__(self, name: str) -> Any:
+        of_numpy, of_jax = (getattr(module, name) for module in self._modules)
+
+        @functools.wraps(of_jax)
+        def either(*values, **settings):
+            own = is_numpy(*values)
+            return (of_numpy if own else of_jax)(*values, **settings)
+
+        setattr(self, name, either)
+        return either
+
+
+xp: Any = _Namespace(np, jnp)
+
+
+def argsort(values: Array) -> Array:
+    """The order of the values, equal ones as they are."""
+    if is_numpy(values):
+        return np.argsort(values, kind="stable")
+    return jnp.argsort(values)
+
+
+def put(array: Array, index: Any, value: Any) -> Array:
+    """The array with another value at a place."""
+    if not is_numpy(array, index, value):
+        return jnp.asarray(array).at[index].set(value)
+    array = np.array(array)
+    array[index] = value
+    return array
+
+
+def sums_at(places: Array, rows: Array, length: int) -> Array:
+    """Rows of so many zeros, to which these are added at some places."""
+    if not is_numpy(places, rows):
+        zeros = jnp.zeros((len(rows), length), rows.dtype)
+        return zeros.at[:, places].add(rows)
+    return np.stack([np.bincount(places, row, length) for row in rows])
+
+
+def solved(matrix: Array, right: Array) -> Array:
+    """The solution of a positive definite system; NaN where the matrix is none."""
+    if not is_numpy(matrix, right):
+        return cho_solve((jnp.linalg.cholesky(matrix), True), right)
+    try:
+        return np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        return np.full_like(right, np.nan)
+
+
+def array_like(like: Any, values: Any) -> Array:
+    """Values as an array of that kind."""
+    return np.asarray(values) if is_numpy(like) else jnp.asarray(values)
+
+
+def complex_of(real: Array, imaginary: Array) -> Array:
+    """A complex array of two real ones."""
+    if is_numpy(real, imaginary):
+        return real + 1j * imaginary
+    return lax.complex(*map(jnp.asarray, (real, imaginary)))
+
+
+def _for_either(function: Callable) -> Callable:
+    """A special function of JAX, of arrays of NumPy too: of few lengths."""
+    compiled = jax.jit(function)
+
+    @functools.wraps(function)
+    def of(values):
+        if not is_numpy(values):
+            return function(values)
+        values = np.asarray(values, float)
+        length = 1 << max(values.size - 1, 15).bit_length()
+        padded = np.zeros(length)
+        padded[: values.size] = values.ravel()
+        with jax.enable_x64(True):
+            found = np.asarray(compiled(padded))
+        return found[: values.size].reshape(values.shape)
+
+    return of
+
+
+erf, gammaln, log_ndtr = map(_for_either, (erf, gammaln, log_ndtr))
+
+
+# Loops, of whatever the array `like` is
+
+
+def repeated(like: Any, number: Any, step: Callable, start: PyTree) -> PyTree:
+    """step(k, state), so many times."""
+    if not is_numpy(like):
+        return lax.fori_loop(0, number, step, start)
+    for k in range(number):
+        start = step(k, start)
+    return start
+
+
+def repeated_while(like: Any, goes_on: Callable, step: Callable, start: Any) -> Any:
+    """step(state), as long as it goes on."""
+    if not is_numpy(like):
+        return lax.while_loop(goes_on, step, start)
+    while goes_on(start):
+        start = step(start)
+    return start
+
+
+def one_of(like: Any, index: Any, functions: list[Callable]) -> Any:
+    """The result of one of some functions."""
+    if not is_numpy(like):
+        return lax.switch(index, functions)
+    return functions[int(index)]()
+
+
+def chosen(like: Any, flag: Any, then: PyTree, otherwise: PyTree) -> PyTree:
+    """One of two pytrees."""
+    if is_numpy(like):
+        return then if flag else otherwise
+    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), then, otherwise)
+
+
+def each(like: Any, function: Callable, values: Array) -> PyTree:
+    """The results for all values, one after the other."""
+    if not is_numpy(like):
+        return lax.map(function, values)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(function, values))
