@@ -130,11 +130,16 @@ def batch_of_fits(
     options: Options | None,
     mesh: Mesh | None = None,
     keep: Callable[[Solution], Any],
+    is_lean: bool,
 ) -> Any:
-    """`solve_batch` in a program of this library, for all fits but idle ones."""
-    callables, options = checked_setting(fn, keep, loss, options, None)
+    """`solve_batch` in a program of this library, for all fits but idle ones.
+
+    Lean ones give a pair, with flags of which are incomplete.
+    """
+    (fn, jac, keep), options = checked_setting(fn, keep, loss, options, None)
     fits = split((x0, data, bounds, weights), in_axes, jnp)._replace(idle=idle)
-    return run_batch(callables, fits, loss, options, Placement(None, mesh, None))
+    batch = batch_of(fn, jac, keep, fits, loss, options, is_lean)
+    return _placed(batch, fits, Placement(None, mesh, None))
 
 
 class Placement(NamedTuple):
@@ -219,9 +224,12 @@ class Batch(NamedTuple):
 def _solve_batch(callables, arguments):
     """`solve_batch` without its compilation."""
     fits, loss, options, placement = arguments
-    placement = placement.value
-    fn, jac, keep = callables
-    batch = batch_of(fn, jac, keep, fits, loss, options)
+    batch = batch_of(*callables, fits, loss, options)
+    return _placed(batch, fits, placement.value)
+
+
+def _placed(batch: "Batch", fits: Fits, placement: Placement) -> Any:
+    """What is kept of all fits, wherever they are computed."""
     if placement.mesh is not None:
         return _on_mesh(batch, fits, placement.mesh, placement.axis, placement.lanes)
     if placement.axis is not None:
@@ -229,10 +237,10 @@ def _solve_batch(callables, arguments):
     return _fitted(batch, fits.each, fits.idle, placement.lanes)
 
 
-def batch_of(fn, jac, keep, fits: Fits, loss, options) -> Batch:
+def batch_of(fn, jac, keep, fits: Fits, loss, options, is_lean: bool = False) -> Batch:
     """The batch, its functions traced at the first fit."""
     x0, data, bounds, weights = fits.one(jax.tree.map(_first, fits.each))
-    setup = set_up(fn, jac, x0, data, bounds, weights, loss, options)
+    setup = set_up(fn, jac, x0, data, bounds, weights, loss, options, is_lean=is_lean)
     batch = Batch(setup, fits.shared, Keep(None, []))
     if keep is None:
         return batch
@@ -322,4 +330,6 @@ def _fitted(batch: Batch, each: PyTree, idle, lanes: int | None):
         each, arrays = all
         return reported(each, arrays, lambda batch: batch.keep)
 
+    if batch.first.problem.is_lean:
+        return kept((each, arrays))
     return derived_from(kept, kept_of_outcomes)((each, arrays))

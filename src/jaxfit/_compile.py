@@ -32,6 +32,7 @@ CACHE_SIZE = 128
 # that have no such choice any more refuse it.
 ONE_MODULE = {"xla_cpu_parallel_codegen_split_count": 1}
 COMPILER_OPTIONS = {**ONE_MODULE, "xla_cpu_use_fusion_emitters": False}, ONE_MODULE
+IN_HASTE = {"xla_backend_optimization_level": 0}
 
 _programs: OrderedDict[Hashable, "_Program"] = OrderedDict()
 _static: OrderedDict[Hashable, frozenset[int]] = OrderedDict()  # values by reading
@@ -122,9 +123,15 @@ class Prepared(NamedTuple):
         return self.program(self.inputs(arguments), self.values, ())
 
 
-def prepared(function: Callable, callables: Any, arguments: Any) -> Prepared:
-    """`compiled`, but for the call: for many arguments of the same shapes."""
-    call = _Call(function, (callables, arguments))
+def prepared(
+    function: Callable, callables: Any, arguments: Any, is_hasty: bool = False
+) -> Prepared:
+    """`compiled`, but for the call: for many arguments of the same shapes.
+
+    Args:
+        is_hasty: compile in half the time what then takes twice as long, on CPUs.
+    """
+    call = _Call(function, (callables, arguments), is_hasty)
     call.read()
     program = _program_of(call)
     executable = program.compiled(call)
@@ -176,8 +183,8 @@ def _remember(program: "_Program", call: "_Call") -> None:
 class _Call:
     """A function and its arguments, taken apart."""
 
-    def __init__(self, function: Callable, tree: Any):
-        self.function, self.tree = function, tree
+    def __init__(self, function: Callable, tree: Any, is_hasty: bool = False):
+        self.function, self.tree, self.is_hasty = function, tree, is_hasty
         self.leaves, self.structure = jax.tree.flatten(tree)
         self.is_input = [isinstance(leaf, _INPUTS) for leaf in self.leaves]
 
@@ -197,7 +204,8 @@ class _Call:
             self.reading.is_known = False
             self.parts = [_INPUT if d else Part("unknown") for _, d in pairs]
         keys = tuple(part.key for part in self.parts)
-        self.shape = self.function, jax.config.jax_enable_x64, tree, keys
+        setting = self.is_hasty, jax.config.jax_enable_x64
+        self.shape = self.function, setting, tree, keys
 
     def key(self, static: frozenset[int]) -> Hashable:
         """The program of all calls like this, with some values as they are."""
@@ -306,7 +314,7 @@ class _Program:
             named = named.func
         program.__name__ = program.__qualname__ = named.__name__.lstrip("_")
         self._inner = jax.jit(program)
-        options = _compiler_options()
+        options = _compiler_options(call.is_hasty)
         outermost = {"donate_argnums": 2, "compiler_options": options}
         self._plain = jax.jit(lambda *args: program(*args), **outermost)
         self._in_one_function = jax.jit(program, **outermost)
@@ -408,9 +416,10 @@ def _no_trace():
 
 
 @functools.cache
-def _compiler_options():
+def _compiler_options(is_hasty: bool = False):
     """The first of `COMPILER_OPTIONS` that this release of jax knows."""
     for options in COMPILER_OPTIONS:
+        options = options | (IN_HASTE if is_hasty else {})
         try:
             jax.jit(lambda: 0, compiler_options=options).lower().compile()
         except jax.errors.JaxRuntimeError:

@@ -1,5 +1,6 @@
 """The observations of `curve_fit`: checked, cut, and padded to common lengths."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -207,33 +208,47 @@ def padded(data: Data) -> tuple[Data, np.ndarray]:
     The last point is repeated with weight zero.
     """
     m = data.y.size
-    extra = _bucket(m) - m
+    length = bucket(m)
+    sigma = data.sigma
+    if sigma is not None and sigma.ndim == 1:
+        sigma = padded_points(sigma, (m,), length)
+    elif sigma is not None and sigma.ndim == 2:
+        sigma = np.pad(sigma, (0, length - m))
+        sigma[range(m, length), range(m, length)] = 1
+    weights = np.zeros(length)
+    weights[:m] = 1
+    x = padded_points(data.x, data.y.shape, length)
+    return Data(x, padded_points(data.y.ravel(), (m,), length), sigma), weights
+
+
+def padded_points(tree: PyTree, shape: tuple[int, ...], length: int) -> PyTree:
+    """Arrays over points of a shape with so many of them as one axis.
+
+    That is the last, or else the first. The last point is repeated.
+    """
+    m = math.prod(shape)
 
     def pad(leaf):
         if not isinstance(leaf, np.ndarray) or leaf.ndim == 0:
             return leaf
-        leaf = _flat_points(leaf, data.y.shape)
-        if leaf.shape[-1] == m:
-            return np.concatenate([leaf, np.repeat(leaf[..., -1:], extra, -1)], -1)
-        if leaf.shape[0] == m:
-            return np.concatenate([leaf, np.repeat(leaf[-1:], extra, 0)])
+        pairs = zip(leaf.shape, shape, strict=False)
+        if leaf.ndim == len(shape) and all(own in (1, size) for own, size in pairs):
+            leaf = np.broadcast_to(leaf, shape)
+        leaf = _flat_points(leaf, shape)
+        for axis in (-1, 0):
+            if leaf.shape[axis] == m:
+                last = leaf[..., -1:] if axis else leaf[-1:]
+                return np.concatenate([leaf, np.repeat(last, length - m, axis)], axis)
         raise ValueError(
-            f"rowwise=True, but `xdata` of shape {leaf.shape} has no axis of the {m} "
-            "points. Bind what is not points to the model with functools.partial."
+            f"rowwise=True, but the coordinates of shape {leaf.shape} have no axis of "
+            f"the {m} points. Bind what is not points to the model with "
+            "functools.partial."
         )
 
-    sigma = data.sigma
-    if sigma is not None and sigma.ndim == 1:
-        sigma = pad(sigma)
-    elif sigma is not None and sigma.ndim == 2:
-        sigma = np.pad(sigma, (0, extra))
-        sigma[range(m, m + extra), range(m, m + extra)] = 1
-    weights = np.zeros(m + extra)
-    weights[:m] = 1
-    return Data(jax.tree.map(pad, data.x), pad(data.y.ravel()), sigma), weights
+    return jax.tree.map(pad, tree)
 
 
-def _bucket(m: int) -> int:
+def bucket(m: int) -> int:
     """The next of 16, 24, 32, 48, 64, 96, ...: at most half of it is padding."""
     power = max(16, 1 << (m - 1).bit_length())
     return power * 3 // 4 if m <= power * 3 // 4 and power > 16 else power

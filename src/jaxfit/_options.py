@@ -100,11 +100,19 @@ class Options(eqx.Module):
         return dataclasses.replace(self, x_scale=x_scale)
 
 
-def limited(options: Options, n: int) -> Options:
-    """The same with a limit of evaluations, that for n parameters if none is given."""
-    if options.max_steps is not None:
-        return options
-    return dataclasses.replace(options, max_steps=max(1000, 100 * n))
+def filled(options: Options, n: int, dtype: Any = np.float64) -> Options:
+    """The same with the defaults for n parameters of this dtype filled in."""
+    double = dtype == np.float64
+    defaults = (1e-19, 1e-12, 1e-14) if double else (1e-9, 1e-6, 1e-6)
+    names = "ftol", "xtol", "gtol"
+    numbers = {
+        name: np.asarray(default, dtype) if given is None else given
+        for name, default in zip(names, defaults, strict=True)
+        for given in [getattr(options, name)]
+    }
+    if options.max_steps is None:
+        numbers["max_steps"] = max(1000, 100 * n)
+    return dataclasses.replace(options, **numbers)
 
 
 class Limits(NamedTuple):
@@ -118,13 +126,7 @@ class Limits(NamedTuple):
 
 def resolve(options: Options, n: int, dtype) -> Limits:
     """Fill in the defaults for n parameters of this dtype."""
-    double = dtype == jnp.float64
-    defaults = (1e-19, 1e-12, 1e-14) if double else (1e-9, 1e-6, 1e-6)
-    given = options.ftol, options.xtol, options.gtol
-    tolerances = (
-        jnp.asarray(default if value is None else value, dtype)
-        for value, default in zip(given, defaults, strict=True)
-    )
-    max_steps = limited(options, n).max_steps
-    ftol, xtol, gtol = tolerances
-    return Limits(ftol, xtol, gtol, jnp.asarray(max_steps, jnp.int32))
+    options = filled(options, n, dtype)
+    tolerances = options.ftol, options.xtol, options.gtol
+    ftol, xtol, gtol = (jnp.asarray(value, dtype) for value in tolerances)
+    return Limits(ftol, xtol, gtol, jnp.asarray(options.max_steps, jnp.int32))

@@ -16,7 +16,8 @@ from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._data import Observed, observed
 from jaxfit.fitting._fit import covariance_kind
 from jaxfit.fitting._problem import Data, from_middle, pose, starts_about
-from jaxfit.fitting._program import Axes, Case, Manner, run_batch
+from jaxfit.fitting._program import Axes, Case, Manner
+from jaxfit.fitting._run import run_batch
 from jaxfit.fitting._starts import check_inside
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
@@ -38,6 +39,7 @@ def fit_batch(
     prior: Mapping[str, tuple[float, float]] | None = None,
     absolute_sigma: bool = False,
     covariance: str | None = None,
+    rowwise: bool = False,
     progress: bool = False,
 ) -> BatchFit:
     """Fit one model to many data sets: pixels, voxels, wells, spectra.
@@ -45,8 +47,8 @@ def fit_batch(
     Every data set has its own start, guessed from its data, in one compiled program.
 
     Args:
-        model, bounds, fixed, loss, options, tie, prior, absolute_sigma, covariance:
-            those of `fit`.
+        model, bounds, fixed, loss, options, tie, prior, absolute_sigma, covariance,
+            rowwise: those of `fit`.
         x: the coordinates that all share: (m,), or a tuple of arrays for several. For
             an `xarray.DataArray` as `Y` also the name of one of its dimensions.
         Y: data, the shape of x behind any leading dimensions: (N, m), (rows, columns,
@@ -79,7 +81,7 @@ def fit_batch(
     seen = observed(x, y, sigma, nan_policy, trailing)
     sigma = seen.data.sigma
     terms = {"bounds": bounds, "fixed": fixed, "tie": tie, "prior": prior}
-    problem, given = pose(model, p0=p0, **terms)
+    problem, given = pose(model, p0=p0, rowwise=rowwise, **terms)
     check_inside(problem, given)
     starts = {name: _of_each(name, v, lead) for name, v in given.items()}
     problem = from_middle(problem, given, seen.data.x)

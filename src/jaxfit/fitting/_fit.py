@@ -14,8 +14,9 @@ from jaxfit._solve import check_loss
 from jaxfit.fitting import _report, _starts
 from jaxfit.fitting._data import observed
 from jaxfit.fitting._problem import from_middle, pose, starts_about
-from jaxfit.fitting._program import Case, Manner, not_finite, run_fit
+from jaxfit.fitting._program import Case, Manner
 from jaxfit.fitting._result import Fit
+from jaxfit.fitting._run import not_finite, run_fit
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 
@@ -52,6 +53,7 @@ def fit(
     starts: int = 1,
     seed: int = 0,
     covariance: str | None = None,
+    rowwise: bool = False,
 ) -> Fit:
     """Fit a model with named parameters to one data set.
 
@@ -86,6 +88,8 @@ def fit(
             `Fit.minima` tells what was found.
         seed: of these starts.
         covariance: "gram", "sandwich", or None: the sandwich with a robust loss.
+        rowwise: a function of your own treats each point by itself, as the models of
+            the library do, so that another number of points compiles nothing.
 
     Returns:
         A `Fit`. `print` it.
@@ -97,7 +101,13 @@ def fit(
     model = as_model(model)
     check_loss(loss)
     problem, given = pose(
-        model, p0=p0, bounds=bounds, fixed=fixed, tie=tie, prior=prior
+        model,
+        p0=p0,
+        bounds=bounds,
+        fixed=fixed,
+        tie=tie,
+        prior=prior,
+        rowwise=rowwise,
     )
     _starts.check_inside(problem, given)
     seen = observed(x, y, sigma, nan_policy)

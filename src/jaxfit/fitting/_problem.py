@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxfit._arguments import real_array
 from jaxfit._host import double_precision
 from jaxfit.models import Model
+from jaxfit.models._either import xp
 from jaxfit.models._start import far_middle
 
 Bounds = Mapping[str, Any]
@@ -26,7 +27,7 @@ Bounds = Mapping[str, Any]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["model", "fixed", "ties", "lower", "upper", "prior", "origin"],
-    meta_fields=["varied"],
+    meta_fields=["varied", "rowwise"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
@@ -41,6 +42,7 @@ class Problem:
         prior: (mean, standard deviation) by name: further residuals.
         origin: where the solver's x counts from, whose vector then holds the parameters
             for that; None: 0. All that stands here is for x as it is.
+        rowwise: the user says that the model treats each point by itself.
     """
 
     model: Model
@@ -51,6 +53,12 @@ class Problem:
     upper: Any
     prior: dict[str, tuple[Any, Any]]
     origin: Any = None
+    rowwise: bool = False
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each point is treated by itself."""
+        return self.rowwise or self.model.is_pointwise
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -97,7 +105,7 @@ class Problem:
         """All parameters by name, in the model's order, for x from the origin."""
         known = dict(zip(self.varied, x, strict=True))
         fixed = self.counted(self.fixed)
-        known |= {name: jnp.asarray(v, x.dtype) for name, v in fixed.items()}
+        known |= {name: xp.asarray(v, x.dtype) for name, v in fixed.items()}
         known = _tied(self.ties, known)
         return {name: known[name] for name in self.names}
 
@@ -106,7 +114,7 @@ class Problem:
         known = self.about_origin(x)
         if self.origin is None:
             return known
-        fixed = {name: jnp.asarray(v, x.dtype) for name, v in self.fixed.items()}
+        fixed = {name: xp.asarray(v, x.dtype) for name, v in self.fixed.items()}
         return known | (self.model.moved(known, -self.origin) or {}) | fixed
 
     def of_varied(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -114,7 +122,7 @@ class Problem:
         if self.origin is None:
             return x
         parameters = self.parameters(x)
-        return jnp.stack([parameters[name] for name in self.varied])
+        return xp.stack([parameters[name] for name in self.varied])
 
     def ties_hold(self, x: Float[Array, " n"]) -> Bool[Array, ""]:
         """Whether what is tied lies within the model's bounds, as all else does."""
@@ -132,14 +140,14 @@ class Problem:
     def values(self, x: Float[Array, " n"], at: PyTree, shape: tuple) -> Array:
         """The model at the points `at`, in the shape of the data."""
         values = self.model.evaluate(self.points(at), self.about_origin(x))
-        values = jnp.asarray(values)
+        values = xp.asarray(values)
         if np.broadcast_shapes(values.shape, shape) != shape:
             raise ValueError(
                 f"The model {self.model.label} has values of the shape {values.shape}; "
                 f"the data have {shape}. Give x of the shape of y, or for several "
                 "coordinates a tuple of arrays."
             )
-        return jnp.broadcast_to(values, shape)
+        return xp.broadcast_to(values, shape)
 
     def residuals(self, x: Float[Array, " n"], data: "Data") -> dict[str, Array]:
         """(model - y) / sigma, and (parameter - mean) / deviation for each prior."""
@@ -196,7 +204,7 @@ def _tied(ties: Mapping[str, Callable], known: dict[str, Array]) -> dict[str, Ar
         done = {}
         for name, tie in waiting.items():
             try:
-                done[name] = jnp.asarray(tie(known), next(iter(known.values())).dtype)
+                done[name] = xp.asarray(tie(known), next(iter(known.values())).dtype)
             except KeyError as error:
                 if error.args[0] not in waiting:
                     raise ValueError(
@@ -221,11 +229,12 @@ def pose(
     fixed: Any = None,
     tie: Mapping[str, Any] | None = None,
     prior: Mapping[str, tuple[float, float]] | None = None,
+    rowwise: bool = False,
 ) -> tuple[Problem, dict[str, Any]]:
     """The problem, and the starts that are given, by name; arguments as in `fit`."""
     starts = {} if p0 is None else _starts(model.names, p0)
     if bounds is fixed is tie is prior is None:
-        return _plain(model), starts
+        return dataclasses.replace(_plain(model), rowwise=rowwise), starts
     names = model.names
     held = _held(names, fixed, starts)
     ties = {
@@ -260,11 +269,11 @@ def pose(
         name: _belief(name, pair)
         for name, pair in by_name(names, prior, "prior").items()
     }
-    problem = _problem(model, held, ties, limits, beliefs)
+    problem = _problem(model, held, ties, limits, beliefs, rowwise)
     return problem, {n: starts[n] for n in problem.varied if n in starts}
 
 
-def _problem(model, held, ties, limits, beliefs) -> Problem:
+def _problem(model, held, ties, limits, beliefs, rowwise=False) -> Problem:
     varied = tuple(n for n in model.names if n not in held and n not in ties)
     if not varied:
         raise ValueError("Every parameter is fixed or tied; let at least one vary.")
@@ -278,6 +287,7 @@ def _problem(model, held, ties, limits, beliefs) -> Problem:
         lower=None if is_free else lower,
         upper=None if is_free else upper,
         prior=beliefs,
+        rowwise=rowwise,
     )
 
 

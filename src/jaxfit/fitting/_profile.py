@@ -9,17 +9,13 @@ the gradient at the fitted point. All rays walk together, in one batch.
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxfit import _host
-from jaxfit._batch import solve_batch
-from jaxfit._compile import compiled
 from jaxfit._options import Options
-from jaxfit.fitting._problem import Data, Problem
-from jaxfit.fitting._program import Case, Manner, named, shared_weights
+from jaxfit.fitting._problem import Problem
+from jaxfit.fitting._program import Axes, Case, Manner, for_solver, named
+from jaxfit.fitting._run import run_fits
 
 MAX_ROUNDS = 30
 FARTHEST = 1e3  # times where a linear model would be: no end is looked for beyond
@@ -34,6 +30,10 @@ class Rays(NamedTuple):
     tangent: Any  # (r, n), dx/dt, of the others as a linear model has it
     cost: Any  # at the solution
     x: Any  # (n,), the solution
+
+    def of(self, which: np.ndarray) -> "Rays":
+        """Some of them."""
+        return self._replace(held=self.held[which], tangent=self.tangent[which])
 
 
 class Ends(NamedTuple):
@@ -72,121 +72,103 @@ def walk(
     problem: Problem, case: Case, manner: Manner, rays: Rays, targets: np.ndarray
 ) -> Ends:
     """The ends of rays, (r,); targets are those of ζ."""
-    with _host.double_precision(named(problem.model)):
-        found = compiled(_walk, problem, (case, manner, rays, targets))
-        return Ends(*map(np.asarray, found))
+    farthest = np.min(_room(problem, rays)[1], axis=1)
+    most = np.minimum(farthest, FARTHEST * targets)
+    is_bound = most < FARTHEST * targets
+    t = np.minimum(targets, most)
+    x, low = rays.x + t[:, None] * rays.tangent, np.zeros_like(t)
+    high, zeta = np.full_like(t, np.inf), np.zeros_like(t)
+    going = np.arange(len(t))
+    for _ in range(MAX_ROUNDS):
+        if not len(going):
+            break
+        now, target, limit = t[going], targets[going], most[going]
+        found = _fitted(problem, case, manner, rays.of(going), now, x[going])
+        success, slope = found.success, found.slope
+        short = success & (found.zeta < target)
+        low[going] = np.where(short, now, low[going])
+        high[going] = np.where(short, high[going], now)
+        zeta[going] = np.where(success, found.zeta, np.nan)
+        below, above = low[going], high[going]
+        reached = success & (np.abs(found.zeta - target) <= TOLERANCE * target)
+        with np.errstate(invalid="ignore"):
+            narrow = np.isfinite(above) & (above - below <= 1e-12 * above)
+        finishes = reached | narrow | (short & (now >= limit))
+        newton = now - (found.zeta - target) / np.where(slope > 0, slope, 1)
+        wider = np.where(np.isfinite(above), 0.5 * (below + above), 2 * below)
+        sound = success & (slope > 0) & (newton > below) & (newton < above)
+        following = np.minimum(np.where(sound, newton, wider), limit)
+        ratio = np.where(now > 0, following / np.where(now > 0, now, 1), 1)
+        ahead = rays.x + (found.x - rays.x) * ratio[:, None]
+        ahead = np.where(success[:, None], ahead, rays.x)
+        x[going] = np.where(finishes[:, None], found.x, ahead)
+        t[going] = np.where(finishes, now, following)
+        going = going[~finishes]
+    done = np.ones(len(t), bool)
+    done[going] = False
+    reached = done & (~(zeta < targets * (1 - 1e-6)) | is_bound)
+    return Ends(np.where(reached, t, np.inf), _of_varied(problem, x))
 
 
 def trace(
     problem: Problem, case: Case, manner: Manner, rays: Rays, t: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """ζ and x at given places of rays, (r,) and (r, n)."""
+    start = rays.x + t[:, None] * rays.tangent
+    found = _fitted(problem, case, manner, rays, t, start)
+    zeta = np.where(found.success, found.zeta * np.sign(t), np.nan)
+    return zeta, _of_varied(problem, found.x)
+
+
+def _of_varied(problem, x):
     with _host.double_precision(named(problem.model)):
-        found = compiled(_trace, problem, (case, manner, rays, t))
-        return np.asarray(found[0]), np.asarray(found[1])
+        return np.asarray(problem.of_varied(x.T)).T
 
 
 def _limits(problem, rays):
-    n = rays.x.shape
     if problem.bounds is None:
-        return jnp.full(n, -jnp.inf), jnp.full(n, jnp.inf)
-    return tuple(map(jnp.asarray, problem.bounds))
+        return np.full(rays.x.shape, -np.inf), np.full(rays.x.shape, np.inf)
+    return problem.bounds
 
 
 def _room(problem, rays):
     """The bounds towards which held parameters move, and how far that is, (r, n)."""
     lower, upper = _limits(problem, rays)
-    bound = jnp.where(rays.tangent > 0, upper, lower)
+    bound = np.where(rays.tangent > 0, upper, lower)
     moves = rays.held & (rays.tangent != 0)
-    room = (bound - rays.x) / jnp.where(moves, rays.tangent, 1)
-    return bound, jnp.where(moves, room, jnp.inf)
+    room = (bound - rays.x) / np.where(moves, rays.tangent, 1)
+    return bound, np.where(moves, room, np.inf)
 
 
-def _fitted(problem, case, manner, rays, t, start):
-    """The fits with the held parameters at t: x, ζ, dζ/dt, success."""
+class _Fitted(NamedTuple):
+    """Fits with some parameters held at places of their rays."""
+
+    x: np.ndarray  # (r, n)
+    zeta: np.ndarray
+    slope: np.ndarray  # dζ/dt
+    success: np.ndarray
+
+
+def _fitted(problem, case, manner, rays, t, start) -> _Fitted:
+    """The fits with the held parameters at t."""
     lower, upper = _limits(problem, rays)
     bound, room = _room(problem, rays)
     at = rays.x + t[:, None] * rays.tangent
-    at = jnp.where(t[:, None] < room, at, bound)  # to the last bit
-    start = jnp.where(rays.held, at, jnp.clip(start, lower, upper))
-    bounds = jnp.where(rays.held, start, lower), jnp.where(rays.held, start, upper)
-    x, cost, gradient, success = solve_batch(
-        problem.function,
+    at = np.where(t[:, None] < room, at, bound)  # to the last bit
+    start = np.where(rays.held, at, np.clip(start, lower, upper))
+    bounds = np.where(rays.held, start, lower), np.where(rays.held, start, upper)
+    found = run_fits(
+        problem,
+        case._replace(bounds=bounds),
+        Axes(None, None, 0, shared=True),
         start,
-        case.data,
-        in_axes=(0, Data(None, None, None), 0),
-        bounds=bounds,
-        weights=shared_weights(problem, case.valid, len(t)),
-        loss=manner.loss,
-        options=INNER,
-        keep=lambda s: (s.x, s.cost, s.gradient, s.success),
+        manner._replace(options=INNER, absolute=np.bool_(True)),
     )
-    slope = jnp.sum(jnp.where(rays.held, gradient * rays.tangent, 0), axis=1)
-    zeta = jnp.sqrt(jnp.maximum(2 * (cost - rays.cost), 0))
-    return x, zeta, slope / jnp.where(zeta > 0, zeta, 1), success
-
-
-def _trace(problem, arguments):
-    case, manner, rays, t = arguments
-    start = rays.x + t[:, None] * rays.tangent
-    x, zeta, _, success = _fitted(problem, case, manner, rays, t, start)
-    x = jax.vmap(problem.of_varied)(x)
-    return jnp.where(success, zeta * jnp.sign(t), jnp.nan), x
-
-
-def _walk(problem, arguments):
-    case, manner, rays, targets = arguments
-    farthest = jnp.min(_room(problem, rays)[1], axis=1)
-    most = jnp.minimum(farthest, FARTHEST * targets)
-    is_bound = most < FARTHEST * targets
-
-    def unfinished(carry):
-        return (carry["round"] < MAX_ROUNDS) & ~jnp.all(carry["done"])
-
-    def step(carry):
-        t, last = carry["t"], carry["x"]
-        x, zeta, slope, success = _fitted(problem, case, manner, rays, t, last)
-        short = success & (zeta < targets)
-        low = jnp.where(short, t, carry["low"])
-        high = jnp.where(short, carry["high"], t)
-        reached = success & (jnp.abs(zeta - targets) <= TOLERANCE * targets)
-        narrow = jnp.isfinite(high) & (high - low <= 1e-12 * high)
-        ended = short & (t >= most)
-        newton = t - (zeta - targets) / jnp.where(slope > 0, slope, 1)
-        wider = jnp.where(jnp.isfinite(high), 0.5 * (low + high), 2 * low)
-        sound = success & (slope > 0) & (newton > low) & (newton < high)
-        following = jnp.minimum(jnp.where(sound, newton, wider), most)
-        done = carry["done"]
-        finishes = done | reached | narrow | ended
-        ratio = jnp.where(t > 0, following / jnp.where(t > 0, t, 1), 1)
-        ahead = rays.x + (x - rays.x) * ratio[:, None]
-        ahead = jnp.where(success[:, None], ahead, rays.x)
-        keep = done[:, None]
-        return {
-            "round": carry["round"] + 1,
-            "t": jnp.where(finishes, t, following),
-            "x": jnp.where(keep, last, jnp.where(finishes[:, None], x, ahead)),
-            "low": jnp.where(done, carry["low"], low),
-            "high": jnp.where(done, carry["high"], high),
-            "zeta": jnp.where(done, carry["zeta"], jnp.where(success, zeta, jnp.nan)),
-            "done": finishes,
-        }
-
-    start = jnp.minimum(targets, most)
-    carry = {
-        "round": 0,
-        "t": start,
-        "x": rays.x + start[:, None] * rays.tangent,
-        "low": jnp.zeros_like(start),
-        "high": jnp.full_like(start, jnp.inf),
-        "zeta": jnp.zeros_like(start),
-        "done": jnp.zeros(start.shape, bool),
-    }
-    end = lax.while_loop(unfinished, step, carry)
-    short = end["zeta"] < targets * (1 - 1e-6)
-    reached = end["done"] & (~short | is_bound)
-    x = jax.vmap(problem.of_varied)(end["x"])
-    return jnp.where(reached, end["t"], jnp.inf), x
+    gradient, cost = found["gradient"], found["cost"]
+    slope = np.sum(np.where(rays.held, gradient * rays.tangent, 0), axis=1)
+    zeta = np.sqrt(np.maximum(2 * (cost - rays.cost), 0))
+    slope = slope / np.where(zeta > 0, zeta, 1)
+    return _Fitted(for_solver(found, "x"), zeta, slope, found["status"] > 0)
 
 
 def ray_context(fit: Any) -> tuple[np.ndarray, float]:

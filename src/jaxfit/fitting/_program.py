@@ -1,36 +1,24 @@
-"""What is computed for a fit by name, as functions of arrays: start, fit, errors.
+"""What is computed for a fit by name, as functions of arrays: start, end, errors.
 
-`fit` runs them for one data set in one program, `fit_batch` for many.
+`_run.py` has the programs that they are part of.
 """
 
 import functools
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxfit import _host
-from jaxfit._batch import batch_of_fits
-from jaxfit._compile import Static, compiled, is_eager_on_cpu
-from jaxfit._options import Options, limited
-from jaxfit._parts import in_parts, numbers_of_one, size_on_cpu
+from jaxfit._compile import Static
+from jaxfit._options import Options
 from jaxfit._residuals import jacobian
-from jaxfit._small import Room, room
 from jaxfit._solution import Solution, Status
-from jaxfit._solve import solve
-from jaxfit._words import what_is_not_finite
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.losses import Linear, Loss
+from jaxfit.models._either import xp
 from jaxfit.models._start import start_from
-
-# Data for which starts are guessed at a time, on a CPU and elsewhere.
-GUESSES = Room(2**17, 1, 2**12), Room(2**25, 1, 2**16)
-BLOCK_NUMBERS = 2**24  # of data on an accelerator at a time
-FITS_A_DEVICE = 200  # below, more devices do not pay
 
 
 class Manner(NamedTuple):
@@ -58,39 +46,20 @@ def start_vector(problem: Problem, case: Case) -> Float[Array, " n"]:
     """Given starts, and guesses for the others, moved inside their bounds."""
     given = case.starts
     if all(name in given for name in problem.varied):
-        return jnp.stack([jnp.asarray(given[name]) for name in problem.varied])
+        return xp.stack([xp.asarray(given[name]) for name in problem.varied])
     data = case.data
     known = {**given, **problem.counted(problem.fixed)}
     points = problem.points(data.x)
     guess = start_from(problem.model, points, data.y, case.valid, known)
-    x0 = jnp.stack([guess[name] for name in problem.varied])
-    bounds = bounds_of(problem, case)
-    if bounds is not None:
-        lower, upper = bounds
-        width = jnp.where(jnp.isfinite(upper - lower), upper - lower, 0)
-        x0 = jnp.clip(x0, lower + 0.01 * width, upper - 0.01 * width)
+    x0 = xp.stack([guess[name] for name in problem.varied])
+    if problem.bounds is not None:
+        lower, upper = problem.bounds
+        width = xp.where(xp.isfinite(upper - lower), upper - lower, 0)
+        x0 = xp.clip(x0, lower + 0.01 * width, upper - 0.01 * width)
     chosen = [
-        jnp.asarray(given.get(n, x)) for n, x in zip(problem.varied, x0, strict=True)
+        xp.asarray(given.get(n, x)) for n, x in zip(problem.varied, x0, strict=True)
     ]
-    return jnp.stack(chosen)
-
-
-def solved(problem: Problem, case: Case, x0, manner: Manner) -> Solution:
-    """The fit of one data set."""
-    return solve(
-        problem.function,
-        x0,
-        case.data,
-        bounds=bounds_of(problem, case),
-        weights=weights_of(problem, case.valid),
-        loss=manner.loss,
-        options=manner.options,
-    )
-
-
-def bounds_of(problem: Problem, case: Case) -> tuple | None:
-    """Those of the case, or else those of the problem."""
-    return problem.bounds if case.bounds is None else case.bounds
+    return xp.stack(chosen)
 
 
 def weights_of(problem: Problem, valid) -> dict[str, Array] | None:
@@ -101,14 +70,6 @@ def weights_of(problem: Problem, valid) -> dict[str, Array] | None:
     if problem.prior:
         weights["prior"] = jnp.ones(len(problem.prior), float)
     return weights
-
-
-def shared_weights(problem: Problem, valid, number: int) -> dict[str, Array] | None:
-    """`weights_of` for a number of fits that share them, with a leading axis."""
-    weights = weights_of(problem, valid)
-    return jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (number, *leaf.shape)), weights
-    )
 
 
 def ending(solution: Solution, absolute) -> dict[str, Array]:
@@ -124,20 +85,16 @@ def ending(solution: Solution, absolute) -> dict[str, Array]:
         "status": solution.status,
         "nfev": solution.nfev,
         "count": jnp.asarray(solution.count),
+        "gradient": solution.gradient,
     }
 
 
-def finished(
-    problem: Problem, case: Case, end: dict[str, Array], manner: Manner
-) -> dict[str, Array]:
+def finished(problem: Problem, end: dict[str, Array]) -> dict[str, Array]:
     """All that a result is made of, but for the points."""
-    x, covariance = end["x"], end["covariance"]
-    if manner.covariance.value == "sandwich":
-        covariance = sandwich(problem, case, x, manner.loss, covariance)
+    x = end["x"]
     return {
         **end,
-        "covariance": covariance,
-        **described(problem, x, covariance, end["determined"]),
+        **described(problem, x, end["covariance"], end["determined"]),
         "status": status_within(problem, x, end["status"]),
     }
 
@@ -245,88 +202,14 @@ def carried(slope, covariance, beyond) -> Float[Array, "k k"]:
     return jnp.where(lost[:, None] | lost, nothing, found)
 
 
-def shapes_of(problem: Problem, m: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of what `_fit` returns, in order."""
-    n, k = len(problem.varied), len(problem.names) + len(problem.derived_names)
-    own = {"solver_x": (n,), "solver_covariance": (n, n)}
-    return {
-        "x": (n,),
-        "covariance": (n, n),
-        "determined": (k,),
-        "active": (n,),
-        **dict.fromkeys(("cost", "optimality", "status", "nfev", "count"), ()),
-        "values": (k,),
-        "errors": (k,),
-        **({} if problem.origin is None else own),
-        "start": (n,),
-        "best": (m,),
-    }
-
-
 def for_solver(numbers: Any, what: str) -> Any:
     """What the solver calls "x" and "covariance": see `Problem.origin`."""
     return numbers.get(f"solver_{what}", numbers[what])
 
 
-def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, np.ndarray]:
-    """One fit and its numbers, compiled once for what is alike, whatever its limit."""
-    options = limited(manner.options or Options(), len(problem.varied))
-    manner = manner._replace(options=options)
-    with _host.double_precision(named(problem.model)):
-        vector = compiled(_fit, problem, (case, manner))
-        shapes = shapes_of(problem, int(np.size(case.data.y)))
-    return _host.unpack(vector, shapes)
-
-
-def not_finite(problem: Problem, case: Case, numbers: Any) -> str:
-    """What is not finite where a fit started, in words."""
-    with _host.double_precision(named(problem.model)):
-        x = for_solver(numbers, "x")
-        residual, slopes = map(np.array, compiled(_rows, problem, (case, x)))
-    if case.valid is not None:
-        residual[~case.valid] = slopes[~case.valid] = 0
-    return what_is_not_finite(residual, slopes)
-
-
-def _rows(problem, arguments):
-    case, x = arguments
-
-    def rows(x):
-        return problem.residuals(x, case.data)["data"]
-
-    return rows(x), jacobian(rows, x)
-
-
-def run_starts(problem: Problem, case: Case, valid: np.ndarray) -> np.ndarray:
-    """Where the fit of a case starts, (number, n), guessed from these of its points."""
-    with _host.double_precision(named(problem.model)):
-        return np.asarray(compiled(_starts, problem, (case, valid)))
-
-
-def _starts(problem, arguments):
-    case, valid = arguments
-    axes = Case(data=None, valid=0, starts=None)
-    idle = np.zeros(len(valid), bool)
-    return _start_vectors(problem, case._replace(valid=valid), axes, idle)
-
-
-def _fit(problem, arguments):
-    case, manner = arguments
-    x0 = start_vector(problem, case)
-    end = ending(solved(problem, case, x0, manner), manner.absolute)
-    found = finished(problem, case, end, manner)
-    y = case.data.y
-    best = problem.values(end["x"], case.data.x, y.shape)
-    start = problem.of_varied(x0)
-    return _host.pack({**found, "start": start, "best": best})
-
-
 def named(model):
     """What an error about tracing should name."""
     return getattr(model, "plain", model)
-
-
-# Many data sets
 
 
 class Axes(NamedTuple):
@@ -337,138 +220,32 @@ class Axes(NamedTuple):
     bounds: int | None = None
     shared: bool = False  # one data set for all
 
+    @classmethod
+    def of(cls, cases: Case) -> "Axes":
+        """Where everything has one."""
+        own = cases.data.sigma, cases.valid, cases.bounds
+        return cls(*(None if part is None else 0 for part in own))
+
     @property
     def case(self) -> Case:
         """Of a whole `Case`."""
         y = None if self.shared else 0
         return Case(Data(None, y, self.sigma), self.valid, 0, self.bounds)
 
+    def number(self, cases: Case) -> int:
+        """Of the data sets."""
+        if not self.shared:
+            return len(cases.data.y)
+        each = cases.starts, cases.valid if self.valid == 0 else None
+        return len(jax.tree.leaves(each)[0])
 
-def run_batch(
-    problem: Problem, cases: Case, axes: Axes, manner: Manner, progress: bool = False
-) -> dict[str, np.ndarray]:
-    """`run_fit` for many data sets, without their points, so many at a time."""
-    mark = jax.tree.map(
-        lambda axis, part: jax.tree.map(lambda _: axis == 0, part),
-        axes.case,
-        cases,
-        is_leaf=lambda axis: axis is None,
-    )
-    each, shared = eqx.partition(cases, mark)
-    number = len(jax.tree.leaves(each)[0])
-    if number == 0:
-        return no_fits(problem, cases)
-    with _host.double_precision(named(problem.model)):
-        is_on_cpu = is_eager_on_cpu(cases)
-        if is_on_cpu:
-            size, mesh = size_on_cpu(numbers_of_one(each)), None
-        else:
-            points = max(1, cases.data.y.size // (1 if axes.shared else number))
-            size = min(number, max(1, BLOCK_NUMBERS // points))
-            mesh = devices_for(size)
-
-        def arguments(part, idle):
-            whole = eqx.combine(part, shared)
-            return whole, manner, Static((axes, mesh)), idle
-
-        return in_parts(
-            _fit_batch,
-            problem,
-            arguments,
-            each,
-            size,
-            is_on_cpu=is_on_cpu,
-            progress=progress,
-        )
-
-
-def no_fits(problem: Problem, cases: Case) -> dict[str, np.ndarray]:
-    """What `run_batch` gives for no data set."""
-    whole = {"status": int, "nfev": int, "active": int, "determined": bool}
-    shapes = shapes_of(problem, int(np.prod(cases.data.y.shape[1:])))
-    del shapes["best"]
-    return {k: np.zeros((0, *v), whole.get(k, float)) for k, v in shapes.items()}
-
-
-def _fit_batch(problem, arguments):
-    cases, manner, static, idle = arguments
-    axes, mesh = static.value
-
-    def of_each(function, *more):
-        own = (axes.case, *(0 for _ in more))
-        return jax.vmap(functools.partial(function, problem), in_axes=own)
-
-    x0 = _start_vectors(problem, cases, axes.case, idle)
-    ends = solve_cases(problem, x0, cases, axes, manner, mesh, idle)
-
-    def finish(problem, case, end):
-        return finished(problem, case, end, manner)
-
-    start = jax.vmap(problem.of_varied)(x0)
-    return {**of_each(finish, ends)(cases, ends), "start": start}
-
-
-def _start_vectors(problem: Problem, cases: Case, axes: Case, idle):
-    """`start_vector` of all cases but idle ones, by chunks: a guess needs much memory.
-
-    Args:
-        axes: what has a leading axis.
-        idle: marks what fills up the end.
-    """
-    number = len(idle)
-
-    def of_one(k):
-        case = jax.tree.map(
+    def nth(self, cases: Case, k: int) -> Case:
+        """One of them."""
+        return jax.tree.map(
             lambda axis, part: (
                 part if axis is None else jax.tree.map(lambda leaf: leaf[k], part)
             ),
-            axes,
+            self.case,
             cases,
             is_leaf=lambda axis: axis is None,
         )
-        return start_vector(problem, case)
-
-    points = max(1, np.size(cases.data.y) // (1 if axes.data is None else number))
-    size = max(1, min(number, room(*GUESSES).holds(8 * points)))
-    chunks = -(-number // size)
-    rows = np.minimum(np.arange(chunks * size), number - 1).reshape(chunks, size)
-    rows = jnp.asarray(rows)
-
-    def step(k, found):
-        return found.at[k].set(jax.vmap(of_one)(rows[k]))
-
-    wanted = -(-jnp.sum(~idle) // size)
-    found = jnp.zeros((chunks, size, len(problem.varied)))
-    found = jax.lax.fori_loop(0, wanted, step, found)
-    return found.reshape(-1, len(problem.varied))[:number]
-
-
-def devices_for(number: int) -> Mesh | None:
-    """All devices of this process, where there are several and enough to do."""
-    devices = jax.local_devices()
-    if len(devices) == 1 or number < FITS_A_DEVICE * len(devices):
-        return None
-    return Mesh(np.array(devices), ("fits",))
-
-
-def solve_cases(
-    problem: Problem, x0, cases: Case, axes: Axes, manner: Manner, mesh, idle
-):
-    """The ends of the fits of many data sets, but of idle ones."""
-    if axes.valid is None:
-        weights = shared_weights(problem, cases.valid, len(x0))
-    else:
-        weights = jax.vmap(functools.partial(weights_of, problem))(cases.valid)
-    return batch_of_fits(
-        problem.function,
-        x0,
-        cases.data,
-        (0, axes.case.data, axes.bounds),
-        idle,
-        bounds=bounds_of(problem, cases),
-        weights=weights,
-        loss=manner.loss,
-        options=manner.options,
-        mesh=mesh,
-        keep=lambda solution: ending(solution, manner.absolute),
-    )

@@ -1,30 +1,16 @@
 """The bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, 9)."""
 
-import functools
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxfit import _host
-from jaxfit._batch import batch_of_fits
-from jaxfit._compile import Static, is_eager_on_cpu
-from jaxfit._parts import in_parts, size_on_cpu
-from jaxfit.fitting._problem import Data
-from jaxfit.fitting._program import (
-    Case,
-    devices_for,
-    everything,
-    for_solver,
-    named,
-    shared_weights,
-    status_within,
-)
+from jaxfit.fitting._program import Axes, Case, for_solver
+from jaxfit.fitting._run import run_fits
 
 if TYPE_CHECKING:
     from jaxfit.fitting._result import Fit
 
+NUMBERS = 2**22  # of the samples in memory
 KINDS = "residual", "case", "parametric"
 
 
@@ -62,87 +48,53 @@ def run(fit: "Fit", number: int, resample: str, seed: int) -> Bootstrap:
         )
     if fit.dof <= 0 and resample != "case":
         raise ValueError("No degree of freedom is left: there are no residuals.")
-    seen = fit.observed
-    size = int(np.size(seen.data.y))
-    valid = np.arange(size) if seen.valid is None else np.flatnonzero(seen.valid)
-    scale = 1.0 if fit.absolute_sigma else float(np.sqrt(fit.reduced_chi_square))
-    drawn = {
-        "index": valid,
-        "scale": np.asarray(scale),
-        "inflation": np.sqrt(len(valid) / max(fit.dof, 1)),
-        "seed": np.asarray(seed),
-    }
-    case = Case(seen.data, seen.valid, {})
-    manner = fit.manner._replace(absolute=np.bool_(True))
     x = for_solver(fit.numbers, "x")
-    with _host.double_precision(named(fit.model)):
-        is_on_cpu = is_eager_on_cpu(case)
-        fits = size_on_cpu(size) if is_on_cpu else number
-        static = Static((resample, None if is_on_cpu else devices_for(number)))
-        values, status = in_parts(
-            _run,
-            fit.problem,
-            lambda part, idle: (case, manner, x, drawn, static, part, idle),
-            np.arange(number),
-            fits,
-            is_on_cpu=is_on_cpu,
-        )
+    manner = fit.manner._replace(absolute=np.bool_(True))
+    random = np.random.default_rng(seed)
+    values, status = [], []
+    for begin in range(0, number, size := _at_a_time(fit)):
+        count = min(size, number - begin)
+        cases, axes = _samples(fit, resample, random, count)
+        starts = np.broadcast_to(x, (count, len(x)))
+        found = run_fits(fit.problem, cases, axes, starts, manner)
+        values.append(found["values"])
+        status.append(found["status"])
     names = fit.problem.names + fit.problem.derived_names
-    return Bootstrap(resample, names, values, status)
-
-
-def _run(problem, arguments):
-    """The fits of some samples, by their numbers."""
-    case, manner, x, drawn, static, numbers, idle = arguments
-    resample, mesh = static.value
-    data, valid = case.data, case.valid
-    if resample == "case":
-        weights = jax.vmap(lambda k: _counts(case, drawn, k))(numbers)
-        y, y_axis = data.y, None
-    else:
-        best = problem.values(x, data.x, data.y.shape)
-        y_of = functools.partial(_simulated, case, drawn, resample, best)
-        y, y_axis = jax.vmap(y_of)(numbers), 0
-        weights = shared_weights(problem, valid, len(numbers))
-    x, status = batch_of_fits(
-        problem.function,
-        jnp.broadcast_to(x, (len(numbers), *x.shape)),
-        Data(data.x, y, data.sigma),
-        (0, Data(None, y_axis, None)),
-        idle,
-        bounds=problem.bounds,
-        weights=weights,
-        loss=manner.loss,
-        options=manner.options,
-        mesh=mesh,
-        keep=lambda s: (s.x, s.status),
+    none = np.zeros((0, len(names)))
+    return Bootstrap(
+        resample, names, np.concatenate([none, *values]), np.concatenate([[], *status])
     )
-    status = jax.vmap(status_within, (None, 0, 0))(problem, x, status)
-    return jax.vmap(everything, (None, 0))(problem, x), status
 
 
-def _key(drawn, number):
-    """The random numbers of one sample, whatever others there are."""
-    return jax.random.fold_in(jax.random.key(drawn["seed"]), number)
+def _at_a_time(fit: "Fit") -> int:
+    """Samples that are in memory."""
+    return max(1, NUMBERS // max(np.size(fit.observed.data.y), 1))
 
 
-def _counts(case: Case, drawn, number) -> dict:
-    """How often each point is in a sample."""
-    index, y = drawn["index"], case.data.y
-    chosen = jax.random.randint(_key(drawn, number), index.shape, 0, len(index))
-    counts = jnp.zeros(y.size, float).at[index[chosen]].add(1.0)
-    return {"data": counts.reshape(y.shape)}
-
-
-def _simulated(case: Case, drawn, resample: str, best, number):
-    """The data of a sample: the model with noise."""
-    data, index, key = case.data, drawn["index"], _key(drawn, number)
-    sigma = 1.0 if data.sigma is None else jnp.broadcast_to(data.sigma, best.shape)
+def _samples(
+    fit: "Fit", resample: str, random: np.random.Generator, number: int
+) -> tuple[Case, Axes]:
+    """The data of samples: points drawn anew, or the model with noise."""
+    seen = fit.observed
+    y, sigma = seen.data.y, seen.sigma
+    index = np.arange(y.size) if seen.valid is None else np.flatnonzero(seen.valid)
+    case = Case(seen.data, seen.valid, {})
+    if resample == "case":
+        drawn = random.integers(0, len(index), (number, len(index)))
+        counts = np.zeros((number, y.size))
+        np.add.at(counts, (np.arange(number)[:, None], index[drawn]), 1)
+        weights = counts.reshape(number, *y.shape)
+        return case._replace(valid=weights), Axes(None, 0, shared=True)
+    unit = 1.0 if sigma is None else sigma.ravel()[index]
+    best = np.ravel(fit.best_fit)[index]
     if resample == "parametric":
-        noise = jax.random.normal(key, best.shape, best.dtype)
-        return best + sigma * drawn["scale"] * noise
-    left = ((data.y - best) / sigma).ravel()[index]
-    left = (left - jnp.mean(left)) * drawn["inflation"]
-    chosen = jax.random.randint(key, index.shape, 0, len(index))
-    noise = jnp.zeros(best.size, best.dtype).at[index].set(left[chosen])
-    return best + sigma * noise.reshape(best.shape)
+        scale = 1.0 if fit.absolute_sigma else np.sqrt(fit.reduced_chi_square)
+        noise = scale * random.normal(size=(number, len(index)))
+    else:
+        left = (y.ravel()[index] - best) / unit
+        left = (left - left.mean()) * np.sqrt(len(index) / max(fit.dof, 1))
+        noise = left[random.integers(0, len(index), (number, len(index)))]
+    drawn = np.broadcast_to(y.ravel(), (number, y.size)).copy()
+    drawn[:, index] = best + unit * noise
+    data = seen.data._replace(y=drawn.reshape(number, *y.shape))
+    return case._replace(data=data), Axes(None, None)

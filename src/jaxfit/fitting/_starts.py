@@ -5,14 +5,8 @@ from typing import Any
 import numpy as np
 
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import (
-    Axes,
-    Case,
-    Manner,
-    for_solver,
-    run_batch,
-    run_starts,
-)
+from jaxfit.fitting._program import Axes, Case, Manner, for_solver
+from jaxfit.fitting._run import run_batch, run_starts
 
 SAME_COST = 1e-6  # relative: ends of one minimum
 KEPT = 0.6  # of the points, for a guess from a part of them
@@ -48,7 +42,11 @@ def best_of_many(
     """
     if not (isinstance(number, int) and number >= 1):
         raise ValueError(f"starts is {number!r}; give a whole number of at least 1.")
-    guesses = run_starts(problem, case, _parts(problem, case, number // 2, seed))
+    parts = _parts(problem, case, number // 2, seed)
+    known = {n: np.broadcast_to(v, len(parts)) for n, v in case.starts.items()}
+    guesses = run_starts(
+        problem, Case(case.data, parts, known), Axes(None, 0, shared=True)
+    )
     first = guesses[0]
     lower, upper = problem.bounds or (None, None)
     around = spread(first, lower, upper, number - len(guesses), seed)

@@ -13,7 +13,8 @@ from jaxfit._arrays import moments
 from jaxfit._compile import Static
 from jaxfit._options import Options
 from jaxfit.fitting._problem import Data, Problem
-from jaxfit.fitting._program import Axes, Case, Manner, run_batch
+from jaxfit.fitting._program import Axes, Case, Manner
+from jaxfit.fitting._run import run_batch
 from jaxfit.fitting._save import needed
 from jaxfit.models import FunctionModel
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Array
 
 from jaxfit.models._either import repeated, xp
@@ -61,6 +60,14 @@ class _Composite(Model):
     @property
     def starts_from_data(self):
         return any(member.starts_from_data for member in self.members)
+
+    @property
+    def starts_in_numpy(self):
+        return all(m.starts_in_numpy and m.starts_from_data for m in self.members)
+
+    @property
+    def is_pointwise(self):
+        return all(member.is_pointwise for member in self.members)
 
     @property
     def places(self):  # type: ignore[override]

@@ -281,7 +281,7 @@ class FourParameterLogistic(Model):
         return bottom * (1 - part) + top * part
 
     def candidates(self, x, y):
-        dose = xp.where(x > 0, x, xp.inf)
+        dose = xp.where(x > 0, x, np.inf)
         least, most = xp.min(dose), xp.max(x)
         part = np.linspace(0.02, 0.98, 16)
         return grid(

@@ -17,6 +17,8 @@ from jax.scipy.linalg import cho_solve
 from jax.scipy.special import erf, gammaln, log_ndtr
 from jaxtyping import Array, PyTree
 
+_PLAIN = {np.ndarray, np.float64, np.int64, np.bool_, float, int, type(None)}
+
 
 def is_numpy(*values: Any) -> bool:
     """Whether none of them is an array of JAX; lists and tuples are looked into."""
@@ -39,7 +41,7 @@ class _Namespace:
 
         @functools.wraps(of_jax)
         def either(*values, **settings):
-            own = is_numpy(*values)
+            own = _PLAIN.issuperset(map(type, values)) or is_numpy(*values)
             return (of_numpy if own else of_jax)(*values, **settings)
 
         setattr(self, name, either)
@@ -73,6 +75,11 @@ def sums_at(places: Array, rows: Array, length: int) -> Array:
     return np.stack([np.bincount(places, row, length) for row in rows])
 
 
+def rfft(rows: Array) -> Array:
+    """The Fourier transform of real rows."""
+    return (np if is_numpy(rows) else jnp).fft.rfft(rows)
+
+
 def solved(matrix: Array, right: Array) -> Array:
     """The solution of a positive definite system; NaN where the matrix is none."""
     if not is_numpy(matrix, right):
@@ -85,7 +92,7 @@ def solved(matrix: Array, right: Array) -> Array:
 
 def array_like(like: Any, values: Any) -> Array:
     """Values as an array of that kind."""
-    return np.asarray(values) if is_numpy(like) else jnp.asarray(values)
+    return (np if is_numpy(like, values) else jnp).asarray(values)
 
 
 def complex_of(real: Array, imaginary: Array) -> Array:

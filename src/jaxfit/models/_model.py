@@ -146,6 +146,16 @@ class Model(eqx.Module):
         return True
 
     @property
+    def starts_in_numpy(self) -> bool:
+        """Whether its start can be found without a program: see `_either.py`."""
+        return type(self).__module__.startswith("jaxfit.models.")
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is known to treat each point by itself."""
+        return type(self).__module__.startswith("jaxfit.models.")
+
+    @property
     def parts(self) -> tuple["Model", ...]:
         """What it is the sum of."""
         return (self,)
@@ -332,6 +342,10 @@ class FunctionModel(Model):
 
     @property
     def starts_from_data(self):
+        return False
+
+    @property
+    def is_pointwise(self):
         return False
 
     def start(self, x, y, known):

@@ -308,9 +308,7 @@ class BreitWigner(Model):
 
     def candidates(self, x, y):
         # (q + z)² / (1 + z²) = 1 + (q² - 1 + 2 q z) / (1 + z²): a peak and its slope
-        edge = 0.5 * (
-            xp.mean(y[: len(y) // 8 + 1]) + xp.mean(y[-(len(y) // 8) - 1 :])
-        )
+        edge = 0.5 * (xp.mean(y[: len(y) // 8 + 1]) + xp.mean(y[-(len(y) // 8) - 1 :]))
         center, fwhm = peak(x, y - edge)
         found = grid(
             shift=np.array([-0.6, -0.3, 0.0, 0.3, 0.6]),

@@ -16,7 +16,7 @@ one loop over such jobs: the program does not grow with the number of peaks.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -121,10 +121,10 @@ def placed(peaks: Sequence["Peak"], rest: Remainder, known: Mapping[str, Any]):
         size = xp.abs(state.heights) * xp.max(xp.abs(state.columns), axis=1)
         table = jax.tree.map(lambda leaf: leaf[argsort(-size)], table)
     found = {}
-    for k, peak in enumerate(peaks):
+    for k, (peak, kind) in enumerate(zip(peaks, kinds, strict=True)):
         *place, height = (leaf[k] for leaf in table)
-        one = _parameters(peak, peak._known(known), *place)
-        one |= {peak.linear[0]: height} | peak._known(known)
+        one = kind.parameters(peak._known(known), *place)
+        one |= {kind.linear: height} | peak._known(known)
         found |= {peak.prefix + name: value for name, value in one.items()}
     return found
 
@@ -136,11 +136,36 @@ class Kind:
     peak: "Peak"
     known: tuple[str, ...]
 
-    @property
+    @functools.cached_property
     def shapes(self) -> int:
         """How many shapes of one width it has."""
-        one = self.peak.shaped(xp.zeros(()), xp.ones(()))
+        one = self.shaped(xp.zeros(()), xp.ones(()))
         return len(next(iter(one.values())))
+
+    @functools.cached_property
+    def shaped(self) -> Callable:
+        """That of the peak, which a module makes anew whenever it is asked."""
+        return self.peak.shaped
+
+    @functools.cached_property
+    def linear(self) -> str:
+        """The linear parameter."""
+        (name,) = self.peak.linear
+        return name
+
+    @functools.cached_property
+    def unit(self) -> Callable:
+        """The peak, of its other parameters, where the linear one is 1."""
+        return functools.partial(self.peak.function, **{self.linear: 1.0})
+
+    def parameters(self, known, center, fwhm, shape) -> dict[str, Array]:
+        """The parameters of one peak, but for its height."""
+        shapes = with_known(self.shaped(center, fwhm), known)
+        return {
+            name: array_like(shape, values)[shape]
+            for name, values in shapes.items()
+            if name != self.linear
+        }
 
 
 def _kinds(peaks, known) -> tuple[Kind, ...]:
@@ -199,22 +224,15 @@ def _inside(rows: Float[Array, "k m"], before, behind) -> Float[Array, "k w m"]:
     return sums[:, behind] - sums[:, before]
 
 
-def _parameters(peak, known, center, fwhm, shape) -> dict[str, Array]:
-    """The parameters of one peak, but for its height."""
-    shapes = with_known(peak.shaped(center, fwhm), known)
-    own = {name: xp.asarray(values) for name, values in shapes.items()}
-    return {n: values[shape] for n, values in own.items() if n not in peak.linear}
-
-
 def _profiles(crowd: Crowd, kinds, places: Places) -> Float[Array, "v n m"]:
     """All peaks of height 1, at several places each, (v, n)."""
 
     def parameters(kind, k, center, fwhm, shape):
         known = {name: crowd.known[name][k] for name in kind.known}
-        return _parameters(kind.peak, known, center, fwhm, shape)
+        return kind.parameters(known, center, fwhm, shape)
 
     def profile(kind, *place):
-        return kind.peak.columns(crowd.rest.x, **parameters(kind, *place))[0]
+        return kind.unit(crowd.rest.x, **parameters(kind, *place))
 
     rows: list = []
     order: list[int] = []
@@ -229,7 +247,7 @@ def _profiles(crowd: Crowd, kinds, places: Places) -> Float[Array, "v n m"]:
                 name: np.array([one[name] for one in each_of]).reshape(shape)
                 for name in each_of[0]
             }
-            rows.append(kind.peak.columns(crowd.rest.x, **together)[0])
+            rows.append(kind.unit(crowd.rest.x, **together))
         else:
             of_peaks = jax.vmap(functools.partial(profile, kind))
             rows.append(jax.vmap(of_peaks, (None, 0, 0, 0))(*there))
@@ -341,7 +359,7 @@ def _nothing(crowd: Crowd, n: int) -> State:
         zeros,
         xp.eye(3 * n, dtype=dtype),
         xp.zeros(3 * n, dtype),
-        xp.asarray(xp.inf, dtype),
+        xp.asarray(np.inf, dtype),
         xp.asarray(0.01, dtype),
     )
 
@@ -374,7 +392,7 @@ def _halved(crowd: Crowd, state: State, rank) -> Places:
     left = crowd.y - xp.matmul(state.heights, state.columns)
     under = xp.matmul(xp.abs(state.columns), left**2)
     wide = index == argsort(-under)[rank]
-    other = index == xp.argmin(xp.where(wide, xp.inf, _use(state)))
+    other = index == xp.argmin(xp.where(wide, np.inf, _use(state)))
     center, fwhm = (xp.sum(xp.where(wide, leaf, 0)) for leaf in places[:2])
     either = wide | other
     return places._replace(

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from jaxfit.models._either import argsort, array_like, is_numpy, put, repeated, xp
+
 if TYPE_CHECKING:
-    from jaxfit.models._either import argsort, array_like, is_numpy, put, repeated, xp
-from jaxfit.models._model import Model
+    from jaxfit.models._model import Model
 
 Values = Float[Array, " m"]
 
@@ -110,7 +111,7 @@ def project(columns: Float[Array, "*k l m"], y: Values) -> tuple[Array, Array]:
     coefficients = repeated(columns, number, substitute, zeros)
     along = xp.matmul(images[..., None, :], basis)[..., 0, :]
     left = xp.sum((y - along) ** 2, axis=-1)
-    return coefficients, xp.where(finite, left, xp.inf)
+    return coefficients, xp.where(finite, left, np.inf)
 
 
 def grid(**axes: ArrayLike) -> dict[str, Array]:
@@ -216,9 +217,7 @@ def best_of(
     else:
         coefficients, left = judged(jax.vmap(columns)(candidates))
     best = xp.argmin(left)
-    chosen = {
-        name: array_like(y, values)[best] for name, values in candidates.items()
-    }
+    chosen = {name: array_like(y, values)[best] for name, values in candidates.items()}
     return chosen, coefficients[best]
 
 

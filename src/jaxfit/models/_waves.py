@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxfit.models._either import each, erf, is_numpy, sums_at, xp
+from jaxfit.models._either import each, erf, rfft, sums_at, xp
 from jaxfit.models._model import POSITIVE, Model
 from jaxfit.models._start import Remainder, best_of, extent, grid, peak, with_known
 
@@ -126,7 +126,7 @@ def _spectrum(rest: Remainder) -> Float[Array, " k"]:
     place = xp.round((x - low) / span * (4 * each)).astype(int)
     rows = xp.concatenate([(factor * rest.orthogonal)[None], factor * rest.basis])
     rows = xp.concatenate([rows, (factor**2)[None]])
-    transform = xp.fft.rfft(sums_at(place, rows, length))
+    transform = rfft(sums_at(place, rows, length))
     k = np.arange(SPECTRUM // 2 * each + 1)
     image, others, double = transform[0, k], transform[1:-1, k], transform[-1, 2 * k]
     total = transform[-1, 0].real
