@@ -1,6 +1,7 @@
 """The command line: what it prints, writes and returns."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -53,19 +54,37 @@ def test_a_table_is_fitted_as_fit_would(file, tmp_path, capsys):
         )
 
 
-def test_the_module_runs_and_draws(file, tmp_path):
-    picture = tmp_path / "out.png"
-    ran = subprocess.run(
-        [sys.executable, "-m", "jaxfit", "fit", str(file), *ARGUMENTS]
-        + ["--sigma", "err", "--plot", str(picture)],
+def ran(file, home, *options):
+    """The command in a process of its own, with a cache folder of its own."""
+    found = subprocess.run(
+        [sys.executable, "-m", "jaxfit", "fit", str(file), *ARGUMENTS, *options],
+        env={**os.environ, "XDG_CACHE_HOME": str(home)},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr == ""
-    assert "fwhm" in ran.stdout
+    assert found.returncode == 0, found.stderr
+    assert "fwhm" in found.stdout
+    return found.stderr
+
+
+def test_the_module_runs_and_draws(file, tmp_path):
+    picture = tmp_path / "out.png"
+    assert ran(file, tmp_path, "--no-cache", "--plot", str(picture)) == ""
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "jaxfit").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another cache folder")
+def test_compiled_programs_are_kept_for_the_next_run(file, tmp_path):
+    told = ran(file, tmp_path)
+    assert str(tmp_path / "jaxfit") in told
+    assert "--no-cache" in told
+    kept = sorted(path.name for path in (tmp_path / "jaxfit").iterdir())
+    assert any("fits" in name for name in kept)
+    assert ran(file, tmp_path) == ""
+    again = sorted(path.name for path in (tmp_path / "jaxfit").iterdir())
+    assert again == kept
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", " "])

@@ -1,6 +1,5 @@
 """Guesses lead to the right minimum: waves on slopes, peaks beside each other."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import pytest
 import jaxfit
 from jaxfit import models
 from jaxfit._small import Room
-from jaxfit.fitting import _program, _starts
+from jaxfit.fitting import _program, _run, _starts
 from jaxfit.fitting._problem import Data, pose
 
 NUMBER = 20
@@ -110,24 +109,21 @@ def test_sixteen_peaks_have_their_places():
     np.testing.assert_allclose(found, center, atol=0.2)
 
 
-def test_guesses_by_chunks_are_those_of_single_data_sets(monkeypatch):
+def test_guesses_by_a_program_in_chunks_are_those_of_numpy(monkeypatch):
     model = models.Gaussian() + models.Constant()
-    x = jnp.linspace(0, 10, 40)
+    x = np.linspace(0, 10, 41)
     height = np.random.default_rng(0).uniform(1, 2, 9)
     y = height[:, None] * np.exp(-0.5 * (x - 4) ** 2)
     problem, _ = pose(model)
-    axes = _program.Axes(sigma=None, valid=None).case
-    cases = _program.Case(Data(x, jnp.asarray(y), None), None, {})
-
-    idle = np.arange(9) >= 7
-
-    def starts(cases):
-        return _program._start_vectors(problem, cases, axes, idle)
-
-    monkeypatch.setattr(_program, "GUESSES", 2 * [Room(8 * 3 * 40, 1, 64)])
-    chunks = jax.jit(starts)(cases)
-    assert chunks.shape == (9, 4)
-    np.testing.assert_allclose(chunks[:7, 0], height[:7], rtol=1e-3)
+    cases = _program.Case(Data(x, y, None), None, {})
+    axes = _program.Axes(sigma=None, valid=None)
+    by_numpy = _run.run_starts(problem, cases, axes)
+    np.testing.assert_allclose(by_numpy[:, 0], height, rtol=1e-3)
+    monkeypatch.setattr(_run, "GUESSES_IN_NUMPY", 0)
+    monkeypatch.setattr(_run, "GUESSES", 2 * [Room(8 * 3 * 44, 1, 64)])
+    monkeypatch.setattr(_run, "_length", lambda problem, points, is_hasty: points)
+    by_program = _run.run_starts(problem, cases, axes)
+    np.testing.assert_allclose(by_program, by_numpy, rtol=1e-9)
 
 
 def test_further_starts_are_guesses_from_parts_of_the_data():

@@ -5,4 +5,4 @@ import sys
 from jaxfit.fitting._command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(is_own_process=True))

@@ -231,8 +231,8 @@ def padded_points(tree: PyTree, shape: tuple[int, ...], length: int) -> PyTree:
     def pad(leaf):
         if not isinstance(leaf, np.ndarray) or leaf.ndim == 0:
             return leaf
-        pairs = zip(leaf.shape, shape, strict=False)
-        if leaf.ndim == len(shape) and all(own in (1, size) for own, size in pairs):
+        trailing = zip(leaf.shape[::-1], shape[::-1], strict=False)
+        if leaf.ndim <= len(shape) and all(own in (1, size) for own, size in trailing):
             leaf = np.broadcast_to(leaf, shape)
         leaf = _flat_points(leaf, shape)
         for axis in (-1, 0):

@@ -4,10 +4,12 @@ import argparse
 import csv
 import inspect
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxfit import losses
@@ -29,13 +31,18 @@ class Wrong(Exception):
     """What the user gave is wrong; one sentence."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, is_own_process: bool = False) -> int:
     """Run a command; returns the exit status.
 
     0 for a fit that succeeded, 1 for one that found no solution, 2 for a wrong file,
     column, model or option, which is told in one line on stderr.
+
+    Args:
+        is_own_process: JAX's settings are the command's, which lets it keep programs.
     """
     parsed = _parser().parse_args(arguments)
+    if is_own_process and parsed.command == "fit" and not parsed.no_cache:
+        _keep_programs()
     try:
         if parsed.command == "models":
             print(_models())
@@ -77,7 +84,44 @@ def _parser() -> argparse.ArgumentParser:
     add("--report", action="store_true", help="print the long report")
     add("--plot", metavar="FILE", help="save a picture")
     add("--json", metavar="FILE", help="save the result")
+    add(
+        "--no-cache",
+        action="store_true",
+        help=f"keep no compiled programs; else in {_cache_folder()}",
+    )
     return parser
+
+
+def _cache_folder() -> Path:
+    """Where this system keeps what can be made again."""
+    home = Path.home()
+    if sys.platform == "win32":
+        own = os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        own = home / "Library" / "Caches"
+    else:
+        own = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
+    return Path(own) / "jaxfit"
+
+
+def _keep_programs() -> None:
+    """Let JAX keep what it compiles from run to run, unless its user says where."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = _cache_folder()
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if is_new:
+        print(
+            f"jaxfit: compiled programs are kept in {folder}, so that the next run of "
+            "a model starts at once; --no-cache turns that off.",
+            file=sys.stderr,
+        )
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _fit(parsed: argparse.Namespace) -> int:

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfit import _host
 from jaxfit._options import Options
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import Axes, Case, Manner, for_solver, named
-from jaxfit.fitting._run import run_fits
+from jaxfit.fitting._program import Axes, Case, Manner, for_solver
+from jaxfit.fitting._run import of_varied, run_fits
 
 MAX_ROUNDS = 30
 FARTHEST = 1e3  # times where a linear model would be: no end is looked for beyond
@@ -107,7 +106,7 @@ def walk(
     done = np.ones(len(t), bool)
     done[going] = False
     reached = done & (~(zeta < targets * (1 - 1e-6)) | is_bound)
-    return Ends(np.where(reached, t, np.inf), _of_varied(problem, x))
+    return Ends(np.where(reached, t, np.inf), of_varied(problem, x))
 
 
 def trace(
@@ -117,12 +116,7 @@ def trace(
     start = rays.x + t[:, None] * rays.tangent
     found = _fitted(problem, case, manner, rays, t, start)
     zeta = np.where(found.success, found.zeta * np.sign(t), np.nan)
-    return zeta, _of_varied(problem, found.x)
-
-
-def _of_varied(problem, x):
-    with _host.double_precision(named(problem.model)):
-        return np.asarray(problem.of_varied(x.T)).T
+    return zeta, of_varied(problem, found.x)
 
 
 def _limits(problem, rays):

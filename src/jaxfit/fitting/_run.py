@@ -46,8 +46,8 @@ from jaxfit.models import Model
 HASTY = 2**19
 # Data sets of that program, and numbers of their y.
 FEW, FEW_NUMBERS = 64, 2**15
-# Guesses for a model that NumPy makes before a program is compiled, which takes as long;
-# peaks beside each other count more.
+# Guesses for a model that NumPy makes before a program is compiled, which takes as
+# long; peaks beside each other count more.
 GUESSES_IN_NUMPY = 400
 # Data for which starts are guessed at a time by a program, on a CPU and elsewhere.
 GUESSES = Room(2**17, 1, 2**12), Room(2**25, 1, 2**16)
@@ -61,7 +61,8 @@ _guessed: dict[Model, int] = {}  # the work that was done in NumPy
 def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, Any]:
     """One fit and its numbers, and the model at its points, `best`."""
     data = case.data
-    plain = case._replace(data=data._replace(x=None))
+    sigma = None if data.sigma is None else np.broadcast_to(data.sigma, data.y.shape)
+    plain = case._replace(data=data._replace(x=None, sigma=sigma))
     one = jax.tree.map(lambda leaf: np.asarray(leaf)[None], plain)
     one = one._replace(data=one.data._replace(x=data.x))
     found = run_batch(problem, one, Axes.of(one), manner, with_values=True)
@@ -83,8 +84,13 @@ def run_batch(
     """
     x0 = run_starts(problem, cases, axes)
     found = run_fits(problem, cases, axes, x0, manner, progress, with_values)
-    with _host.double_precision(named(problem.model)):
-        return {**found, "start": np.asarray(problem.of_varied(x0.T)).T}
+    return {**found, "start": of_varied(problem, x0)}
+
+
+def of_varied(problem: Problem, x: Float[np.ndarray, "N n"]) -> np.ndarray:
+    """The parameters that vary, from the solver's vectors."""
+    with _host.double_precision(named(problem.model)), np.errstate(all="ignore"):
+        return np.asarray(problem.of_varied(x.T)).T
 
 
 # Starts
@@ -264,13 +270,18 @@ def _fits(is_lean: bool, problem: Problem, arguments: Any) -> Any:
         None if not jax.tree.leaves(own) else 0 for own in each
     )
     is_robust = manner.covariance.value == "sandwich"
+    names = _shapes(problem, 0, with_values)
 
     def kept(solution):
         end = ending(solution, manner.absolute)
         if with_values:
             shape = task.y.shape[1:] if y_axis == 0 else task.y.shape
             end["best"] = problem.values(solution.x, x, shape)
-        return end if is_robust else _host.pack(finished(problem, end))
+        return end if is_robust else packed(end)
+
+    def packed(end):
+        numbers = finished(problem, end)
+        return _host.pack({name: numbers[name] for name in names})
 
     weights = task.weights
     if weights is not None and each.weights is None:
@@ -297,7 +308,7 @@ def _fits(is_lean: bool, problem: Problem, arguments: Any) -> Any:
     def robust(y, sigma, weights, end):
         case = Case(Data(x, y, sigma), weights, {})
         covariance = sandwich(problem, case, end["x"], manner.loss, end["covariance"])
-        return _host.pack(finished(problem, {**end, "covariance": covariance}))
+        return packed({**end, "covariance": covariance})
 
     ends, *incomplete = found if is_lean else (found,)
     weights_axis = None if weights is None else 0
@@ -376,7 +387,7 @@ def _length(problem: Problem, points: int, is_hasty: bool) -> int:
         return points
     if is_hasty:
         return bucket(points)
-    step = max(1, 1 << points.bit_length() - 4)
+    step = 1 << max(points.bit_length() - 4, 0)
     return -(-points // step) * step
 
 
@@ -402,8 +413,9 @@ class _Padding(NamedTuple):
         if not self.is_needed:
             return leaf
         leaf = np.asarray(leaf)
-        depth = leaf.ndim - len(self.shape)
-        flat = leaf.reshape(*leaf.shape[:depth], -1)
+        lead = leaf.shape[: max(leaf.ndim - len(self.shape), 0)]
+        points = math.prod(self.shape)
+        flat = np.broadcast_to(leaf, (*lead, *self.shape)).reshape(*lead, points)
         extra = self.length - flat.shape[-1]
         if extra == 0:
             return flat
