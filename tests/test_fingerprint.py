@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import jaxfit
 from jaxfit import _compile
 from jaxfit._compile import compiled
-from jaxfit._fingerprint import lasting_digest
+from jaxfit._fingerprint import Reading, lasting_digest
 
 X = np.linspace(0.0, 1.0, 5)
 
@@ -709,6 +709,20 @@ def test_digests_of_other_models_differ():
 
 
 # Fits
+
+
+def test_modules_that_are_held_are_known():
+    def calculates(x, np=np):
+        return np.exp(x)
+
+    def reads(x, np=np):
+        return np.load(x)
+
+    for function, is_known in ((calculates, True), (reads, False)):
+        reading = Reading()
+        first = reading(function).key
+        assert reading.is_known is is_known
+        assert Reading()(function).key == first
 
 
 def test_a_loop_over_new_data_compiles_once():

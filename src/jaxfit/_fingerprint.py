@@ -121,6 +121,8 @@ class Reading:
         self._places: list[tuple[Place, Hashable]] = []
         self._is_reducing = False  # what is read is what an object keeps of itself
         self._states: set[str] = set()  # modules that were looked into
+        self._has_module = False  # a value is one, whatever is asked of it
+        self._names: set[str] = set()  # in functions
         self._fixed = lasting  # numbers count by value
         self._arrays: dict[int, int] = {}  # places in `values`
         self._seen: dict[Hashable, _Seen] = {}
@@ -244,7 +246,10 @@ class Reading:
         if isinstance(value, ModuleNames):
             return self._split_module(value)
         if isinstance(value, types.ModuleType):
-            if package_of(value.__name__) in ("jax", "jaxlib"):  # as what is in it
+            if package_of(value.__name__) in ("jax", "jaxlib", "numpy"):
+                # as what is in it
+                self._has_module = True
+                self._look_for_readers()
                 return Split(self._identity(value))
             return self._split_module(ModuleNames(value, tuple(vars(value))))
         package = package_of(kind.__module__)
@@ -273,6 +278,11 @@ class Reading:
             return split._replace(copy=split.copy if _can_be_copied(kind) else None)
         return None
 
+    def _look_for_readers(self) -> None:
+        """Whether a module that is held may be asked for what is outside."""
+        if self._has_module and any(map(self._names.intersection, READERS.values())):
+            self._unknown()
+
     def _with_class(self, value: Any, split: Split) -> Split:
         """An object with what its class is."""
         kind = type(value)
@@ -300,6 +310,8 @@ class Reading:
             return split_function(function, (), (key, self._state_of(module)))
         self.is_plain &= not _can_tell(code)
         names = names_in(code)
+        self._names.update(names)
+        self._look_for_readers()
         self.is_movable &= not IDENTITY.intersection(names)
         if any(n in names and n not in space for n in OUTSIDE if hasattr(builtins, n)):
             self._unknown()

@@ -119,7 +119,7 @@ def _is_for_numpy(problem: Problem, number: int) -> bool:
     if not (model.starts_from_data and model.starts_in_numpy):
         return not model.starts_from_data
     peaks = sum(part.is_peak for part in model.parts)
-    work = _guessed.get(model, 0) + number * max(peaks, 1) ** 2
+    work = _guessed.get(model, 0) + number * max(3 * peaks - 2, 1)
     if work > GUESSES_IN_NUMPY:
         return False
     if len(_guessed) >= MODELS:
