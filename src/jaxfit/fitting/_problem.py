@@ -42,7 +42,7 @@ class Problem:
         prior: (mean, standard deviation) by name: further residuals.
         origin: where the solver's x counts from, whose vector then holds the parameters
             for that; None: 0. All that stands here is for x as it is.
-        rowwise: the user says that the model treats each point by itself.
+        rowwise: "yes" where the user says that the model treats each point by itself.
     """
 
     model: Model
@@ -53,12 +53,12 @@ class Problem:
     upper: Any
     prior: dict[str, tuple[Any, Any]]
     origin: Any = None
-    rowwise: bool = False
+    rowwise: str = ""  # a text, which a pytree's structure tells from all others
 
     @property
     def is_pointwise(self) -> bool:
         """Whether each point is treated by itself."""
-        return self.rowwise or self.model.is_pointwise
+        return bool(self.rowwise) or self.model.is_pointwise
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -234,7 +234,7 @@ def pose(
     """The problem, and the starts that are given, by name; arguments as in `fit`."""
     starts = {} if p0 is None else _starts(model.names, p0)
     if bounds is fixed is tie is prior is None:
-        return dataclasses.replace(_plain(model), rowwise=rowwise), starts
+        return dataclasses.replace(_plain(model), rowwise="yes" * rowwise), starts
     names = model.names
     held = _held(names, fixed, starts)
     ties = {
@@ -287,7 +287,7 @@ def _problem(model, held, ties, limits, beliefs, rowwise=False) -> Problem:
         lower=None if is_free else lower,
         upper=None if is_free else upper,
         prior=beliefs,
-        rowwise=rowwise,
+        rowwise="yes" * rowwise,
     )
 
 

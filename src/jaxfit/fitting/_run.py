@@ -229,12 +229,13 @@ def run_fits(
             size = max(1, min(number, BLOCK_NUMBERS // max(length, 1)))
             mesh = devices_for(size)
         options = _numbers_of(filled(manner.options or Options(), n))
-        static = Static((with_values or is_hasty, mesh))
-        common = pad.points(x), shared, manner._replace(options=options), static
+        is_whole = with_values or is_hasty
+        place = None if mesh is None else Static(mesh)
+        common = pad.points(x), shared, manner._replace(options=options), place
 
         def fitted(is_lean, each):
             return in_parts(
-                bound(_fits, is_lean),
+                bound(_fits, is_lean, is_whole),
                 problem,
                 lambda part, idle: (*common, pad.each(part), idle),
                 each,
@@ -245,7 +246,7 @@ def run_fits(
             )
 
         if number == 0:
-            vectors = np.zeros((0, _width(problem, length, static.value[0])))
+            vectors = np.zeros((0, _width(problem, length, is_whole)))
         elif is_on_cpu:
             vectors, incomplete = fitted(True, each)
             if incomplete.any():
@@ -261,10 +262,10 @@ def run_fits(
     return found
 
 
-def _fits(is_lean: bool, problem: Problem, arguments: Any) -> Any:
+def _fits(is_lean: bool, with_values: bool, problem: Problem, arguments: Any) -> Any:
     """The numbers of fits, (N, k); lean ones with flags of which are incomplete."""
-    x, shared, manner, static, each, idle = arguments
-    (with_values, mesh), number = static.value, len(idle)
+    x, shared, manner, place, each, idle = arguments
+    number = len(idle)
     task: Task = eqx.combine(each, shared)
     y_axis, sigma_axis, _, bounds_axis, _ = (
         None if not jax.tree.leaves(own) else 0 for own in each
@@ -298,7 +299,7 @@ def _fits(is_lean: bool, problem: Problem, arguments: Any) -> Any:
         else jax.vmap(functools.partial(weights_of, problem))(weights),
         loss=manner.loss,
         options=manner.options,
-        mesh=mesh,
+        mesh=None if place is None else place.value,
         keep=kept,
         is_lean=is_lean,
     )
