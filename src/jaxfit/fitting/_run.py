@@ -42,8 +42,9 @@ from jaxfit.fitting._program import (
 )
 from jaxfit.models import Model
 
-# Numbers of y, all data sets together, up to which a program is compiled in haste.
-HASTY = 2**19
+# Numbers of y, all data sets together, up to which a program is compiled in haste; and
+# up to which it then serves batches, before one that runs faster pays.
+HASTY, HASTY_IN_ALL = 2**19, 2**20
 # Data sets of that program, and numbers of their y.
 FEW, FEW_NUMBERS = 64, 2**15
 # Guesses for a model that NumPy makes before a program is compiled, which takes as
@@ -53,9 +54,30 @@ GUESSES_IN_NUMPY = 400
 GUESSES = Room(2**17, 1, 2**12), Room(2**25, 1, 2**16)
 BLOCK_NUMBERS = 2**24  # of data on an accelerator at a time
 FITS_A_DEVICE = 200  # below, more devices do not pay
-MODELS = 256  # whose guesses are counted
+MODELS = 256  # of which is known how much was done
 
-_guessed: dict[Model, int] = {}  # the work that was done in NumPy
+
+class Tally:
+    """How much was done for each model without a program that costs time first."""
+
+    def __init__(self):
+        self._done: dict[Any, int] = {}
+
+    def holds(self, model: Model, amount: int, most: int) -> bool:
+        """Whether so much more is not too much in all, and then notes it."""
+        try:
+            done = self._done.get(model, 0) + amount
+        except TypeError:  # a model that holds arrays has no hash
+            model = type(model)
+            done = self._done.get(model, 0) + amount
+        if done <= most:
+            while len(self._done) >= MODELS:
+                del self._done[next(iter(self._done))]
+            self._done[model] = done
+        return done <= most
+
+
+guessed, fitted_in_haste = Tally(), Tally()
 
 
 def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, Any]:
@@ -119,13 +141,7 @@ def _is_for_numpy(problem: Problem, number: int) -> bool:
     if not (model.starts_from_data and model.starts_in_numpy):
         return not model.starts_from_data
     peaks = sum(part.is_peak for part in model.parts)
-    work = _guessed.get(model, 0) + number * max(3 * peaks - 2, 1)
-    if work > GUESSES_IN_NUMPY:
-        return False
-    if len(_guessed) >= MODELS:
-        _guessed.clear()
-    _guessed[model] = work
-    return True
+    return guessed.holds(model, number * max(3 * peaks - 2, 1), GUESSES_IN_NUMPY)
 
 
 def _starts_by_program(problem: Problem, cases: Case, axes: Axes) -> np.ndarray:
@@ -206,7 +222,7 @@ def run_fits(
     points, n = math.prod(shape), len(problem.varied)
     with _host.double_precision(named(problem.model)):
         is_on_cpu = is_eager_on_cpu((cases, x0))
-        is_hasty = is_on_cpu and number * max(points, 1) <= HASTY
+        is_hasty = is_on_cpu and _is_hasty(problem, number, max(points, 1))
         length = _length(problem, points, is_hasty)
         weights = cases.valid
         if weights is not None or length != points or is_hasty:
@@ -316,6 +332,14 @@ def _fits(is_lean: bool, with_values: bool, problem: Problem, arguments: Any) ->
     in_axes = y_axis, sigma_axis, weights_axis, 0
     vectors = jax.vmap(robust, in_axes)(task.y, task.sigma, weights, ends)
     return (vectors, *incomplete) if is_lean else vectors
+
+
+def _is_hasty(problem: Problem, number: int, points: int) -> bool:
+    """Whether fewer fits are to come than pay a program that runs faster."""
+    work = number * points
+    if number <= FEW or work > HASTY:
+        return work <= HASTY
+    return fitted_in_haste.holds(problem.model, work, HASTY_IN_ALL)
 
 
 def _numbers_of(options: Options) -> Options:
