@@ -30,7 +30,10 @@ CACHE_SIZE = 128
 # One LLVM module compiles a fit in three quarters of the time that several in parallel
 # take, and XLA's older emitters halve it; the program runs as fast. Releases of jax
 # that have no such choice any more refuse it.
-ONE_MODULE = {"xla_cpu_parallel_codegen_split_count": 1}
+ONE_MODULE = {
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_backend_optimization_level": 3,
+}
 COMPILER_OPTIONS = {**ONE_MODULE, "xla_cpu_use_fusion_emitters": False}, ONE_MODULE
 IN_HASTE = {"xla_backend_optimization_level": 0}
 
