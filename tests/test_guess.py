@@ -7,7 +7,7 @@ import pytest
 import jaxfit
 from jaxfit import models
 from jaxfit._small import Room
-from jaxfit.fitting import _program, _run, _starts
+from jaxfit.fitting import _guesses, _program, _starts
 from jaxfit.fitting._problem import Data, pose
 
 NUMBER = 20
@@ -117,12 +117,14 @@ def test_guesses_by_a_program_in_chunks_are_those_of_numpy(monkeypatch):
     problem, _ = pose(model)
     cases = _program.Case(Data(x, y, None), None, {})
     axes = _program.Axes(sigma=None, valid=None)
-    by_numpy = _run.run_starts(problem, cases, axes)
+    by_numpy = _guesses.run_starts(problem, cases, axes)
     np.testing.assert_allclose(by_numpy[:, 0], height, rtol=1e-3)
-    monkeypatch.setattr(_run, "GUESSES_IN_NUMPY", 0)
-    monkeypatch.setattr(_run, "GUESSES", 2 * [Room(8 * 3 * 44, 1, 64)])
-    monkeypatch.setattr(_run, "_length", lambda problem, points, is_hasty: points)
-    by_program = _run.run_starts(problem, cases, axes)
+    monkeypatch.setattr(_guesses, "GUESSES_IN_NUMPY", 0)
+    monkeypatch.setattr(_guesses, "GUESSES", 2 * [Room(8 * 3 * 44, 1, 64)])
+    monkeypatch.setattr(
+        _guesses, "padded_length", lambda problem, points, is_hasty: points
+    )
+    by_program = _guesses.run_starts(problem, cases, axes)
     np.testing.assert_allclose(by_program, by_numpy, rtol=1e-6, atol=1e-6)
 
 

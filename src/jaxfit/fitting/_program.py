@@ -20,6 +20,8 @@ from jaxfit.losses import Linear, Loss
 from jaxfit.models._either import xp
 from jaxfit.models._start import start_from
 
+BLOCK_NUMBERS = 2**24  # of data on an accelerator at a time
+
 
 class Manner(NamedTuple):
     """How a fit is done, and what its errors mean; a pytree."""

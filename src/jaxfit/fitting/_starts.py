@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxfit.fitting._guesses import run_starts
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._program import Axes, Case, Manner, for_solver
-from jaxfit.fitting._run import run_batch, run_starts
+from jaxfit.fitting._run import run_batch
 
 SAME_COST = 1e-6  # relative: ends of one minimum
 KEPT = 0.6  # of the points, for a guess from a part of them

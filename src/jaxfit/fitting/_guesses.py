@@ -1,0 +1,121 @@
+"""Where fits by name start: guesses by NumPy for few data sets, else by a program."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxfit import _host
+from jaxfit._compile import is_eager_on_cpu
+from jaxfit._parts import in_parts, size_on_cpu
+from jaxfit._small import Room, room
+from jaxfit.fitting._padding import Padding, padded_length, parted
+from jaxfit.fitting._problem import Data, Problem
+from jaxfit.fitting._program import BLOCK_NUMBERS, Axes, Case, named, start_vector
+from jaxfit.models import Model
+
+# Guesses for a model that NumPy makes before a program is compiled, which takes as
+# long; peaks beside each other count more.
+GUESSES_IN_NUMPY = 400
+# Data for which starts are guessed at a time by a program, on a CPU and elsewhere.
+GUESSES = Room(2**17, 1, 2**12), Room(2**25, 1, 2**16)
+MODELS = 256  # of which is known how much was done
+
+
+class Tally:
+    """How much was done for each model without a program that costs time first."""
+
+    def __init__(self):
+        self._done: dict[Any, int] = {}
+
+    def holds(self, model: Model, amount: int, most: int) -> bool:
+        """Whether so much more is not too much in all, and then notes it."""
+        try:
+            done = self._done.get(model, 0) + amount
+        except TypeError:  # a model that holds arrays has no hash
+            model = type(model)
+            done = self._done.get(model, 0) + amount
+        if done <= most:
+            while len(self._done) >= MODELS:
+                del self._done[next(iter(self._done))]
+            self._done[model] = done
+        return done <= most
+
+
+guessed = Tally()
+
+
+def run_starts(problem: Problem, cases: Case, axes: Axes) -> Float[np.ndarray, "N n"]:
+    """Where the fits start: what is given, and guesses for the rest."""
+    number = axes.number(cases)
+    if all(name in cases.starts for name in problem.varied):
+        given = [cases.starts[name] for name in problem.varied]
+        return np.stack(np.broadcast_arrays(*given, np.zeros(number))[:-1], axis=1)
+    with _host.double_precision(named(problem.model)):
+        if _is_for_numpy(problem, number):
+            with np.errstate(all="ignore"):
+                found = [
+                    np.asarray(start_vector(problem, axes.nth(cases, k)))
+                    for k in range(number)
+                ]
+            return np.stack(found) if found else np.zeros((0, len(problem.varied)))
+        return _starts_by_program(problem, cases, axes)
+
+
+def _is_for_numpy(problem: Problem, number: int) -> bool:
+    """Whether to guess without a program, as long as so many guesses do not pay one."""
+    model = problem.model
+    if not (model.starts_from_data and model.starts_in_numpy):
+        return not model.starts_from_data
+    peaks = sum(part.is_peak for part in model.parts)
+    return guessed.holds(model, number * max(3 * peaks - 2, 1), GUESSES_IN_NUMPY)
+
+
+def _starts_by_program(problem: Problem, cases: Case, axes: Axes) -> np.ndarray:
+    number, x, y = axes.number(cases), cases.data.x, cases.data.y
+    shape = np.shape(y) if axes.shared else np.shape(y)[1:]
+    is_on_cpu = is_eager_on_cpu(cases)
+    length = padded_length(problem, math.prod(shape), is_hasty=False)
+    pad = Padding(problem, shape, length)
+    valid = cases.valid
+    if valid is None and length != math.prod(shape):
+        valid = np.ones(shape, bool)
+    is_each = Case(Data(None, not axes.shared, None), axes.valid == 0, True)
+    cases = Case(Data(pad.points(x), y, None), valid, cases.starts)
+    each, shared = parted(cases, is_each, pad)
+    size = size_on_cpu(length) if is_on_cpu else min(number, BLOCK_NUMBERS // length)
+
+    def arguments(part, idle):
+        return pad.each(part), shared, idle
+
+    return in_parts(
+        _starts, problem, arguments, each, max(size, 1), is_on_cpu=is_on_cpu
+    )
+
+
+def _starts(problem, arguments):
+    """`start_vector` of all cases but idle ones; in chunks, for guesses need memory."""
+    each, shared, idle = arguments
+    number = len(idle)
+
+    def of_one(k):
+        own = jax.tree.map(lambda leaf: leaf[k], each)
+        return start_vector(problem, eqx.combine(own, shared))
+
+    points = max(map(np.size, jax.tree.leaves((each, shared)))) // number
+    size = max(1, min(number, room(*GUESSES).holds(8 * max(points, 1))))
+    chunks = -(-number // size)
+    rows = np.minimum(np.arange(chunks * size), number - 1).reshape(chunks, size)
+    rows = jnp.asarray(rows)
+
+    def step(k, found):
+        return found.at[k].set(jax.vmap(of_one)(rows[k]))
+
+    wanted = -(-jnp.sum(~idle) // size)
+    found = jnp.zeros((chunks, size, len(problem.varied)))
+    found = jax.lax.fori_loop(0, wanted, step, found)
+    return found.reshape(-1, len(problem.varied))[:number]
