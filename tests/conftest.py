@@ -1,13 +1,21 @@
 """Under test: float64, strict dtype promotion, eight devices; warnings are errors.
 
-What a test jits by itself is compiled without optimisations, which takes half the time;
-what the library compiles is compiled as for its users.
+What a test jits by itself is compiled without optimisations, which takes half the time,
+and in most files so is what the library compiles: the same program.
 """
 
 import gc
 
 import jax
+import pytest
 from hypothesis import settings
+
+from jaxfit import _compile
+
+AS_FOR_USERS = {  # files whose programs are compiled as they are for users
+    *("test_nist", "test_certificate", "test_one_function", "test_first"),
+    *("test_curve_fit", "test_least_squares", "test_fit_batch"),
+}
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -19,3 +27,11 @@ gc.set_threshold(100_000, 50, 50)  # a trace makes many objects, and few circles
 
 settings.register_profile("jaxfit", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("jaxfit")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_haste(request):
+    name = request.module.__name__.rpartition(".")[2]
+    _compile.always_in_haste = name not in AS_FOR_USERS
+    yield
+    _compile.always_in_haste = False

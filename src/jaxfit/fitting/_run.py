@@ -179,7 +179,7 @@ class _Way(NamedTuple):
         numbers, mesh = max(length, 1), None
         if is_hasty:
             most = max(1, min(FEW, FEW_NUMBERS // numbers))
-            size = 1 << most.bitpadded_length() - 1
+            size = 1 << most.bit_length() - 1
         elif is_on_cpu:
             size = size_on_cpu(numbers)
         else:
