@@ -9,6 +9,7 @@ from jaxfit import models
 from jaxfit._small import Room
 from jaxfit.fitting import _guesses, _program, _starts
 from jaxfit.fitting._problem import Data, pose
+from jaxfit.models import _start
 
 NUMBER = 20
 
@@ -119,7 +120,7 @@ def test_guesses_by_a_program_in_chunks_are_those_of_numpy(monkeypatch):
     axes = _program.Axes(sigma=None, valid=None)
     by_numpy = _guesses.run_starts(problem, cases, axes)
     np.testing.assert_allclose(by_numpy[:, 0], height, rtol=1e-3)
-    monkeypatch.setattr(_guesses, "GUESSES_IN_NUMPY", 0)
+    monkeypatch.setattr(_start, "GUESSES_IN_NUMPY", 0)
     monkeypatch.setattr(_guesses, "GUESSES", 2 * [Room(8 * 3 * 44, 1, 64)])
     monkeypatch.setattr(
         _guesses, "padded_length", lambda problem, points, is_hasty: points

@@ -17,14 +17,22 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, PyTree
 
 from jaxfit._arrays import ordinary
-from jaxfit._compile import Static, compiled, is_eager_on_cpu
+from jaxfit._compile import Static, bound, compiled, is_eager_on_cpu
 from jaxfit._fits import Fits, split
 from jaxfit._hoist import hoisted
 from jaxfit._implicit import Outcome, derived_from, differentiable_batch
+from jaxfit._lean import note, reporting
 from jaxfit._observed import lengthened, unwrap_shared
 from jaxfit._one_function import can_be_one_function
 from jaxfit._options import Options
-from jaxfit._parts import NotNumbers, in_parts, numbers_of_one, size_on_cpu, to_device
+from jaxfit._parts import (
+    NotNumbers,
+    in_parts,
+    lean_first_in_parts,
+    numbers_of_one,
+    size_on_cpu,
+    to_device,
+)
 from jaxfit._solution import Solution
 from jaxfit._solve import (
     DEFAULTS,
@@ -167,7 +175,7 @@ def run_batch(callables, fits: Fits, loss, options, placement: Placement) -> Any
     """All fits, by a program that is compiled once for what is alike."""
     with explained(callables[0]):
         setting = fits, loss, options, Static(placement)
-        return compiled(_solve_batch, callables, setting)
+        return compiled(bound(_solve_batch, False), callables, setting)
 
 
 def run_in_parts(
@@ -187,15 +195,11 @@ def run_in_parts(
         return part, loss, options, Static(placement)
 
     with explained(callables[0]):
-        return in_parts(
-            _solve_batch,
-            callables,
-            arguments,
-            fits.each,
-            size,
-            is_on_cpu=is_on_cpu,
-            progress=progress,
-        )
+        own = callables, arguments, fits.each, size
+        if is_on_cpu and placement.lanes is None:
+            return lean_first_in_parts(_solve_batch, *own, progress=progress)
+        whole = bound(_solve_batch, False)
+        return in_parts(whole, *own, is_on_cpu=is_on_cpu, progress=progress)
 
 
 class Keep(NamedTuple):
@@ -205,8 +209,13 @@ class Keep(NamedTuple):
     constants: list
 
     def __call__(self, setup: Setup, found: Outcome) -> Any:
-        kept = solution(setup, found)
-        return kept if self.function is None else self.function(kept, *self.constants)
+        whole = solution(setup, found)
+        if self.function is None:
+            return whole
+        kept, flags = self.function(whole, *self.constants)
+        for flag in flags:  # of a lean fit
+            note(flag)
+        return kept
 
 
 class Batch(NamedTuple):
@@ -221,10 +230,10 @@ class Batch(NamedTuple):
         return self.first.of_others(*Fits(own, self.shared).one(own))
 
 
-def _solve_batch(callables, arguments):
-    """`solve_batch` without its compilation."""
+def _solve_batch(is_lean: bool, callables, arguments) -> Any:
+    """`solve_batch` without its compilation; lean with flags of what is incomplete."""
     fits, loss, options, placement = arguments
-    batch = batch_of(*callables, fits, loss, options)
+    batch = batch_of(*callables, fits, loss, options, is_lean)
     return _placed(batch, fits, placement.value)
 
 
@@ -245,7 +254,14 @@ def batch_of(fn, jac, keep, fits: Fits, loss, options, is_lean: bool = False) ->
     if keep is None:
         return batch
     example = jax.eval_shape(lambda: solution(setup, started(setup)))
-    function, constants, jaxpr = hoisted(keep, example)
+
+    def noting(solution):
+        if not is_lean:
+            return keep(solution), []
+        with reporting() as flags:
+            return keep(solution), flags
+
+    function, constants, jaxpr = hoisted(noting, example)
     batch = batch._replace(keep=Keep(function, constants))
     if can_be_one_function(jaxpr, 1):
         return batch

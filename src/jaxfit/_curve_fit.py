@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxfit import _arguments, _host, _watch
 from jaxfit._compile import bound
 from jaxfit._implicit import Outcome
+from jaxfit._lean import uncertainty_of
 from jaxfit._observations import Data, padded, prepare
 from jaxfit._options import Options
 from jaxfit._solution import CERTIFIED_COSINE, Status
@@ -384,7 +385,7 @@ def _report(full_output: bool, setup: Setup, outcome: Outcome, request: _Request
     found = solution(setup, outcome)
     values = {
         "x": found.x,
-        "covariance": found.covariance(request.absolute_sigma),
+        "covariance": uncertainty_of(found, request.absolute_sigma).covariance,
         "cost": found.cost,
         "start_cost": outcome.start_cost,
         "optimality": found.optimality,

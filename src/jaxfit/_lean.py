@@ -5,9 +5,14 @@ may have stalled on a kink: half of the program, and of the time that it takes t
 compile, for few fits in a hundred. So an eager call on a CPU has a lean program without
 them first. It says of a fit that needs them that it is incomplete, and the whole
 program does that fit anew. What both compute is the same.
+
+Nothing of it is seen by a function of the user: what is left out is left out inside of
+`uncertainty_of` alone, and by a lean `Problem` of the loop itself.
 """
 
 import contextlib
+import functools
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,35 +21,56 @@ from jaxtyping import PyTree
 
 from jaxfit._small import Flag, branch
 
-_here = threading.local()
+
+class _Here(threading.local):
+    """What the program that is traced in this thread leaves out."""
+
+    incomplete: list | None = None  # flags of the report that is traced
+    missed: list | None = None  # flags of what `seldom` leaves out
+
+
+_here = _Here()
 
 
 @contextlib.contextmanager
-def noted(is_lean: bool) -> Iterator[list[Flag]]:
-    """What `seldom` leaves out meanwhile, if the program is lean: when it is needed."""
-    before, needed = _missed(), []
-    _here.missed = needed if is_lean else None
+def reporting() -> Iterator[list[Flag]]:
+    """While a lean report is traced: the flags of `note`."""
+    before, _here.incomplete = _here.incomplete, []
     try:
-        yield needed
+        yield _here.incomplete
     finally:
-        _here.missed = before
+        _here.incomplete = before
+
+
+def note(flag: Flag) -> None:
+    """Say of the report that is traced whether it is incomplete."""
+    assert _here.incomplete is not None
+    _here.incomplete.append(flag)
+
+
+def uncertainty_of(solution: Any, absolute: Any) -> Any:
+    """`solution.uncertainty(absolute)`, for a report."""
+    if _here.incomplete is None:
+        return solution.uncertainty(absolute)
+    _here.missed = []
+    try:
+        found = solution.uncertainty(absolute)
+        note(functools.reduce(operator.or_, _here.missed))
+    finally:
+        _here.missed = None
+    return found
 
 
 def is_lean() -> bool:
-    """Whether a lean program is traced."""
-    return _missed() is not None
-
-
-def _missed() -> Any:
-    return getattr(_here, "missed", None)
+    """Whether what is seldom needed is left out now."""
+    return _here.missed is not None
 
 
 def seldom(
     needed: Flag, then: Callable, otherwise: Callable, *operands: PyTree
 ) -> PyTree:
     """`branch`, whose first function a lean program leaves out."""
-    missed = _missed()
-    if missed is None:
+    if _here.missed is None:
         return branch(needed, then, otherwise, *operands)
-    missed.append(needed)
+    _here.missed.append(needed)
     return otherwise(*operands)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._arrays import is_extended, native
-from jaxfit._compile import prepared
+from jaxfit._compile import bound, prepared
 from jaxfit._observed import lengthened
 
 MOST = 4096  # of one part, on a CPU
@@ -102,6 +102,36 @@ def in_parts(
         done = _in_threads(work, parts)
     for _ in shown(done, number, progress):
         pass
+    return results
+
+
+def lean_first_in_parts(
+    function: Callable,
+    callables: Any,
+    arguments: Callable[[PyTree, np.ndarray], Any],
+    each: PyTree,
+    size: int,
+    **setting: Any,
+) -> PyTree:
+    """`in_parts` on a CPU, of a function that can leave out what is seldom needed.
+
+    Args:
+        function: (is_lean, callables, arguments) -> results; if it is lean, with flags
+            of which are incomplete. These are done anew by the whole.
+    """
+
+    def done(is_lean, each):
+        own = bound(function, is_lean), callables, arguments, each, size
+        return in_parts(*own, is_on_cpu=True, **setting)
+
+    results, incomplete = done(True, each)
+    if incomplete.any():
+        again = done(False, jax.tree.map(lambda leaf: leaf[incomplete], each))
+
+        def put(whole, part):
+            whole[incomplete] = part
+
+        jax.tree.map(put, results, again)
     return results
 
 

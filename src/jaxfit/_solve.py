@@ -29,7 +29,7 @@ from jaxfit._compile import bound, compiled, lean_first
 from jaxfit._devices import on_each_device
 from jaxfit._implicit import Outcome, Posed, differentiable
 from jaxfit._lanes import worked_through
-from jaxfit._lean import noted
+from jaxfit._lean import reporting
 from jaxfit._linearize import is_linear
 from jaxfit._loop import alone_or_many
 from jaxfit._observed import split_rows, whole_rows
@@ -287,13 +287,13 @@ def run(
 
     def whole(arrays):
         setup, report = posed(arrays)
-        found, is_lean = Outcome.of(_loop(setup)), setup.problem.is_lean
-        with noted(is_lean) as needed:
+        found = Outcome.of(_loop(setup))
+        if not setup.problem.is_lean:
+            return report(setup, found)
+        with reporting() as flags:
             result = report(setup, found)
-        if not is_lean:
-            return result
         incomplete = is_incomplete(setup.problem, found.status)
-        return result, functools.reduce(operator.or_, needed, incomplete)
+        return result, functools.reduce(operator.or_, flags, incomplete)
 
     if setup.rows.residuals.sees_a_batch:
         return whole(arrays)

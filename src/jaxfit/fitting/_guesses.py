@@ -1,7 +1,6 @@
 """Where fits by name start: guesses by NumPy for few data sets, else by a program."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,37 +15,10 @@ from jaxfit._small import Room, room
 from jaxfit.fitting._padding import Padding, padded_length, parted
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.fitting._program import BLOCK_NUMBERS, Axes, Case, named, start_vector
-from jaxfit.models import Model
+from jaxfit.models._start import is_for_numpy
 
-# Guesses for a model that NumPy makes before a program is compiled, which takes as
-# long; peaks beside each other count more.
-GUESSES_IN_NUMPY = 400
 # Data for which starts are guessed at a time by a program, on a CPU and elsewhere.
 GUESSES = Room(2**17, 1, 2**12), Room(2**25, 1, 2**16)
-MODELS = 256  # of which is known how much was done
-
-
-class Tally:
-    """How much was done for each model without a program that costs time first."""
-
-    def __init__(self):
-        self._done: dict[Any, int] = {}
-
-    def holds(self, model: Model, amount: int, most: int) -> bool:
-        """Whether so much more is not too much in all, and then notes it."""
-        try:
-            done = self._done.get(model, 0) + amount
-        except TypeError:  # a model that holds arrays has no hash
-            model = type(model)
-            done = self._done.get(model, 0) + amount
-        if done <= most:
-            while len(self._done) >= MODELS:
-                del self._done[next(iter(self._done))]
-            self._done[model] = done
-        return done <= most
-
-
-guessed = Tally()
 
 
 def run_starts(problem: Problem, cases: Case, axes: Axes) -> Float[np.ndarray, "N n"]:
@@ -56,7 +28,7 @@ def run_starts(problem: Problem, cases: Case, axes: Axes) -> Float[np.ndarray, "
         given = [cases.starts[name] for name in problem.varied]
         return np.stack(np.broadcast_arrays(*given, np.zeros(number))[:-1], axis=1)
     with _host.double_precision(named(problem.model)):
-        if _is_for_numpy(problem, number):
+        if is_for_numpy(problem.model, number):
             with np.errstate(all="ignore"):
                 found = [
                     np.asarray(start_vector(problem, axes.nth(cases, k)))
@@ -64,15 +36,6 @@ def run_starts(problem: Problem, cases: Case, axes: Axes) -> Float[np.ndarray, "
                 ]
             return np.stack(found) if found else np.zeros((0, len(problem.varied)))
         return _starts_by_program(problem, cases, axes)
-
-
-def _is_for_numpy(problem: Problem, number: int) -> bool:
-    """Whether to guess without a program, as long as so many guesses do not pay one."""
-    model = problem.model
-    if not (model.starts_from_data and model.starts_in_numpy):
-        return not model.starts_from_data
-    peaks = sum(part.is_peak for part in model.parts)
-    return guessed.holds(model, number * max(3 * peaks - 2, 1), GUESSES_IN_NUMPY)
 
 
 def _starts_by_program(problem: Problem, cases: Case, axes: Axes) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxfit._compile import Static
+from jaxfit._lean import uncertainty_of
 from jaxfit._options import Options
 from jaxfit._residuals import jacobian
 from jaxfit._solution import Solution, Status
@@ -76,7 +77,7 @@ def weights_of(problem: Problem, valid) -> dict[str, Array] | None:
 
 def ending(solution: Solution, absolute) -> dict[str, Array]:
     """What is kept of a solution."""
-    uncertainty = solution.uncertainty(absolute)
+    uncertainty = uncertainty_of(solution, absolute)
     return {
         "x": solution.x,
         "covariance": uncertainty.covariance,

@@ -21,10 +21,10 @@ from jaxfit import _host
 from jaxfit._batch import batch_of_fits
 from jaxfit._compile import Static, bound, compiled, is_eager_on_cpu
 from jaxfit._options import Options, filled
-from jaxfit._parts import in_parts, size_on_cpu
+from jaxfit._parts import in_parts, lean_first_in_parts, size_on_cpu
 from jaxfit._residuals import jacobian
 from jaxfit._words import what_is_not_finite
-from jaxfit.fitting._guesses import Tally, run_starts
+from jaxfit.fitting._guesses import run_starts
 from jaxfit.fitting._padding import Padding, padded_length, parted
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.fitting._program import (
@@ -39,6 +39,7 @@ from jaxfit.fitting._program import (
     sandwich,
     weights_of,
 )
+from jaxfit.models._start import Tally
 
 # Numbers of y, all data sets together, up to which a program is compiled in haste; and
 # up to which it then serves batches, before one that runs faster pays.
@@ -134,27 +135,18 @@ def run_fits(
         common = pad.points(x), shared, manner, place
         keeps_values = with_values or way.is_hasty
 
-        def fitted(is_lean, each):
-            return in_parts(
-                bound(_fits, is_lean, keeps_values),
-                problem,
-                lambda part, idle: (*common, pad.each(part), idle),
-                each,
-                way.size,
-                is_on_cpu=way.is_on_cpu,
-                is_hasty=way.is_hasty,
-                progress=progress,
-            )
+        def arguments(part, idle):
+            return *common, pad.each(part), idle
 
+        fits, own = bound(_fits, keeps_values), (problem, arguments, each, way.size)
         if number == 0:
             vectors = np.zeros((0, _width(problem, way.length, keeps_values)))
         elif way.is_on_cpu:
-            vectors, incomplete = fitted(True, each)
-            if incomplete.any():
-                again = jax.tree.map(lambda leaf: leaf[incomplete], each)
-                vectors[incomplete] = fitted(False, again)
+            setting = {"is_hasty": way.is_hasty, "progress": progress}
+            vectors = lean_first_in_parts(fits, *own, **setting)
         else:
-            vectors = fitted(False, each)
+            whole = bound(fits, False)
+            vectors = in_parts(whole, *own, is_on_cpu=False, progress=progress)
     found = _unpacked(problem, vectors, way.length)
     best = found.pop("best", None)
     if with_values and best is not None:
@@ -188,7 +180,7 @@ class _Way(NamedTuple):
         return cls(is_on_cpu, is_hasty, length, size, mesh)
 
 
-def _fits(is_lean: bool, with_values: bool, problem: Problem, arguments: Any) -> Any:
+def _fits(with_values: bool, is_lean: bool, problem: Problem, arguments: Any) -> Any:
     """The numbers of fits, (N, k); lean ones with flags of which are incomplete."""
     x, shared, manner, place, each, idle = arguments
     number = len(idle)

@@ -240,11 +240,17 @@ class Model(eqx.Module):
         y, x = jax.tree.map(np.ma.getdata, (real_points(y, "y"), coordinates(x)))
         origin, ones = _start.far_middle(x), dict.fromkeys(self.names, 1.0)
         with double_precision(self):
-            if origin is None or self.moved(ones, origin) is None:
-                found = compiled(_start.guess, self, (x, y))
+            if origin is not None and self.moved(ones, origin) is None:
+                origin = None
+            about = x if origin is None else x - origin
+            number = math.prod(_start.batch_shape(x, y))
+            if _start.is_for_numpy(self, number):
+                found = _start.guess_in_numpy(self, about, y)
             else:
-                found = compiled(_start.guess, self, (x - origin, y))
-                found = found | (self.moved(found, -origin) or {})
+                found = compiled(_start.guess, self, (about, y))
+            if origin is not None:
+                with np.errstate(all="ignore"):
+                    found = found | (self.moved(found, -origin) or {})
         return {name: np.asarray(found[name])[()] for name in self.names}
 
     def __add__(self, other: Any) -> "Model":

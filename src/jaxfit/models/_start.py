@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 Values = Float[Array, " m"]
 
 FAR = 10  # times the data's range: from there on x = 0 is far away
+# Guesses for a model that NumPy makes before a program is compiled, which takes as
+# long; peaks beside each other count more.
+GUESSES_IN_NUMPY = 400
+MODELS = 256  # of which is known how much was done
 IN_CACHE = 2**16  # numbers of candidates' columns at a time, in NumPy
 DEFAULT_START = 1.0  # of a parameter of which nothing is known, as in curve_fit
 
@@ -265,6 +270,37 @@ def start_from(
     }
 
 
+class Tally:
+    """How much was done for each model without a program that costs time first."""
+
+    def __init__(self):
+        self._done: dict[Any, int] = {}
+
+    def holds(self, model: Any, amount: int, most: int) -> bool:
+        """Whether so much more is not too much in all, and then notes it."""
+        try:
+            done = self._done.get(model, 0) + amount
+        except TypeError:  # a model that holds arrays has no hash
+            model = type(model)
+            done = self._done.get(model, 0) + amount
+        if done <= most:
+            while len(self._done) >= MODELS:
+                del self._done[next(iter(self._done))]
+            self._done[model] = done
+        return done <= most
+
+
+guessed = Tally()
+
+
+def is_for_numpy(model: "Model", number: int) -> bool:
+    """Whether to guess without a program, as long as so many guesses do not pay one."""
+    if not (model.starts_from_data and model.starts_in_numpy):
+        return not model.starts_from_data
+    peaks = sum(part.is_peak for part in model.parts)
+    return guessed.holds(model, number * max(3 * peaks - 2, 1), GUESSES_IN_NUMPY)
+
+
 def flat_coordinates(x: PyTree, y: Array) -> Any:
     """One vector for each coordinate, each as long as y."""
     if isinstance(x, (tuple, list)):
@@ -280,14 +316,30 @@ def flat_coordinates(x: PyTree, y: Array) -> Any:
 
 
 def guess(model: "Model", arguments: tuple[PyTree, Array]) -> dict[str, Array]:
-    """`Model.guess`, traced, for one data set or for a batch."""
+    """`Model.guess` of one data set or of a batch; traced."""
     x, y = arguments
-    axes = x if isinstance(x, (tuple, list)) else (x,)
-    trailing = xp.broadcast_shapes(*(np.shape(axis) for axis in axes))
-    valid = xp.isfinite(y)
     one = functools.partial(start_from, model, known={})
-    batch = y.shape[: max(y.ndim - len(trailing), 0)]
+    batch = batch_shape(x, y)
     for _ in batch:
         one = jax.vmap(one, in_axes=(None, 0, 0))
-    found = one(x, y, valid)
-    return {k: xp.broadcast_to(v, batch) for k, v in found.items()}
+    found = one(x, y, jnp.isfinite(y))
+    return {k: jnp.broadcast_to(v, batch) for k, v in found.items()}
+
+
+def guess_in_numpy(model: "Model", x: PyTree, y: np.ndarray) -> dict[str, np.ndarray]:
+    """The same, one after the other."""
+    batch = batch_shape(x, y)
+    curves = y.reshape(-1, *y.shape[len(batch) :])
+    with np.errstate(all="ignore"):
+        found = [start_from(model, x, one, np.isfinite(one), {}) for one in curves]
+    return {
+        name: np.array([np.asarray(one[name]) for one in found]).reshape(batch)
+        for name in model.names
+    }
+
+
+def batch_shape(x: PyTree, y: Array) -> tuple[int, ...]:
+    """The leading axes of y beyond those of the coordinates."""
+    axes = x if isinstance(x, (tuple, list)) else (x,)
+    trailing = np.broadcast_shapes(*(np.shape(axis) for axis in axes))
+    return y.shape[: max(y.ndim - len(trailing), 0)]
