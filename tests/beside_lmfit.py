@@ -39,10 +39,10 @@ class Pair(NamedTuple):
         """By lmfit to its last digits: the exact derivative, and no early stop."""
         model = self.written(jnp)
         sigma = 1.0 if self.sigma is None else self.sigma
+        slopes = jax.jit(jax.jacfwd(lambda p: -model(jnp.asarray(self.x), **p)))
 
         def jacobian(parameters, *_, **__):
-            at = {n: jnp.asarray(parameters[n].value) for n in self.start}
-            columns = jax.jacfwd(lambda p: -model(jnp.asarray(self.x), **p))(at)
+            columns = slopes({n: jnp.asarray(parameters[n].value) for n in self.start})
             varied = [n for n in self.start if parameters[n].vary]
             return np.stack([np.asarray(columns[n]) / sigma for n in varied], axis=1)
 

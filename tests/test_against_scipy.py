@@ -23,14 +23,16 @@ TIGHT = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15, "x_scale": "jac"}
 
 def numpy_model(model):
     """A model and its Jacobian as SciPy wants them."""
-    run = jax.jit(lambda x, p: model(x, *p))
-    slope = jax.jit(jax.jacfwd(lambda x, p: model(x, *p), argnums=1))
+
+    @jax.jit
+    def both(x, p):
+        return model(x, *p), jax.jacfwd(lambda p: model(x, *p))(p)
 
     def f(x, *p):
-        return np.asarray(run(x, np.array(p)))
+        return np.asarray(both(x, np.array(p))[0])
 
     def jac(x, *p):
-        return np.asarray(slope(x, np.array(p)))
+        return np.asarray(both(x, np.array(p))[1])
 
     return f, jac
 

@@ -282,14 +282,9 @@ def test_derivatives_and_nesting():
 
         return jaxfit.solve(distance, jnp.ones(1), options=options).x
 
-    for transformed in (
-        jax.grad(inner),
-        jax.jacfwd(lambda s, o: estimate(s * Y, o)),
+    for transformed in (  # more of them in test_loop.py
         jax.hessian(inner),
-        lambda s, o: jax.vmap(lambda s: estimate(s * Y, o))(s * jnp.arange(1.0, 4.0)),
-        lambda s, o: jax.vmap(jax.grad(inner), in_axes=(0, None))(s * T[1:3], o),
         lambda s, o: jax.lax.map(lambda s: estimate(s * Y, o), s * T[1:4]),
-        lambda s, o: jax.lax.cond(s > 0, lambda: estimate(Y, o), lambda: START),
         lambda s, o: jax.grad(
             lambda s: jax.lax.cond(s > 0, lambda s: inner(s, o), jnp.sin, s)
         )(s),

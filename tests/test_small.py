@@ -8,7 +8,7 @@ import pytest
 from jaxfit import _inverse, _model, _small
 from jaxfit._inverse import inverse_gram
 
-SIZES = [1, 2, 3, 5, 8, 14]
+SIZES = [1, 2, 3, 5, 14]
 
 
 def models(n, rank=None, batch=4, seed=0, framed=False):

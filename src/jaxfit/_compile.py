@@ -51,7 +51,13 @@ class Static(eqx.Module):
     value: Any = eqx.field(static=True)
 
 
-def compiled(function: Callable, callables: Any, arguments: Any, *donated: Any) -> Any:
+def compiled(
+    function: Callable,
+    callables: Any,
+    arguments: Any,
+    *donated: Any,
+    is_hasty: bool = False,
+) -> Any:
     """`function(callables, arguments)`, compiled once for all that are alike.
 
     Args:
@@ -60,8 +66,9 @@ def compiled(function: Callable, callables: Any, arguments: Any, *donated: Any) 
             inputs of the program, and so are the numbers that the functions hold.
         arguments: a pytree; what is no array or number in it is part of the program.
         donated: further arguments of the function, whose memory its results may take.
+        is_hasty: compile in half the time what then takes twice as long, on CPUs.
     """
-    call = _Call(function, (callables, arguments))
+    call = _Call(function, (callables, arguments), is_hasty)
     try:
         call.read()
     except ClosesOverTracer:

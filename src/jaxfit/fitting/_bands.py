@@ -53,7 +53,9 @@ def _around(fit, value, stderr, level) -> Band:
 def band(fit: "Fit", x: PyTree) -> tuple[np.ndarray, np.ndarray]:
     """The model at some points and its standard error there."""
     with double_precision(named(fit.model)):
-        found = compiled(_band, fit.problem, (_points(fit, x), *_at(fit)))
+        found = compiled(
+            _band, fit.problem, (_points(fit, x), *_at(fit)), is_hasty=True
+        )
     value, stderr = map(np.asarray, found)
     return value, stderr
 
@@ -61,7 +63,9 @@ def band(fit: "Fit", x: PyTree) -> tuple[np.ndarray, np.ndarray]:
 def components(fit: "Fit", x: PyTree) -> dict[str, np.ndarray]:
     """The parts of a sum at some points."""
     with double_precision(named(fit.model)):
-        found = compiled(_components, fit.problem, (_points(fit, x), *_at(fit)))
+        found = compiled(
+            _components, fit.problem, (_points(fit, x), *_at(fit)), is_hasty=True
+        )
     labels = [part.label for part in fit.model.parts]
     return dict(zip(labels, map(np.asarray, found), strict=True))
 
