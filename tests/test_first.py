@@ -103,7 +103,9 @@ def test_padding_changes_nothing_but_rounding(points, sigma, monkeypatch):
     settings = {"sigma": sigma, "nan_policy": "omit", **prior}
     y[2] = np.nan
     padded = jaxfit.fit(MODEL, x, y, **settings)
-    monkeypatch.setattr(_run, "padded_length", lambda problem, points, is_hasty: points)
+    monkeypatch.setattr(
+        _run, "padded_length", lambda problem, points, is_for_few: points
+    )
     plain = jaxfit.fit(MODEL, x, y, **settings)
     error = np.array(list(plain.errors.values()))
     size = np.where(np.isfinite(error), error, 1)
@@ -164,8 +166,8 @@ def test_many_fits_are_padded_little():
     """Those that a faster program does: lengths differ by an eighth at most."""
     x, y = data(61, number=2)
     problem, _ = jaxfit.fitting._problem.pose(MODEL)
-    assert padded_length(problem, 61, is_hasty=False) == 64
-    assert padded_length(problem, 129, is_hasty=False) == 144
+    assert padded_length(problem, 61, is_for_few=False) == 64
+    assert padded_length(problem, 129, is_for_few=False) == 144
     assert [padded_length(problem, m, False) for m in (1, 7, 16)] == [1, 7, 16]
     many = np.tile(y, (5000, 1))
     fits = jaxfit.fit_batch(MODEL, x, many, p0=TRUTH)

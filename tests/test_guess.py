@@ -123,7 +123,7 @@ def test_guesses_by_a_program_in_chunks_are_those_of_numpy(monkeypatch):
     monkeypatch.setattr(_start, "GUESSES_IN_NUMPY", 0)
     monkeypatch.setattr(_guesses, "GUESSES", 2 * [Room(8 * 3 * 44, 1, 64)])
     monkeypatch.setattr(
-        _guesses, "padded_length", lambda problem, points, is_hasty: points
+        _guesses, "padded_length", lambda problem, points, is_for_few: points
     )
     by_program = _guesses.run_starts(problem, cases, axes)
     np.testing.assert_allclose(by_program, by_numpy, rtol=1e-6, atol=1e-6)

@@ -142,12 +142,16 @@ def batch_of_fits(
 ) -> Any:
     """`solve_batch` in a program of this library, for all fits but idle ones.
 
-    Lean ones give a pair, with flags of which are incomplete.
+    A batch of one is a single fit. Lean ones give a pair, with flags of which are
+    incomplete.
     """
     (fn, jac, keep), options = checked_setting(fn, keep, loss, options, None)
     fits = split((x0, data, bounds, weights), in_axes, jnp)._replace(idle=idle)
     batch = batch_of(fn, jac, keep, fits, loss, options, is_lean)
-    return _placed(batch, fits, Placement(None, mesh, None))
+    if fits.number > 1:
+        return _placed(batch, fits, Placement(None, mesh, None))
+    one = run(batch.setup(jax.tree.map(_first, fits.each)), batch.keep)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], one)
 
 
 class Placement(NamedTuple):

@@ -28,7 +28,8 @@ def run_starts(problem: Problem, cases: Case, axes: Axes) -> Float[np.ndarray, "
         given = [cases.starts[name] for name in problem.varied]
         return np.stack(np.broadcast_arrays(*given, np.zeros(number))[:-1], axis=1)
     with _host.double_precision(named(problem.model)):
-        if is_for_numpy(problem.model, number):
+        points = np.size(cases.data.y) // (1 if axes.shared else max(number, 1))
+        if is_for_numpy(problem.model, number, points):
             with np.errstate(all="ignore"):
                 found = [
                     np.asarray(start_vector(problem, axes.nth(cases, k)))
@@ -42,7 +43,7 @@ def _starts_by_program(problem: Problem, cases: Case, axes: Axes) -> np.ndarray:
     number, x, y = axes.number(cases), cases.data.x, cases.data.y
     shape = np.shape(y) if axes.shared else np.shape(y)[1:]
     is_on_cpu = is_eager_on_cpu(cases)
-    length = padded_length(problem, math.prod(shape), is_hasty=False)
+    length = padded_length(problem, math.prod(shape), is_for_few=False)
     pad = Padding(problem, shape, length)
     valid = cases.valid
     if valid is None and length != math.prod(shape):

@@ -12,11 +12,11 @@ from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._program import Case
 
 
-def padded_length(problem: Problem, points: int, is_hasty: bool) -> int:
+def padded_length(problem: Problem, points: int, is_for_few: bool) -> int:
     """To how many points data are padded: much for few fits, little for many."""
     if not problem.is_pointwise or points == 0:
         return points
-    if is_hasty:
+    if is_for_few:
         return bucket(points)
     step = 1 << max(points.bit_length() - 4, 0)
     return -(-points // step) * step

@@ -42,9 +42,9 @@ from jaxfit.fitting._program import (
 from jaxfit.models._start import Tally
 
 # Numbers of y, all data sets together, up to which a program is compiled in haste; and
-# up to which it then serves batches, before one that runs faster pays.
+# up to which it then serves a model, before one that runs faster pays.
 HASTY, HASTY_IN_ALL = 2**19, 2**20
-# Data sets of that program, and numbers of their y.
+# Data sets of a program for few, and numbers of their y.
 FEW, FEW_NUMBERS = 64, 2**15
 FITS_A_DEVICE = 200  # below, more devices do not pay
 
@@ -119,21 +119,21 @@ def run_fits(
     with _host.double_precision(named(problem.model)):
         way = _Way.of(problem, number, points, is_eager_on_cpu((cases, x0)))
         weights = cases.valid
-        if weights is None and (way.is_hasty or way.length != points):
+        if weights is None and (way.is_for_few or way.length != points):
             weights = np.ones(shape)
         bounds = problem.bounds if cases.bounds is None else cases.bounds
         task = Task(y, sigma, weights, bounds, x0)
         is_each = Task(
             not axes.shared, axes.sigma == 0, axes.valid == 0, axes.bounds == 0, True
         )
-        if way.is_hasty:  # the same program for all that may be
+        if way.is_for_few:  # the same program for all that may be
             task, is_each = _spread(task, is_each, number, shape), Task(*[True] * 5)
         pad = Padding(problem, shape, way.length)
         each, shared = parted(task, is_each, pad)
         manner = manner._replace(options=_numbers_of(manner.options, problem))
         place = None if way.mesh is None else Static(way.mesh)
         common = pad.points(x), shared, manner, place
-        keeps_values = with_values or way.is_hasty
+        keeps_values = with_values or way.is_for_few
 
         def arguments(part, idle):
             return *common, pad.each(part), idle
@@ -158,6 +158,7 @@ class _Way(NamedTuple):
     """How many fits are done: the length of the data, and how many at a time."""
 
     is_on_cpu: bool
+    is_for_few: bool  # a program that takes few at a time, everything for each
     is_hasty: bool  # compiled in half the time, and half as fast
     length: int
     size: int
@@ -166,10 +167,13 @@ class _Way(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, number: int, points: int, is_on_cpu: bool) -> "_Way":
         """That for so many fits of so many points."""
-        is_hasty = is_on_cpu and _is_hasty(problem, number, max(points, 1))
-        length = padded_length(problem, points, is_hasty)
+        work = number * max(points, 1)
+        is_hasty = is_on_cpu and work <= HASTY
+        is_hasty = is_hasty and fitted_in_haste.holds(problem.model, work, HASTY_IN_ALL)
+        is_for_few = is_on_cpu and (is_hasty or number <= FEW) and work <= HASTY
+        length = padded_length(problem, points, is_for_few)
         numbers, mesh = max(length, 1), None
-        if is_hasty:
+        if is_for_few:
             most = max(1, min(FEW, FEW_NUMBERS // numbers))
             size = 1 << most.bit_length() - 1
         elif is_on_cpu:
@@ -177,7 +181,7 @@ class _Way(NamedTuple):
         else:
             size = max(1, min(number, BLOCK_NUMBERS // numbers))
             mesh = devices_for(size)
-        return cls(is_on_cpu, is_hasty, length, size, mesh)
+        return cls(is_on_cpu, is_for_few, is_hasty, length, size, mesh)
 
 
 def _fits(with_values: bool, is_lean: bool, problem: Problem, arguments: Any) -> Any:
@@ -234,14 +238,6 @@ def _fits(with_values: bool, is_lean: bool, problem: Problem, arguments: Any) ->
     in_axes = y_axis, sigma_axis, weights_axis, 0
     vectors = jax.vmap(robust, in_axes)(task.y, task.sigma, weights, ends)
     return (vectors, *incomplete) if is_lean else vectors
-
-
-def _is_hasty(problem: Problem, number: int, points: int) -> bool:
-    """Whether fewer fits are to come than pay a program that runs faster."""
-    work = number * points
-    if number <= FEW or work > HASTY:
-        return work <= HASTY
-    return fitted_in_haste.holds(problem.model, work, HASTY_IN_ALL)
 
 
 def _numbers_of(options: Options | None, problem: Problem) -> Options:

@@ -244,7 +244,7 @@ class Model(eqx.Module):
                 origin = None
             about = x if origin is None else x - origin
             number = math.prod(_start.batch_shape(x, y))
-            if _start.is_for_numpy(self, number):
+            if _start.is_for_numpy(self, number, y.size // max(number, 1)):
                 found = _start.guess_in_numpy(self, about, y)
             else:
                 found = compiled(_start.guess, self, (about, y))

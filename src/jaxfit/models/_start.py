@@ -24,8 +24,9 @@ Values = Float[Array, " m"]
 
 FAR = 10  # times the data's range: from there on x = 0 is far away
 # Guesses for a model that NumPy makes before a program is compiled, which takes as
-# long; peaks beside each other count more.
+# long; peaks beside each other count more, and so do many points.
 GUESSES_IN_NUMPY = 400
+MANY_POINTS = 4000
 MODELS = 256  # of which is known how much was done
 IN_CACHE = 2**16  # numbers of candidates' columns at a time, in NumPy
 DEFAULT_START = 1.0  # of a parameter of which nothing is known, as in curve_fit
@@ -293,12 +294,13 @@ class Tally:
 guessed = Tally()
 
 
-def is_for_numpy(model: "Model", number: int) -> bool:
+def is_for_numpy(model: "Model", number: int, points: int) -> bool:
     """Whether to guess without a program, as long as so many guesses do not pay one."""
     if not (model.starts_from_data and model.starts_in_numpy):
         return not model.starts_from_data
     peaks = sum(part.is_peak for part in model.parts)
-    return guessed.holds(model, number * max(3 * peaks - 2, 1), GUESSES_IN_NUMPY)
+    each = max(3 * peaks - 2, 1) * (1 + points // MANY_POINTS)
+    return guessed.holds(model, number * each, GUESSES_IN_NUMPY)
 
 
 def flat_coordinates(x: PyTree, y: Array) -> Any:
