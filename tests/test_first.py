@@ -270,6 +270,36 @@ def test_functions_of_the_user_in_a_report_do_not_see_that_it_is_lean():
     np.testing.assert_allclose(details["fvec"], 0, atol=1e-6)
 
 
+def test_a_fit_in_a_report_has_a_report_of_its_own():
+    """While a batch is traced its `keep` fits, by a program that others use later."""
+    t = np.linspace(0, 1, 10)
+    y = 2 * t + 0.01 * np.sin(99 * t)
+
+    def twice(t, u=1.0, v=1.0):
+        return u * t + v * t
+
+    def straight(p, data):
+        return p[0] * data[0] + p[1] - data[1]
+
+    def keep(solution):
+        jaxfit.fit(twice, t, y)
+        return solution.x
+
+    data = np.stack(4 * [t]), np.stack(4 * [y])
+    kept = jaxfit.solve_batch(straight, np.ones((4, 2)), data, keep=keep)
+    np.testing.assert_allclose(kept[:, 0], 2, atol=0.02)
+    seen = []
+
+    @jax.jit
+    def outer(value):
+        seen.append(jaxfit.fit(twice, t, y).errors["u"])
+        return value
+
+    outer(1.0)
+    seen.append(jaxfit.fit(twice, t, y).errors["u"])
+    assert seen == [np.inf, np.inf]
+
+
 def test_settings_of_a_problem_are_no_numbers():
     """What says how a program is made stands in its structure."""
     problem, _ = jaxfit.fitting._problem.pose(MODEL)

@@ -314,3 +314,19 @@ def test_a_guess_takes_what_is_given_for_granted():
         assert fit.params["b_center"].start == pytest.approx(3, abs=0.3)
         assert fit.values["a_center"] == pytest.approx(7, abs=0.1)
         assert fit.values["b_height"] == pytest.approx(5, abs=0.2)
+
+
+def test_a_model_of_which_nothing_is_known_starts_at_one():
+    class Bare(models.Model):
+        def function(self, x, a, b):
+            return a * jnp.exp(-b * x)
+
+    class Judged(Bare):
+        def candidates(self, x, y):
+            return {"a": np.ones(2), "b": np.ones(2)}
+
+    x = np.linspace(0, 2, 20)
+    fit = jaxfit.fit(Bare(), x, 3 * np.exp(-2 * x))
+    assert fit.values["b"] == pytest.approx(2)
+    with pytest.raises(TypeError, match="Judged has candidates and no linear"):
+        jaxfit.fit(Judged(), x, 3 * np.exp(-2 * x))

@@ -260,9 +260,7 @@ def batch_of(fn, jac, keep, fits: Fits, loss, options, is_lean: bool = False) ->
     example = jax.eval_shape(lambda: solution(setup, started(setup)))
 
     def noting(solution):
-        if not is_lean:
-            return keep(solution), []
-        with reporting() as flags:
+        with reporting(is_lean) as flags:
             return keep(solution), flags
 
     function, constants, jaxpr = hoisted(noting, example)

@@ -33,11 +33,15 @@ _here = _Here()
 
 
 @contextlib.contextmanager
-def reporting() -> Iterator[list[Flag]]:
-    """While a lean report is traced: the flags of `note`."""
-    before, _here.incomplete = _here.incomplete, []
+def reporting(is_lean: bool) -> Iterator[list[Flag]]:
+    """While a report is traced: the flags of `note`, none if it is that of a whole fit.
+
+    A fit that a function of the user does meanwhile has a report of its own.
+    """
+    before, flags = _here.incomplete, []
+    _here.incomplete = flags if is_lean else None
     try:
-        yield _here.incomplete
+        yield flags
     finally:
         _here.incomplete = before
 

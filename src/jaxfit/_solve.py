@@ -287,11 +287,11 @@ def run(
 
     def whole(arrays):
         setup, report = posed(arrays)
-        found = Outcome.of(_loop(setup))
-        if not setup.problem.is_lean:
-            return report(setup, found)
-        with reporting() as flags:
+        found, is_lean = Outcome.of(_loop(setup)), setup.problem.is_lean
+        with reporting(is_lean) as flags:
             result = report(setup, found)
+        if not is_lean:
+            return result
         incomplete = is_incomplete(setup.problem, found.status)
         return result, functools.reduce(operator.or_, flags, incomplete)
 

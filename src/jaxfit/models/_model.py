@@ -90,6 +90,8 @@ class Model(eqx.Module):
         """`start` of a part of a model, from what the others leave of the data."""
         if type(self).start is not Model.start:
             return self.start(rest.x, rest.orthogonal, known)
+        if not self.linear:
+            return self._start_without_linear()
         candidates = _start.with_known(self.candidates(rest.x, rest.orthogonal), known)
         limits = self._linear_limits
         others, linear = _start.best_of(self.columns, rest, candidates, limits)
@@ -268,6 +270,15 @@ class Model(eqx.Module):
 
     def __rmul__(self, other: Any) -> "Model":
         return as_model(other) * self
+
+    def _start_without_linear(self) -> dict[str, float]:
+        """Where nothing is known of a model, as of a plain function."""
+        if type(self).candidates is not Model.candidates:
+            raise TypeError(
+                f"{type(self).__name__} has candidates and no linear parameter, by "
+                "which they are judged. Name one in `linear`, or define start()."
+            )
+        return dict.fromkeys(self.own_names, _start.DEFAULT_START)
 
     @property
     def _linear_limits(self) -> list[Interval]:
