@@ -14,7 +14,7 @@ from jaxfit import _compile
 
 AS_FOR_USERS = {  # files whose programs are compiled as they are for users
     *("test_nist", "test_certificate", "test_one_function", "test_first"),
-    *("test_curve_fit", "test_least_squares", "test_fit_batch"),
+    *("test_curve_fit", "test_least_squares", "test_fit_batch", "test_stream"),
 }
 
 jax.config.update("jax_enable_x64", True)
