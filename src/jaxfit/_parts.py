@@ -72,7 +72,8 @@ def in_parts(
         progress: show a bar.
     """
     number = len(jax.tree.leaves(each)[0])
-    workers = cores() if is_on_cpu else 1
+    is_small = is_hasty and number <= size  # threads cost more than they save
+    workers = 1 if is_small or not is_on_cpu else cores()
     parts = list(_parts(number, size, workers))
 
     def of_part(begin: int, count: int) -> Any:

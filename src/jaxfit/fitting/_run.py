@@ -130,7 +130,9 @@ def run_fits(
             task, is_each = _spread(task, is_each, number, shape), Task(*[True] * 5)
         pad = Padding(problem, shape, way.length)
         each, shared = parted(task, is_each, pad)
-        manner = manner._replace(options=_numbers_of(manner.options, problem))
+        n, options = len(problem.varied), manner.options
+        options = _numbers_of(options, n) if options else _default_numbers(n)
+        manner = manner._replace(options=options)
         place = None if way.mesh is None else Static(way.mesh)
         common = pad.points(x), shared, manner, place
         keeps_values = with_values or way.is_for_few
@@ -240,10 +242,15 @@ def _fits(with_values: bool, is_lean: bool, problem: Problem, arguments: Any) ->
     return (vectors, *incomplete) if is_lean else vectors
 
 
-def _numbers_of(options: Options | None, problem: Problem) -> Options:
+def _numbers_of(options: Options, n: int) -> Options:
     """With numbers of NumPy for all, whatever was given: one program."""
-    options = filled(options or Options(), len(problem.varied))
-    return jax.tree.map(np.asarray, options)
+    return jax.tree.map(np.asarray, filled(options, n))
+
+
+@functools.cache
+def _default_numbers(n: int) -> Options:
+    """Those of which none is given."""
+    return _numbers_of(Options(), n)
 
 
 def _spread(task: Task, is_each: Task, number: int, shape: tuple) -> Task:
