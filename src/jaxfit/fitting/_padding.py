@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jaxfit._observations import bucket, padded_points
 from jaxfit.fitting._problem import Problem
@@ -39,7 +39,7 @@ class Padding(NamedTuple):
             return x
         return padded_points(x, self.shape, self.length)
 
-    def of(self, leaf: Array, fill: Any = None) -> Array:
+    def of(self, leaf: Any, fill: Any = None) -> Any:
         """One vector of points for each; the last is repeated, or a number."""
         if not self.is_needed:
             return leaf

@@ -80,7 +80,7 @@ def run_batch(
     return {**found, "start": of_varied(problem, x0)}
 
 
-def of_varied(problem: Problem, x: Float[np.ndarray, "N n"]) -> np.ndarray:
+def of_varied(problem: Problem, x: Any) -> np.ndarray:
     """The parameters that vary, from the solver's vectors."""
     with _host.double_precision(named(problem.model)), np.errstate(all="ignore"):
         return np.asarray(problem.of_varied(x.T)).T

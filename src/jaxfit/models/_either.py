@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_solve
 from jax.scipy.special import erf, gammaln, log_ndtr
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 _PLAIN = {np.ndarray, np.float64, np.int64, np.bool_, float, int, type(None)}
 
@@ -51,14 +51,14 @@ class _Namespace:
 xp: Any = _Namespace(np, jnp)
 
 
-def argsort(values: Array) -> Array:
+def argsort(values: Any) -> Any:
     """The order of the values, equal ones as they are."""
     if is_numpy(values):
         return np.argsort(values, kind="stable")
     return jnp.argsort(values)
 
 
-def put(array: Array, index: Any, value: Any) -> Array:
+def put(array: Any, index: Any, value: Any) -> Any:
     """The array with another value at a place."""
     if not is_numpy(array, index, value):
         return jnp.asarray(array).at[index].set(value)
@@ -67,7 +67,7 @@ def put(array: Array, index: Any, value: Any) -> Array:
     return array
 
 
-def sums_at(places: Array, rows: Array, length: int) -> Array:
+def sums_at(places: Any, rows: Any, length: int) -> Any:
     """Rows of so many zeros, to which these are added at some places."""
     if not is_numpy(places, rows):
         zeros = jnp.zeros((len(rows), length), rows.dtype)
@@ -75,12 +75,12 @@ def sums_at(places: Array, rows: Array, length: int) -> Array:
     return np.stack([np.bincount(places, row, length) for row in rows])
 
 
-def rfft(rows: Array) -> Array:
+def rfft(rows: Any) -> Any:
     """The Fourier transform of real rows."""
     return (np if is_numpy(rows) else jnp).fft.rfft(rows)
 
 
-def solved(matrix: Array, right: Array) -> Array:
+def solved(matrix: Any, right: Any) -> Any:
     """The solution of a positive definite system; NaN where the matrix is none."""
     if not is_numpy(matrix, right):
         return cho_solve((jnp.linalg.cholesky(matrix), True), right)
@@ -90,12 +90,12 @@ def solved(matrix: Array, right: Array) -> Array:
         return np.full_like(right, np.nan)
 
 
-def array_like(like: Any, values: Any) -> Array:
+def array_like(like: Any, values: Any) -> Any:
     """Values as an array of that kind."""
     return (np if is_numpy(like, values) else jnp).asarray(values)
 
 
-def complex_of(real: Array, imaginary: Array) -> Array:
+def complex_of(real: Any, imaginary: Any) -> Any:
     """A complex array of two real ones."""
     if is_numpy(real, imaginary):
         return real + 1j * imaginary
@@ -159,7 +159,7 @@ def chosen(like: Any, flag: Any, then: PyTree, otherwise: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(flag, a, b), then, otherwise)
 
 
-def each(like: Any, function: Callable, values: Array) -> PyTree:
+def each(like: Any, function: Callable, values: Any) -> Any:
     """The results for all values, one after the other."""
     if not is_numpy(like):
         return lax.map(function, values)

@@ -86,7 +86,7 @@ class Model(eqx.Module):
         """
         return self.search(_start.alone(x, y), known)
 
-    def search(self, rest: _start.Remainder, known: Params) -> dict[str, Array]:
+    def search(self, rest: _start.Remainder, known: Params) -> dict[str, Any]:
         """`start` of a part of a model, from what the others leave of the data."""
         if type(self).start is not Model.start:
             return self.start(rest.x, rest.orthogonal, known)

@@ -186,7 +186,7 @@ def best_of(
     rest: Remainder,
     candidates: Mapping[str, ArrayLike],
     limits: Sequence[tuple[float, float]] = (),
-) -> tuple[dict[str, Array], Array]:
+) -> tuple[dict[str, Any], Any]:
     """The candidate whose columns leave least of y, and its linear coefficients.
 
     Args:
@@ -245,7 +245,7 @@ def start_from(
     y: Float[Array, "..."],
     valid: Array | None,
     known: Mapping[str, Any],
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     """`starts` for one data set in the shapes of the user's.
 
     Args:
@@ -340,7 +340,7 @@ def guess_in_numpy(model: "Model", x: PyTree, y: np.ndarray) -> dict[str, np.nda
     }
 
 
-def batch_shape(x: PyTree, y: Array) -> tuple[int, ...]:
+def batch_shape(x: PyTree, y: Any) -> tuple[int, ...]:
     """The leading axes of y beyond those of the coordinates."""
     axes = x if isinstance(x, (tuple, list)) else (x,)
     trailing = np.broadcast_shapes(*(np.shape(axis) for axis in axes))
