@@ -4,8 +4,6 @@ What a test jits by itself is compiled without optimisations, which takes half t
 and in most files so is what the library compiles: the same program.
 """
 
-import gc
-
 import jax
 import pytest
 from hypothesis import settings
@@ -23,7 +21,6 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_traceback_in_locations_limit", 0)  # of errors that none reads
-gc.set_threshold(100_000, 50, 50)  # a trace makes many objects, and few circles
 
 settings.register_profile("jaxfit", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("jaxfit")
