@@ -32,3 +32,4 @@ def _in_haste(request):
     _compile.always_in_haste = name not in AS_FOR_USERS
     yield
     _compile.always_in_haste = False
+    jax.clear_caches()  # thousands of executables are more than a process may map

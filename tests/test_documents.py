@@ -22,7 +22,7 @@ ELSEWHERE = "jax.distributed", "Parquet"  # blocks that want hosts, or other lib
 EXAMPLES = {  # and what is smaller in them
     "bilevel": {"CURVES, BINS, WIDTH = 1000": "CURVES, BINS, WIDTH = 50"},
     "design": {},
-    "dose_response": {"ROWS, COLUMNS = 16, 24": "ROWS, COLUMNS = 8, 24"},
+    "dose_response": {},
     "from_scipy": {"WELLS = 384": "WELLS = 12"},
     "influence": {},
     "localisation": {"FRAMES, SIZE = 60, 512": "FRAMES, SIZE = 6, 256"},
