@@ -19,8 +19,6 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 8)
 
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_traceback_in_locations_limit", 0)  # of errors that none reads
 
 settings.register_profile("jaxfit", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("jaxfit")

@@ -290,7 +290,7 @@ def inverse_gram(
 
 @jax.custom_jvp
 def _differentiable(gram, frame, free) -> GramInverse:
-    return batched_in_lanes(_inverse_gram)(gram, frame, free)
+    return _kernel(gram, frame, free)
 
 
 @_differentiable.defjvp  # pyright: ignore[reportArgumentType]
@@ -316,6 +316,9 @@ def _inverse_gram(gram, frame, free):
         lambda *_: GramInverse(inverse, jnp.zeros_like(free)),
         *(gram, frame, free),
     )
+
+
+_kernel = batched_in_lanes(_inverse_gram)  # one function, which JAX knows again
 
 
 def _inverse_by_rotations(gram, frame, free):
