@@ -187,14 +187,38 @@ def test_what_was_done_without_a_program_is_counted():
     assert tally.holds(models.Gaussian(), 40, 100)  # the same model, made anew
 
 
+@pytest.mark.parametrize("number", [None, 3])
+def test_errors_of_a_solution_are_one_program(number):
+    (t, y), _ = decay()
+    if number is None:
+        one, two = (jaxfit.solve(residual, START, (t, k * y)) for k in (1, 2))
+    else:
+        many = np.stack(number * [y])
+        axes = {"in_axes": (None, (None, 0))}
+        one, two = (
+            jaxfit.solve_batch(residual, START, (t, k * many), **axes) for k in (1, 2)
+        )
+    for method in ("covariance", "stderr", "determined", "correlation"):
+        with compilations() as names:
+            first = getattr(one, method)()
+        assert names.count(method) == len(names) == 1
+        with compilations() as names:
+            getattr(two, method)()
+        assert names == []
+        traced = jax.jit(lambda solution, method=method: getattr(solution, method)())
+        np.testing.assert_allclose(first, traced(one), rtol=1e-8)
+    np.testing.assert_allclose(one.stderr(absolute=True), one.stderr(True))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'relative'"):
+        one.stderr(relative=True)
+
+
 # Lean programs
 
 
 def test_a_lean_program_gives_what_the_whole_one_gives():
     t_y, _ = decay()
     lean = jaxfit.solve(residual, START, t_y)
-    with jax.disable_jit(False):
-        whole = jax.jit(jaxfit.solve, static_argnums=0)(residual, START, t_y)
+    whole = jax.jit(jaxfit.solve, static_argnums=0)(residual, START, t_y)
     np.testing.assert_allclose(lean.x, whole.x, rtol=1e-12)
     assert int(lean.nfev) == int(whole.nfev)
     assert int(lean.status) == int(whole.status)

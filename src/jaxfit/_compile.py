@@ -108,8 +108,7 @@ def _note_incomplete(call: "_Call") -> None:
     """Let calls like this have the whole program at once."""
     with _lock:
         _incomplete[call.shape] = None
-        while len(_incomplete) > CACHE_SIZE:
-            _incomplete.popitem(last=False)
+        _make_latest(_incomplete, call.shape)
 
 
 @functools.cache
@@ -166,8 +165,14 @@ def is_eager_on_cpu(tree: Any) -> bool:
     if _trace_state() != _no_trace() or _platform_of(leaves) != "cpu":
         return False
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-    default = jnp.zeros(()).sharding.device_set if arrays else None
+    default = _devices_by_default(jax.config.jax_default_device) if arrays else None
     return all(x.sharding.device_set == default and not is_extended(x) for x in arrays)
+
+
+@functools.lru_cache(maxsize=64)
+def _devices_by_default(setting: Any) -> Any:
+    """The devices of an array that is made under this setting of JAX."""
+    return jnp.zeros(()).sharding.device_set
 
 
 def _program_of(call: "_Call") -> "_Program":
@@ -186,9 +191,14 @@ def _remember(program: "_Program", call: "_Call") -> None:
             _programs.pop(program.key, None)
             program.key, _programs[key], _static[call.shape] = key, program, static
         for cache, used in ((_programs, key), (_static, call.shape)):
-            cache.move_to_end(used)
-            while len(cache) > CACHE_SIZE:
-                cache.popitem(last=False)
+            _make_latest(cache, used)
+
+
+def _make_latest(cache: OrderedDict, key: Hashable) -> None:
+    """Of what a cache has too much, what was not used for longest goes."""
+    cache.move_to_end(key)
+    while len(cache) > CACHE_SIZE:
+        cache.popitem(last=False)
 
 
 class _Call:

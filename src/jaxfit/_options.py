@@ -104,15 +104,13 @@ def filled(options: Options, n: int, dtype: Any = np.float64) -> Options:
     """The same with the defaults for n parameters of this dtype filled in."""
     double = dtype == np.float64
     defaults = (1e-19, 1e-12, 1e-14) if double else (1e-9, 1e-6, 1e-6)
-    names = "ftol", "xtol", "gtol"
-    numbers = {
-        name: np.asarray(default, dtype) if given is None else given
-        for name, default in zip(names, defaults, strict=True)
-        for given in [getattr(options, name)]
+    numbers: dict[str, Any] = {
+        name: np.asarray(default, dtype)
+        for name, default in zip(("ftol", "xtol", "gtol"), defaults, strict=True)
     }
-    if options.max_steps is None:
-        numbers["max_steps"] = max(1000, 100 * n)
-    return dataclasses.replace(options, **numbers)
+    numbers["max_steps"] = max(1000, 100 * n)
+    missing = {k: v for k, v in numbers.items() if getattr(options, k) is None}
+    return dataclasses.replace(options, **missing)
 
 
 class Limits(NamedTuple):

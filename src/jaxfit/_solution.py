@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit._bounds import Bounds
+from jaxfit._compile import compiled, is_eager_on_cpu
 from jaxfit._covariance import Uncertainty, uncertainty
 from jaxfit._linearize import COUNT_BASE, Columns, Linearization, cost_rounding
 from jaxfit._small import Flag, Scalar, Vector, diagonal, inner, largest
@@ -151,6 +152,31 @@ def is_certified(
 # The result
 
 
+FEW = 4096  # fits whose errors are computed by a program that is compiled in haste
+
+
+def _at_once(method: Callable) -> Callable:
+    """A method of a solution as one program where it is called eagerly on a CPU.
+
+    One operation after the other compiles each, and a branch on every call.
+    """
+
+    def program(_, arguments):
+        solution, values, named = arguments
+        return method(solution, *values, **named)
+
+    program.__name__ = method.__name__
+
+    @functools.wraps(method)
+    def called(self, *values, **named):
+        arguments = self, values, named
+        if not is_eager_on_cpu(arguments):
+            return method(self, *values, **named)
+        return compiled(program, (), arguments, is_hasty=jnp.size(self.status) <= FEW)
+
+    return called
+
+
 class Solution(eqx.Module):
     """The result of a fit: a pytree of arrays.
 
@@ -246,6 +272,7 @@ class Solution(eqx.Module):
         )
         return messages.item() if messages.ndim == 0 else messages
 
+    @_at_once
     def covariance(
         self, absolute: bool | Bool[Array, ""] = False
     ) -> Float[Array, "*batch n n"]:
@@ -266,6 +293,7 @@ class Solution(eqx.Module):
         """
         return self.uncertainty(absolute).covariance
 
+    @_at_once
     def determined(self) -> PyTree[Bool[Array, "..."]]:
         """Which parameters the data determine, in the structure of `x`.
 
@@ -275,6 +303,7 @@ class Solution(eqx.Module):
         """
         return self._like_x(self.uncertainty().determined)
 
+    @_at_once
     def uncertainty(self, absolute: bool | Bool[Array, ""] = False) -> Uncertainty:
         """`covariance` and `determined` at once, both in `ravel` order."""
         of_one = functools.partial(uncertainty, absolute=absolute)
@@ -282,6 +311,7 @@ class Solution(eqx.Module):
         on_kink = (self.status == Status.KINK)[..., None]
         return found._replace(determined=found.determined | on_kink)
 
+    @_at_once
     def stderr(self, absolute: bool = False) -> PyTree[Float[Array, "..."]]:
         """Standard errors in the structure of `x`; see `covariance`."""
         covariance = self.covariance(absolute)
@@ -292,6 +322,7 @@ class Solution(eqx.Module):
         improper = jnp.sqrt(jax.lax.stop_gradient(variance))
         return self._like_x(jnp.where(proper, root, improper))
 
+    @_at_once
     def correlation(self) -> Float[Array, "*batch n n"]:
         """Correlation of the parameters; NaN where a variance is zero or infinite."""
         covariance = self.covariance()

@@ -92,6 +92,7 @@ def fit_batch(
         "options": options,
         "absolute_sigma": absolute_sigma,
         "covariance": covariance,
+        "rowwise": rowwise,
     }
     manner = Manner(
         *(loss, options, np.bool_(absolute_sigma)),

@@ -12,7 +12,7 @@ from jaxfit import _host
 from jaxfit._compile import is_eager_on_cpu
 from jaxfit._parts import in_parts, size_on_cpu
 from jaxfit._small import Room, room
-from jaxfit.fitting._padding import Padding, padded_length, parted
+from jaxfit.fitting._padding import Padding, Task, padded_length, parted
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.fitting._program import BLOCK_NUMBERS, Axes, Case, named, start_vector
 from jaxfit.models._start import is_for_numpy
@@ -45,16 +45,17 @@ def _starts_by_program(problem: Problem, cases: Case, axes: Axes) -> np.ndarray:
     is_on_cpu = is_eager_on_cpu(cases)
     length = padded_length(problem, math.prod(shape), is_for_few=False)
     pad = Padding(problem, shape, length)
-    valid = cases.valid
-    if valid is None and length != math.prod(shape):
-        valid = np.ones(shape, bool)
-    is_each = Case(Data(None, not axes.shared, None), axes.valid == 0, True)
-    cases = Case(Data(pad.points(x), y, None), valid, cases.starts)
-    each, shared = parted(cases, is_each, pad)
+    weights = cases.valid
+    if weights is None and length != math.prod(shape):
+        weights = np.ones(shape)
+    is_each = Task(y=not axes.shared, weights=axes.valid == 0, known=True)
+    task = Task(y, weights=weights, known=cases.starts)
+    each, shared = parted(task, is_each, pad)
     size = size_on_cpu(length) if is_on_cpu else min(number, BLOCK_NUMBERS // length)
+    x = pad.points(x)
 
     def arguments(part, idle):
-        return pad.each(part), shared, idle
+        return x, shared, pad.each(part), idle
 
     return in_parts(
         _starts, problem, arguments, each, max(size, 1), is_on_cpu=is_on_cpu
@@ -63,14 +64,16 @@ def _starts_by_program(problem: Problem, cases: Case, axes: Axes) -> np.ndarray:
 
 def _starts(problem, arguments):
     """`start_vector` of all cases but idle ones; in chunks, for guesses need memory."""
-    each, shared, idle = arguments
+    x, shared, each, idle = arguments
     number = len(idle)
 
     def of_one(k):
         own = jax.tree.map(lambda leaf: leaf[k], each)
-        return start_vector(problem, eqx.combine(own, shared))
+        task: Task = eqx.combine(own, shared)
+        valid = None if task.weights is None else task.weights > 0
+        return start_vector(problem, Case(Data(x, task.y, None), valid, task.known))
 
-    points = max(map(np.size, jax.tree.leaves((each, shared)))) // number
+    points = shared.y.size if each.y is None else each.y.size // number
     size = max(1, min(number, room(*GUESSES).holds(8 * max(points, 1))))
     chunks = -(-number // size)
     rows = np.minimum(np.arange(chunks * size), number - 1).reshape(chunks, size)

@@ -9,7 +9,17 @@ from jaxtyping import PyTree
 
 from jaxfit._observations import bucket, padded_points
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import Case
+
+
+class Task(NamedTuple):
+    """What a program is given of each data set but for x; None for nothing."""
+
+    y: Any
+    sigma: Any = None
+    weights: Any = None  # zero: does not count
+    bounds: Any = None
+    x0: Any = None
+    known: Any = None  # starts by name, of parameters that are not to be guessed
 
 
 def padded_length(problem: Problem, points: int, is_for_few: bool) -> int:
@@ -53,24 +63,18 @@ class Padding(NamedTuple):
         last = flat[..., -1:] if fill is None else np.full_like(flat[..., :1], fill)
         return np.concatenate([flat, np.repeat(last, extra, axis=-1)], axis=-1)
 
-    def each(self, part: Any) -> Any:
-        """The same of a part of the data sets."""
-        if isinstance(part, Case):
-            y, valid = part.data.y, part.valid
-            data = part.data._replace(y=None if y is None else self.of(y))
-            return part._replace(
-                data=data, valid=None if valid is None else self.of(valid, False)
-            )
-        return part._replace(
-            **{
-                name: np.asarray(self.of(value, fill), float)
-                for name, fill in (("y", None), ("sigma", 1), ("weights", 0))
-                if (value := getattr(part, name)) is not None
-            }
-        )
+    def each(self, part: Task) -> Task:
+        """What is points of a part of the data sets, padded."""
+        fills = {"y": None, "sigma": 1, "weights": 0}
+        padded = {
+            name: np.asarray(self.of(value, fill), float)
+            for name, fill in fills.items()
+            if (value := getattr(part, name)) is not None
+        }
+        return part._replace(**padded)
 
 
-def parted(whole: Any, is_each: Any, pad: Padding) -> tuple[Any, Any]:
+def parted(whole: Task, is_each: Task, pad: Padding) -> tuple[Task, Task]:
     """What differs among the fits, and what they share, padded."""
 
     def of_kind(is_wanted):

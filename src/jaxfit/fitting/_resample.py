@@ -60,10 +60,7 @@ def run(fit: "Fit", number: int, resample: str, seed: int) -> Bootstrap:
         values.append(found["values"])
         status.append(found["status"])
     names = fit.problem.names + fit.problem.derived_names
-    none = np.zeros((0, len(names)))
-    return Bootstrap(
-        resample, names, np.concatenate([none, *values]), np.concatenate([[], *status])
-    )
+    return Bootstrap(resample, names, np.concatenate(values), np.concatenate(status))
 
 
 def _at_a_time(fit: "Fit") -> int:

@@ -23,9 +23,10 @@ from jaxfit._compile import Static, bound, compiled, is_eager_on_cpu
 from jaxfit._options import Options, filled
 from jaxfit._parts import in_parts, lean_first_in_parts, size_on_cpu
 from jaxfit._residuals import jacobian
+from jaxfit._small import Room
 from jaxfit._words import what_is_not_finite
 from jaxfit.fitting._guesses import run_starts
-from jaxfit.fitting._padding import Padding, padded_length, parted
+from jaxfit.fitting._padding import Padding, Task, padded_length, parted
 from jaxfit.fitting._problem import Data, Problem
 from jaxfit.fitting._program import (
     BLOCK_NUMBERS,
@@ -44,8 +45,7 @@ from jaxfit.models._start import Tally
 # Numbers of y, all data sets together, up to which a program is compiled in haste; and
 # up to which it then serves a model, before one that runs faster pays.
 HASTY, HASTY_IN_ALL = 2**19, 2**20
-# Data sets of a program for few, and numbers of their y.
-FEW, FEW_NUMBERS = 64, 2**15
+FEW = Room(2**18, 1, 64)  # data sets of a program for few
 FITS_A_DEVICE = 200  # below, more devices do not pay
 
 fitted_in_haste = Tally()
@@ -89,16 +89,6 @@ def of_varied(problem: Problem, x: Any) -> np.ndarray:
 # Fits
 
 
-class Task(NamedTuple):
-    """What the program of fits is given of each data set; None for nothing."""
-
-    y: Any
-    sigma: Any
-    weights: Any
-    bounds: Any
-    x0: Any
-
-
 def run_fits(
     problem: Problem,
     cases: Case,
@@ -124,10 +114,14 @@ def run_fits(
         bounds = problem.bounds if cases.bounds is None else cases.bounds
         task = Task(y, sigma, weights, bounds, x0)
         is_each = Task(
-            not axes.shared, axes.sigma == 0, axes.valid == 0, axes.bounds == 0, True
+            y=not axes.shared,
+            sigma=axes.sigma == 0,
+            weights=axes.valid == 0,
+            bounds=axes.bounds == 0,
+            x0=True,
         )
         if way.is_for_few:  # the same program for all that may be
-            task, is_each = _spread(task, is_each, number, shape), Task(*[True] * 5)
+            task, is_each = _spread(task, is_each, number, shape), Task(*[True] * 6)
         pad = Padding(problem, shape, way.length)
         each, shared = parted(task, is_each, pad)
         n, options = len(problem.varied), manner.options
@@ -141,15 +135,16 @@ def run_fits(
             return *common, pad.each(part), idle
 
         fits, own = bound(_fits, keeps_values), (problem, arguments, each, way.size)
+        shapes = _shapes(problem, way.length, keeps_values)
         if number == 0:
-            vectors = np.zeros((0, _width(problem, way.length, keeps_values)))
+            vectors = np.zeros((0, sum(map(math.prod, shapes.values()))))
         elif way.is_on_cpu:
             setting = {"is_hasty": way.is_hasty, "progress": progress}
             vectors = lean_first_in_parts(fits, *own, **setting)
         else:
             whole = bound(fits, False)
             vectors = in_parts(whole, *own, is_on_cpu=False, progress=progress)
-    found = _unpacked(problem, vectors, way.length)
+    found = _unpacked(vectors, shapes)
     best = found.pop("best", None)
     if with_values and best is not None:
         found["best"] = best[:, :points].reshape(number, *shape)
@@ -172,12 +167,11 @@ class _Way(NamedTuple):
         work = number * max(points, 1)
         is_hasty = is_on_cpu and work <= HASTY
         is_hasty = is_hasty and fitted_in_haste.holds(problem.model, work, HASTY_IN_ALL)
-        is_for_few = is_on_cpu and (is_hasty or number <= FEW) and work <= HASTY
+        is_for_few = is_on_cpu and (is_hasty or number <= FEW.most) and work <= HASTY
         length = padded_length(problem, points, is_for_few)
         numbers, mesh = max(length, 1), None
         if is_for_few:
-            most = max(1, min(FEW, FEW_NUMBERS // numbers))
-            size = 1 << most.bit_length() - 1
+            size = FEW.holds(8 * numbers)
         elif is_on_cpu:
             size = size_on_cpu(numbers)
         else:
@@ -191,8 +185,8 @@ def _fits(with_values: bool, is_lean: bool, problem: Problem, arguments: Any) ->
     x, shared, manner, place, each, idle = arguments
     number = len(idle)
     task: Task = eqx.combine(each, shared)
-    y_axis, sigma_axis, _, bounds_axis, _ = (
-        None if not jax.tree.leaves(own) else 0 for own in each
+    y_axis, sigma_axis, bounds_axis = (
+        0 if jax.tree.leaves(own) else None for own in (each.y, each.sigma, each.bounds)
     )
     is_robust = manner.covariance.value == "sandwich"
     names = _shapes(problem, 0, with_values)
@@ -266,23 +260,17 @@ def _spread(task: Task, is_each: Task, number: int, shape: tuple) -> Task:
 
         return jax.tree.map(each, leaf)
 
-    tails = shape, shape, shape, None, None
+    tails = shape, shape, shape, None, None, None
     return Task(*map(wide, task, is_each, tails))
 
 
-def _width(problem: Problem, length: int, with_values: bool) -> int:
-    return sum(map(math.prod, _shapes(problem, length, with_values).values()))
-
-
 def _unpacked(
-    problem: Problem, vectors: Float[np.ndarray, "N k"], length: int
+    vectors: Float[np.ndarray, "N k"], shapes: dict[str, tuple]
 ) -> dict[str, np.ndarray]:
     """The numbers by name."""
     types = {"status": int, "nfev": int, "count": int, "active": int}
     types |= {"determined": bool}
-    plain = _width(problem, length, False)
     found, start = {}, 0
-    shapes = _shapes(problem, length, vectors.shape[1] > plain)
     for name, shape in shapes.items():
         size = math.prod(shape)
         part = vectors[:, start : start + size].reshape(-1, *shape)
