@@ -18,9 +18,9 @@ import jaxfit
 from bench.report import is_installed, markdown, section
 from bench.workloads import G5, MIXED, PSF, T2, Workload, problems, residual
 from jaxfit import Options
-from jaxfit._linearize import Frame
-from jaxfit._one_function import one_function
-from jaxfit._solve import set_up
+from jaxfit._core.solve import set_up
+from jaxfit._programs.one_function import one_function
+from jaxfit._rows.linearization import Frame
 
 REPEATS = 25
 PEER_FITS = 10_000  # of vmapped peers

@@ -21,8 +21,8 @@ import scipy.optimize
 
 import jaxfit
 from bench.report import ROOT, is_installed, section
-from jaxfit._observed import split_rows
-from jaxfit._rows import default_size
+from jaxfit._rows.table import split_rows
+from jaxfit._rows.visit import default_size
 
 TRUTH, START = np.array([2.5, 1.3, 0.5]), np.array([1.0, 1.0, 0.0])
 ROWS = 10_000_000

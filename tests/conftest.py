@@ -8,7 +8,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from jaxfit import _compile
+from jaxfit._programs import compiled as _compile
 
 AS_FOR_USERS = {  # files whose programs are compiled as they are for users
     *("test_nist", "test_certificate", "test_one_function", "test_first"),

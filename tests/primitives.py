@@ -13,7 +13,7 @@ from jax import lax
 from jax.scipy import special
 from jax.scipy.linalg import expm
 
-from jaxfit._one_function import one_function
+from jaxfit._programs.one_function import one_function
 
 P, T = np.array([0.7, 0.9, 0.4]), np.linspace(0.1, 1, 8)
 

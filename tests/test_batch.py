@@ -9,15 +9,9 @@ import pytest
 from problems import decay, exponential
 
 import jaxfit
-from jaxfit import (
-    Options,
-    Status,
-    _compile,
-    _parts,
-    losses,
-    solve_batch,
-    solve_blocks,
-)
+from jaxfit import Options, Status, losses, solve_batch, solve_blocks
+from jaxfit._batch import parts as _parts
+from jaxfit._programs import compiled as _compile
 
 N, LANES = 150, 32
 AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit

@@ -10,7 +10,7 @@ import pytest
 
 import jaxfit
 from jaxfit import models
-from jaxfit.fitting._command import main
+from jaxfit._command import main
 
 TIME = np.linspace(0, 10, 80)
 TRUTH = {"height": 50.0, "center": 4.0, "width": 0.8, "slope": 0.5, "intercept": 10.0}

@@ -12,7 +12,8 @@ import pytest
 from problems import START, decay, residual
 
 import jaxfit
-from jaxfit import Options, _compile, losses
+from jaxfit import Options, losses
+from jaxfit._programs import compiled as _compile
 
 DATA, _ = decay()
 

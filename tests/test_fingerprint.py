@@ -23,9 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxfit
-from jaxfit import _compile
-from jaxfit._compile import compiled
-from jaxfit._fingerprint import Reading, lasting_digest
+from jaxfit._programs import compiled as _compile
+from jaxfit._programs.compiled import compiled
+from jaxfit._programs.fingerprint import Reading, lasting_digest
 
 X = np.linspace(0.0, 1.0, 5)
 

@@ -15,10 +15,11 @@ import pytest
 from problems import START, decay, residual
 
 import jaxfit
-from jaxfit import _compile, models
+from jaxfit import models
+from jaxfit._programs import compiled as _compile
 from jaxfit.fitting import _run
 from jaxfit.fitting._padding import padded_length
-from jaxfit.models._start import Tally
+from jaxfit.models._guess import Tally
 
 RANDOM = np.random.default_rng(22)
 MODEL = models.Lorentzian() + models.Linear()

@@ -13,7 +13,7 @@ from beside_lmfit import PAIRS
 
 import jaxfit
 from jaxfit import losses, models
-from jaxfit.fitting import _statistics
+from jaxfit.fitting.inference import _statistics
 
 X = np.linspace(0, 10, 120)
 TRUTH = {"height": 3.0, "center": 4.0, "width": 0.7, "slope": 0.1, "intercept": 1.0}

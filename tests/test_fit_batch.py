@@ -6,7 +6,8 @@ import pytest
 import xarray
 
 import jaxfit
-from jaxfit import Status, _parts, losses, models
+from jaxfit import Status, losses, models
+from jaxfit._batch import parts as _parts
 
 X = np.linspace(0, 5, 40)
 MODEL = models.Gaussian() + models.Constant()

@@ -6,10 +6,12 @@ import pytest
 
 import jaxfit
 from jaxfit import models
-from jaxfit._small import Room
-from jaxfit.fitting import _guesses, _program, _starts
+from jaxfit._linalg.kernels import Room
+from jaxfit.fitting import _guesses
+from jaxfit.fitting import _multistart as _starts
+from jaxfit.fitting import _programs as _program
 from jaxfit.fitting._problem import Data, pose
-from jaxfit.models import _start
+from jaxfit.models import _guess as _start
 
 NUMBER = 20
 

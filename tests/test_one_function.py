@@ -14,9 +14,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxfit
-from jaxfit import Options, _compile, _one_function, _solve
-from jaxfit._one_function import PRIMITIVES, can_be_one_function
-from jaxfit._smooth import inner_jaxprs
+from jaxfit import Options
+from jaxfit._core import solve as _solve
+from jaxfit._programs import compiled as _compile
+from jaxfit._programs import one_function as _one_function
+from jaxfit._programs.one_function import PRIMITIVES, can_be_one_function
+from jaxfit._programs.smooth import inner_jaxprs
 
 T = np.linspace(0, 4, 40)
 Y = 2.5 * np.exp(-1.3 * T) + 0.5 + 0.01 * np.cos(20 * T)
@@ -340,7 +343,7 @@ def test_sharded_by_the_compiler(what):
 def test_what_does_not_compile_is_compiled_without(monkeypatch):
     """And is remembered: an error of the compiler is not the user's."""
     monkeypatch.setattr(
-        "jaxfit._residuals.can_be_one_function", lambda jaxpr, times: True
+        "jaxfit._rows.residuals.can_be_one_function", lambda jaxpr, times: True
     )
     programs = set(map(id, _compile._programs.values()))
 

@@ -16,9 +16,9 @@ import pytest
 
 import jaxfit
 from jaxfit import losses, models
-from jaxfit.fitting._bands import Band
-from jaxfit.fitting._intervals import Contour, Profile
-from jaxfit.fitting._resample import Bootstrap
+from jaxfit.fitting.inference._bands import Band
+from jaxfit.fitting.inference._bootstrap import Bootstrap
+from jaxfit.fitting.inference._intervals import Contour, Profile
 
 X = np.linspace(0, 4, 20)
 Y = 2 * np.exp(-X) + 0.01 * np.cos(9 * X)

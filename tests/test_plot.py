@@ -8,7 +8,7 @@ import pytest
 
 import jaxfit
 from jaxfit import models
-from jaxfit.fitting._intervals import SIGMAS
+from jaxfit.fitting.inference._intervals import SIGMAS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -14,9 +14,15 @@ from problems import START, decay, residual
 
 import jaxfit
 from jaxfit import Chunked, Options, Sharded, Shared, Whole, losses, solve
-from jaxfit._devices import of_first
-from jaxfit._linearize import COUNT_BASE, RunningSum, carried, in_words, without_rows
-from jaxfit._observed import lengthened
+from jaxfit._rows.devices import of_first
+from jaxfit._rows.linearization import (
+    COUNT_BASE,
+    RunningSum,
+    carried,
+    in_words,
+    without_rows,
+)
+from jaxfit._rows.table import lengthened
 
 ROWS = 1003
 DATA, TRUTH = decay(rows=ROWS)

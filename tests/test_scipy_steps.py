@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from jaxfit import _trip, losses
-from jaxfit._linearize import is_linear
-from jaxfit._options import Limits
-from jaxfit._parameters import Parameters
-from jaxfit._rows import Task, visit
-from jaxfit._solution import RUNNING
+from jaxfit import losses
+from jaxfit._core import trip as _trip
+from jaxfit._core.options import Limits
+from jaxfit._core.parameters import Parameters
+from jaxfit._core.solution import RUNNING
+from jaxfit._rows.linearization import is_linear
+from jaxfit._rows.visit import Task, visit
 
 SCIPY_LOSSES = {
     "soft_l1": losses.SoftL1,

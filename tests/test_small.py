@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfit import _inverse, _model, _small
-from jaxfit._inverse import inverse_gram
+from jaxfit._core import quadratic as _model
+from jaxfit._linalg import inverse as _inverse
+from jaxfit._linalg import kernels as _small
+from jaxfit._linalg.inverse import inverse_gram
 
 SIZES = [1, 2, 3, 5, 14]
 

@@ -8,7 +8,7 @@ import pytest
 
 import jaxfit
 from jaxfit import Status
-from jaxfit._smooth import is_smooth
+from jaxfit._programs.smooth import is_smooth
 
 T = np.linspace(-1.0, 2.0, 8)
 

@@ -17,7 +17,7 @@ import pytest
 from problems import START, decay, residual
 
 from jaxfit import Options, Shared, Weighted, losses, npy_blocks, solve, solve_stream
-from jaxfit._feed import Feed
+from jaxfit._stream.feed import Feed
 
 TESTS = Path(__file__).parent
 ROWS, BLOCK = 1003, 100
@@ -492,7 +492,7 @@ def test_bad_arguments():
 
 
 def test_progress(capsys, streamed, monkeypatch):
-    monkeypatch.setattr("jaxfit._stream.SHOWN_EVERY", 0)
+    monkeypatch.setattr("jaxfit._stream.stream.SHOWN_EVERY", 0)
     found = solve_stream(residual, START, BLOCKS, progress=True)
     assert_identical(found, streamed)
     line = capsys.readouterr().err

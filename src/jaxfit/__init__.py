@@ -1,19 +1,19 @@
 """Nonlinear least squares as one compiled JAX program."""
 
 from jaxfit import losses, models
-from jaxfit._batch import solve_batch
-from jaxfit._blocks import solve_blocks
-from jaxfit._curve_fit import curve_fit
-from jaxfit._feed import Weighted, npy_blocks
-from jaxfit._least_squares import least_squares
-from jaxfit._linearize import Linearization, merge
-from jaxfit._observed import Shared
-from jaxfit._options import Options
-from jaxfit._rows import Chunked, Sharded, Whole
-from jaxfit._solution import Solution, Status
-from jaxfit._solve import solve
-from jaxfit._stream import solve_stream
-from jaxfit._warm import subsample_start, warm_start
+from jaxfit._batch.batch import solve_batch
+from jaxfit._batch.blocks import solve_blocks
+from jaxfit._core.options import Options
+from jaxfit._core.solution import Solution, Status
+from jaxfit._core.solve import solve
+from jaxfit._rows.linearization import Linearization, merge
+from jaxfit._rows.table import Shared
+from jaxfit._rows.visit import Chunked, Sharded, Whole
+from jaxfit._scipy.curve_fit import curve_fit
+from jaxfit._scipy.least_squares import least_squares
+from jaxfit._stream.feed import Weighted, npy_blocks
+from jaxfit._stream.stream import solve_stream
+from jaxfit._stream.warm import subsample_start, warm_start
 from jaxfit.fitting import BatchFit, Fit, FitError, curvefit, fit, fit_batch
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxfit.fitting._command import main
+from jaxfit._command import main
 
 if __name__ == "__main__":
     sys.exit(main(is_own_process=True))

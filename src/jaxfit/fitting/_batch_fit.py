@@ -8,17 +8,17 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._arguments import coordinates, real_points
-from jaxfit._options import Options
-from jaxfit._solution import Status
-from jaxfit._solve import check_loss
+from jaxfit._core.options import Options
+from jaxfit._core.solution import Status
+from jaxfit._core.solve import check_loss
+from jaxfit._scipy.arguments import coordinates, real_points
 from jaxfit.fitting._batch_result import BatchFit
-from jaxfit.fitting._data import Observed, observed
 from jaxfit.fitting._fit import covariance_kind
+from jaxfit.fitting._multistart import check_inside
+from jaxfit.fitting._points import Observed, observed
 from jaxfit.fitting._problem import Data, from_middle, pose, starts_about
-from jaxfit.fitting._program import Axes, Case, Manner
+from jaxfit.fitting._programs import Axes, Case, Manner
 from jaxfit.fitting._run import run_batch
-from jaxfit.fitting._starts import check_inside
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 

@@ -9,16 +9,16 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._arguments import coordinates, real_array
-from jaxfit._compile import compiled
-from jaxfit._host import double_precision
-from jaxfit._solution import Status
-from jaxfit.fitting import _plot_batch
+from jaxfit._core.solution import Status
+from jaxfit._programs.compiled import compiled
+from jaxfit._scipy.arguments import coordinates, real_array
+from jaxfit._scipy.run import double_precision
 from jaxfit.fitting._fit import fit
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import for_solver, named
+from jaxfit.fitting._programs import for_solver, named
 from jaxfit.fitting._result import Fit
-from jaxfit.fitting._save import needed
+from jaxfit.fitting.output import _plot_batch
+from jaxfit.fitting.output._save import needed
 from jaxfit.models import Model
 
 

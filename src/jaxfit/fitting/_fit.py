@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._compile import Static
-from jaxfit._options import Options
-from jaxfit._solution import Status
-from jaxfit._solve import check_loss
-from jaxfit.fitting import _report, _starts
-from jaxfit.fitting._data import observed
+from jaxfit._core.options import Options
+from jaxfit._core.solution import Status
+from jaxfit._core.solve import check_loss
+from jaxfit._programs.compiled import Static
+from jaxfit.fitting import _multistart as _starts
+from jaxfit.fitting._points import observed
 from jaxfit.fitting._problem import from_middle, pose, starts_about
-from jaxfit.fitting._program import Case, Manner
+from jaxfit.fitting._programs import Case, Manner
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting._run import not_finite, run_fit
+from jaxfit.fitting.output import _report
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 

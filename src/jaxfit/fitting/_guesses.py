@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxfit import _host
-from jaxfit._compile import is_eager_on_cpu
-from jaxfit._parts import in_parts, size_on_cpu
-from jaxfit._small import Room, room
+from jaxfit._batch.parts import in_parts, size_on_cpu
+from jaxfit._linalg.kernels import Room, room
+from jaxfit._programs.compiled import is_eager_on_cpu
+from jaxfit._scipy import run as _host
 from jaxfit.fitting._padding import Padding, Task, padded_length, parted
 from jaxfit.fitting._problem import Data, Problem
-from jaxfit.fitting._program import BLOCK_NUMBERS, Axes, Case, named, start_vector
-from jaxfit.models._start import is_for_numpy
+from jaxfit.fitting._programs import BLOCK_NUMBERS, Axes, Case, named, start_vector
+from jaxfit.models._guess import is_for_numpy
 
 # Data for which starts are guessed at a time by a program, on a CPU and elsewhere.
 GUESSES = Room(2**17, 1, 2**12), Room(2**25, 1, 2**16)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._observations import bucket, padded_points
+from jaxfit._scipy.observations import bucket, padded_points
 from jaxfit.fitting._problem import Problem
 
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxfit._arguments import real_array
-from jaxfit._host import double_precision
+from jaxfit._scipy.arguments import real_array
+from jaxfit._scipy.run import double_precision
 from jaxfit.models import Model
 from jaxfit.models._either import xp
-from jaxfit.models._start import far_middle
+from jaxfit.models._guess import far_middle
 
 Bounds = Mapping[str, Any]
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._solution import Status
-from jaxfit.fitting import _bands, _intervals, _plot, _report, _save
-from jaxfit.fitting._data import Observed
+from jaxfit._core.solution import Status
+from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._program import Manner
-from jaxfit.fitting._statistics import Goodness, goodness
+from jaxfit.fitting._programs import Manner
+from jaxfit.fitting.inference import _bands, _intervals
+from jaxfit.fitting.inference._statistics import Goodness, goodness
+from jaxfit.fitting.output import _plot, _report, _save
 from jaxfit.models import Model
 
 

@@ -17,18 +17,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from jaxfit import _host
-from jaxfit._batch import batch_of_fits
-from jaxfit._compile import Static, bound, compiled, is_eager_on_cpu
-from jaxfit._options import Options, filled
-from jaxfit._parts import in_parts, lean_first_in_parts, size_on_cpu
-from jaxfit._residuals import jacobian
-from jaxfit._small import Room
-from jaxfit._words import what_is_not_finite
+from jaxfit._batch.batch import batch_of_fits
+from jaxfit._batch.parts import in_parts, lean_first_in_parts, size_on_cpu
+from jaxfit._core.options import Options, filled
+from jaxfit._linalg.kernels import Room
+from jaxfit._programs.compiled import Static, bound, compiled, is_eager_on_cpu
+from jaxfit._programs.errors import what_is_not_finite
+from jaxfit._rows.residuals import jacobian
+from jaxfit._scipy import run as _host
 from jaxfit.fitting._guesses import run_starts
 from jaxfit.fitting._padding import Padding, Task, padded_length, parted
 from jaxfit.fitting._problem import Data, Problem
-from jaxfit.fitting._program import (
+from jaxfit.fitting._programs import (
     BLOCK_NUMBERS,
     Axes,
     Case,
@@ -40,7 +40,7 @@ from jaxfit.fitting._program import (
     sandwich,
     weights_of,
 )
-from jaxfit.models._start import Tally
+from jaxfit.models._guess import Tally
 
 # Numbers of y, all data sets together, up to which a program is compiled in haste; and
 # up to which it then serves a model, before one that runs faster pays.

@@ -8,14 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfit._arguments import real_array
-from jaxfit._arrays import moments
-from jaxfit._compile import Static
-from jaxfit._options import Options
+from jaxfit._core.options import Options
+from jaxfit._programs.arrays import moments
+from jaxfit._programs.compiled import Static
+from jaxfit._scipy.arguments import real_array
 from jaxfit.fitting._problem import Data, Problem
-from jaxfit.fitting._program import Axes, Case, Manner
+from jaxfit.fitting._programs import Axes, Case, Manner
 from jaxfit.fitting._run import run_batch
-from jaxfit.fitting._save import needed
+from jaxfit.fitting.output._save import needed
 from jaxfit.models import FunctionModel
 
 LIMITS = "maxfev", "max_nfev"

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from jaxtyping import Array
 
 from jaxfit.models._either import repeated, xp
+from jaxfit.models._guess import Remainder, beside, orthonormal, project
 from jaxfit.models._model import Model
 from jaxfit.models._peaks import Peak
 from jaxfit.models._place import placed
-from jaxfit.models._start import Remainder, beside, orthonormal, project
 from jaxfit.models._waves import DampedSine, Sine
 
 ROUNDS = 2  # in which each part is sought beside the others

@@ -6,8 +6,8 @@ import equinox as eqx
 import numpy as np
 
 from jaxfit.models._either import xp
+from jaxfit.models._guess import extent, grid
 from jaxfit.models._model import POSITIVE, Model
-from jaxfit.models._start import extent, grid
 
 GAS_CONSTANT = 8.31446261815324  # J / (mol K), exact since 2019
 

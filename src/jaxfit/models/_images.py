@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from jaxfit.models._either import xp
+from jaxfit.models._guess import extent, grid
 from jaxfit.models._model import POSITIVE, Model
 from jaxfit.models._peaks import FWHM
-from jaxfit.models._start import extent, grid
 
 
 def _brightest(x, y):

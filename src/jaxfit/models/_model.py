@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxfit._arguments import coordinates, is_numbers, real_points
-from jaxfit._compile import compiled
-from jaxfit._host import double_precision
-from jaxfit.models import _start
+from jaxfit._programs.compiled import compiled
+from jaxfit._scipy.arguments import coordinates, is_numbers, real_points
+from jaxfit._scipy.run import double_precision
+from jaxfit.models import _guess as _start
 from jaxfit.models._either import xp
 
 Params = Mapping[str, Any]

@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxfit.models._either import complex_of, erf, gammaln, log_ndtr, xp
+from jaxfit.models._guess import grid, peak
 from jaxfit.models._model import POSITIVE, Model
 from jaxfit.models._place import placed
 from jaxfit.models._special import faddeeva
-from jaxfit.models._start import grid, peak
 
 FWHM = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian, in standard deviations
 

@@ -35,7 +35,7 @@ from jaxfit.models._either import (
     solved,
     xp,
 )
-from jaxfit.models._start import Remainder, Values, extent, with_known, without
+from jaxfit.models._guess import Remainder, Values, extent, with_known, without
 
 if TYPE_CHECKING:
     from jaxfit.models._peaks import Peak

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxfit.models._either import each, erf, rfft, sums_at, xp
+from jaxfit.models._guess import Remainder, best_of, extent, grid, peak, with_known
 from jaxfit.models._model import POSITIVE, Model
-from jaxfit.models._start import Remainder, best_of, extent, grid, peak, with_known
 
 
 def turned(phase, frequency, origin):

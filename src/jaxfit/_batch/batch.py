@@ -1,0 +1,353 @@
+"""Many fits of one model, in one program: `solve_batch`.
+
+`_programs/many.py` and `_core/lanes.py` go from fit to fit; here are the arguments, the devices and
+the derivatives.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, PyTree
+
+from jaxfit._batch.axes import Fits, split
+from jaxfit._batch.parts import (
+    NotNumbers,
+    in_parts,
+    lean_first_in_parts,
+    numbers_of_one,
+    size_on_cpu,
+    to_device,
+)
+from jaxfit._core.derivative import Outcome, derived_from, differentiable_batch
+from jaxfit._core.options import Options
+from jaxfit._core.solution import Solution
+from jaxfit._core.solve import (
+    DEFAULTS,
+    Setup,
+    check_arguments,
+    check_callable,
+    run,
+    set_up,
+    solution,
+    started,
+    whole_outcome,
+    without_callable,
+)
+from jaxfit._linalg.seldom import note, reporting
+from jaxfit._programs.arrays import ordinary
+from jaxfit._programs.compiled import Static, bound, compiled, is_eager_on_cpu
+from jaxfit._programs.errors import explained
+from jaxfit._programs.hoist import hoisted
+from jaxfit._programs.one_function import can_be_one_function
+from jaxfit._programs.spread import is_explicit
+from jaxfit._rows.table import lengthened, unwrap_shared
+from jaxfit.losses import Loss
+
+
+def solve_batch(
+    fn: Callable[[PyTree, PyTree], PyTree],
+    x0: PyTree,
+    data: PyTree,
+    *,
+    in_axes: tuple = (0, 0),
+    bounds: tuple[PyTree, PyTree] | None = None,
+    weights: PyTree | None = None,
+    loss: Loss | None = None,
+    options: Options | None = None,
+    lanes: int | None = None,
+    mesh: Mesh | None = None,
+    axis: str | None = None,
+    keep: Callable[[Solution], Any] | None = None,
+    progress: bool = False,
+) -> Any:
+    """Fit the same model to many data: `solve` for each, in one compiled program.
+
+    On a CPU the fits are done one after the other, by the program of a single fit. On
+    an accelerator a number of them, the lanes, are in flight, and a new one takes the
+    place of each that has ended. Memory does not grow with the number of fits but for
+    data and results.
+
+    Pure: it works under `jit` and inside a `shard_map`, and has the derivatives of
+    `solve`. Called eagerly on a CPU it uses all cores. The results do not depend on
+    the order of the fits, on their number, or on each other, bit for bit; another
+    number of lanes may change their last digits.
+
+    Args:
+        fn: residuals of one fit, of (x, data).
+        x0: starts; `solve`'s with a batch axis, or one for all.
+        data: of all fits; a pytree.
+        in_axes: the batch axes of (x0, data) or (x0, data, bounds), as in `jax.vmap`:
+            numbers, None for what all fits share, or pytrees of them that prefix the
+            argument. Without a third entry bounds are shared.
+        bounds, weights, loss, options: see `solve`. Weights have the batch axis of
+            `data` if that is one number, and else the first; weights of zero make fits
+            of different lengths.
+        lanes: fits in flight, on any device. None is a loop over the fits on CPUs, and
+            elsewhere as many as keep the device busy.
+        mesh, axis: spread the fits over the devices along an axis of a mesh. Every
+            device works through its own part, and none waits for another.
+        keep: what to keep of each fit: a function of its `Solution` that returns a
+            pytree of arrays, such as `lambda fit: (fit.x, fit.stderr())`. It runs where
+            the fit ends, so that what it drops takes no memory.
+        progress: show a bar, by tqdm if that is installed and else as a line of text.
+
+    Returns:
+        A `Solution` of which every leaf has a leading batch axis, or what `keep`
+        returns, likewise.
+
+    Raises:
+        ValueError, TypeError: for arguments of the wrong kind or shape; what only the
+            numbers show is a status of its fit.
+    """
+    callables, options = checked_setting(fn, keep, loss, options, lanes)
+    arguments = ordinary((x0, unwrap_shared(data), bounds, weights))
+    placement = Placement(lanes, mesh, axis)
+    by_itself = placement == Placement(None, None, None)
+    if by_itself and is_eager_on_cpu((callables, arguments, loss, options)):
+        fits = split(arguments, in_axes, np)
+        size = size_on_cpu(numbers_of_one(fits.each))
+        setting = callables, fits, loss, options, placement, size
+        with contextlib.suppress(NotNumbers):
+            return to_device(run_in_parts(*setting, is_on_cpu=True, progress=progress))
+    if progress:
+        raise ValueError(
+            "progress is shown where fits are done part by part: called eagerly on a "
+            "CPU, without lanes or mesh. Leave it out, or use solve_blocks."
+        )
+    fits = split(arguments, in_axes, jnp)
+    return run_batch(callables, fits, loss, options, placement)
+
+
+def batch_of_fits(
+    fn: Callable,
+    x0: PyTree,
+    data: PyTree,
+    in_axes: tuple,
+    idle: Bool[Array, " N"] | None,
+    *,
+    bounds: PyTree,
+    weights: PyTree,
+    loss: Loss | None,
+    options: Options | None,
+    mesh: Mesh | None = None,
+    keep: Callable[[Solution], Any],
+    is_lean: bool,
+) -> Any:
+    """`solve_batch` in a program of this library, for all fits but idle ones.
+
+    A batch of one is a single fit. Lean ones give a pair, with flags of which are
+    incomplete.
+    """
+    (fn, jac, keep), options = checked_setting(fn, keep, loss, options, None)
+    fits = split((x0, data, bounds, weights), in_axes, jnp)._replace(idle=idle)
+    batch = batch_of(fn, jac, keep, fits, loss, options, is_lean)
+    if fits.number > 1:
+        return _placed(batch, fits, Placement(None, mesh, None))
+    one = run(batch.setup(jax.tree.map(_first, fits.each)), batch.keep)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], one)
+
+
+class Placement(NamedTuple):
+    """Where the fits are computed."""
+
+    lanes: int | None
+    mesh: Mesh | None
+    axis: str | None
+
+
+def checked_setting(fn, keep, loss, options, lanes):
+    """The user's functions (fn, jac, keep), and options without one."""
+    check_callable(fn, "fn", "a function (x, data) -> residuals")
+    if keep is not None:
+        check_callable(keep, "keep", "a function of a Solution")
+    options = DEFAULTS if options is None else options
+    check_arguments(loss, options, None)
+    if not (lanes is None or (isinstance(lanes, int) and lanes >= 1)):
+        raise ValueError(f"lanes is {lanes!r}; give a whole number of at least 1.")
+    options, jac = without_callable(options)
+    return (fn, jac, keep), options
+
+
+def run_batch(callables, fits: Fits, loss, options, placement: Placement) -> Any:
+    """All fits, by a program that is compiled once for what is alike."""
+    with explained(callables[0]):
+        setting = fits, loss, options, Static(placement)
+        return compiled(bound(_solve_batch, False), callables, setting)
+
+
+def run_in_parts(
+    callables,
+    fits: Fits,
+    loss: Loss | None,
+    options: Options,
+    placement: Placement,
+    size: int,
+    is_on_cpu: bool,
+    progress: bool,
+) -> Any:
+    """All fits, from arrays on the host to arrays on the host, so many at a time."""
+
+    def arguments(each, idle):
+        part = Fits(each, fits.shared, idle)
+        return part, loss, options, Static(placement)
+
+    with explained(callables[0]):
+        own = callables, arguments, fits.each, size
+        if is_on_cpu and placement.lanes is None:
+            return lean_first_in_parts(_solve_batch, *own, progress=progress)
+        whole = bound(_solve_batch, False)
+        return in_parts(whole, *own, is_on_cpu=is_on_cpu, progress=progress)
+
+
+class Keep(NamedTuple):
+    """What is kept of each fit; a report of `run`."""
+
+    function: Callable | None  # (solution, *constants) -> what is kept; None: all
+    constants: list
+
+    def __call__(self, setup: Setup, found: Outcome) -> Any:
+        whole = solution(setup, found)
+        if self.function is None:
+            return whole
+        kept, flags = self.function(whole, *self.constants)
+        for flag in flags:  # of a lean fit
+            note(flag)
+        return kept
+
+
+class Batch(NamedTuple):
+    """Fits of one model: a pytree of arrays and of what is none."""
+
+    first: Setup  # the model, traced; each fit has arrays of its own
+    shared: PyTree  # of `Fits`
+    keep: Keep
+
+    def setup(self, own) -> Setup:
+        """One fit."""
+        return self.first.of_others(*Fits(own, self.shared).one(own))
+
+
+def _solve_batch(is_lean: bool, callables, arguments) -> Any:
+    """`solve_batch` without its compilation; lean with flags of what is incomplete."""
+    fits, loss, options, placement = arguments
+    batch = batch_of(*callables, fits, loss, options, is_lean)
+    return _placed(batch, fits, placement.value)
+
+
+def _placed(batch: "Batch", fits: Fits, placement: Placement) -> Any:
+    """What is kept of all fits, wherever they are computed."""
+    if placement.mesh is not None:
+        return _on_mesh(batch, fits, placement.mesh, placement.axis, placement.lanes)
+    if placement.axis is not None:
+        raise ValueError(f"axis is {placement.axis!r}, and there is no mesh.")
+    return _fitted(batch, fits.each, fits.idle, placement.lanes)
+
+
+def batch_of(fn, jac, keep, fits: Fits, loss, options, is_lean: bool = False) -> Batch:
+    """The batch, its functions traced at the first fit."""
+    x0, data, bounds, weights = fits.one(jax.tree.map(_first, fits.each))
+    setup = set_up(fn, jac, x0, data, bounds, weights, loss, options, is_lean=is_lean)
+    batch = Batch(setup, fits.shared, Keep(None, []))
+    if keep is None:
+        return batch
+    example = jax.eval_shape(lambda: solution(setup, started(setup)))
+
+    def noting(solution):
+        with reporting(is_lean) as flags:
+            return keep(solution), flags
+
+    function, constants, jaxpr = hoisted(noting, example)
+    batch = batch._replace(keep=Keep(function, constants))
+    if can_be_one_function(jaxpr, 1):
+        return batch
+    return batch._replace(first=setup._replace(is_one_function=False, in_parts=False))
+
+
+def _first(leaf):
+    """What one fit looks like: the first, if it can be had."""
+    if len(leaf) and not is_explicit(leaf):
+        return leaf[0]
+    return jnp.zeros(leaf.shape[1:], leaf.dtype)
+
+
+def _on_mesh(
+    batch: Batch, fits: Fits, mesh: Mesh, axis: str | None, lanes: int | None
+) -> Any:
+    """The fits in equal parts on the devices along an axis of the mesh."""
+    if axis is None and len(mesh.axis_names) == 1:
+        axis = mesh.axis_names[0]
+    if axis not in mesh.axis_names:
+        raise ValueError(
+            f"axis is {axis!r}; give one of the axes of the mesh, {mesh.axis_names}."
+        )
+    number = fits.number
+    extra = -number % mesh.shape[axis]
+    numbers, rest = eqx.partition(batch, eqx.is_array)
+
+    def part(each, numbers):
+        own, idle = each
+        return _fitted(eqx.combine(numbers, rest), own, idle, lanes)
+
+    def run(each, numbers):
+        each = jax.tree.map(lambda leaf: lengthened(leaf, extra), each)
+        parts = jax.shard_map(
+            part,
+            mesh=None if explicit else mesh,
+            in_specs=(P(axis), P()),
+            out_specs=P(axis),
+            check_vma=False,
+        )
+        return jax.tree.map(lambda leaf: leaf[:number], parts(each, numbers))
+
+    arguments = (fits.each, fits.idle), numbers
+    explicit = any(map(is_explicit, jax.tree.leaves(arguments)))
+    if not explicit:
+        mesh = Mesh(mesh.devices, mesh.axis_names)
+        return run(*arguments)
+    out = NamedSharding(mesh, P() if extra else P(axis))
+    arguments = jax.reshard(arguments, NamedSharding(mesh, P()))
+    return jax.sharding.auto_axes(run, out_sharding=out)(*arguments)
+
+
+def _fitted(batch: Batch, each: PyTree, idle, lanes: int | None):
+    """What is kept of all fits, with derivatives.
+
+    These are those of `keep` on whole outcomes.
+    """
+    arrays, rest = eqx.partition(batch, eqx.is_array)
+
+    def reported(each, arrays, report):
+        batch = eqx.combine(arrays, rest)
+
+        def of_one(own, idle):
+            return run(batch.setup(own), report(batch), lanes, idle)
+
+        return jax.vmap(of_one)(each, idle)
+
+    def outcomes(each, arrays):
+        return reported(each, arrays, lambda _: whole_outcome)
+
+    def posed(own, arrays):
+        return eqx.combine(arrays, rest).setup(own).posed
+
+    def kept_of_outcomes(all):
+        found, batch = differentiable_batch(outcomes, posed)(*all), all[1]
+        batch = eqx.combine(batch, rest)
+        return jax.vmap(lambda own, found: batch.keep(batch.setup(own), found))(
+            all[0], found
+        )
+
+    def kept(all):
+        each, arrays = all
+        return reported(each, arrays, lambda batch: batch.keep)
+
+    if batch.first.problem.is_lean:
+        return kept((each, arrays))
+    return derived_from(kept, kept_of_outcomes)((each, arrays))

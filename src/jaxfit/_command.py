@@ -1,0 +1,280 @@
+"""A fit from a table on the command line."""
+
+import argparse
+import csv
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxfit import losses
+from jaxfit._core.options import Options
+from jaxfit.fitting._fit import FitError, fit
+from jaxfit.models._model import as_model
+from jaxfit.models._parse import library
+
+NOT_SOLVED, WRONG = 1, 2  # exit statuses
+COMMENT = "#"
+EMPTY = {"", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "--"}  # in any case
+LOSSES = {
+    name.lower(): getattr(losses, name)
+    for name in ("Huber", "SoftL1", "Cauchy", "Arctan", "Tukey")
+}
+
+
+class Wrong(Exception):
+    """What the user gave is wrong; one sentence."""
+
+
+def main(arguments: list[str] | None = None, is_own_process: bool = False) -> int:
+    """Run a command; returns the exit status.
+
+    0 for a fit that succeeded, 1 for one that found no solution, 2 for a wrong file,
+    column, model or option, which is told in one line on stderr.
+
+    Args:
+        is_own_process: JAX's settings are the command's, which lets it keep programs.
+    """
+    parsed = _parser().parse_args(arguments)
+    if is_own_process and parsed.command == "fit" and not parsed.no_cache:
+        _keep_programs()
+    try:
+        if parsed.command == "models":
+            print(_models())
+            return 0
+        return _fit(parsed)
+    except (Wrong, ValueError, TypeError, OSError, ImportError) as error:
+        text = " ".join(str(error).split())
+        print(f"jaxfit: {text}", file=sys.stderr)
+        return WRONG
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxfit", description="Fit models to tables."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("models", help="list the models and their parameters")
+    one = commands.add_parser("fit", help="fit a model to columns of a table")
+    add = one.add_argument
+    add("file", help="text with a header line: comma, semicolon, tab or spaces")
+    add("--model", required=True, help='such as "gaussian + b_gaussian + linear"')
+    add("--x", required=True, help="column of x; several for images: x,y")
+    add("--y", required=True, help="column of the data")
+    add("--sigma", help="column of standard errors")
+    add("--absolute-sigma", action="store_true", help="sigma is known, not relative")
+    add("--p0", action="append", default=[], metavar="NAME=VALUE", help="a start")
+    add("--fix", action="append", default=[], metavar="NAME=VALUE", help="fix it")
+    add(
+        *("--bounds", "--bound"),
+        action="append",
+        default=[],
+        metavar="NAME=LOWER:UPPER",
+        help="either may be empty",
+    )
+    add("--loss", metavar="NAME:SCALE", help=f"robust: {', '.join(LOSSES)}")
+    add("--starts", type=int, default=1, help="fit from so many starts")
+    add("--max-steps", type=int, metavar="N", help="evaluations of the model at most")
+    add("--omit-nan", action="store_true", help="leave out rows with empty cells or NA")
+    add("--report", action="store_true", help="print the long report")
+    add("--plot", metavar="FILE", help="save a picture")
+    add("--json", metavar="FILE", help="save the result")
+    add(
+        "--no-cache",
+        action="store_true",
+        help=f"keep no compiled programs; else in {_cache_folder()}",
+    )
+    return parser
+
+
+def _cache_folder() -> Path:
+    """Where this system keeps what can be made again."""
+    home = Path.home()
+    if sys.platform == "win32":
+        own = os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        own = home / "Library" / "Caches"
+    else:
+        own = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
+    return Path(own) / "jaxfit"
+
+
+def _keep_programs() -> None:
+    """Let JAX keep what it compiles from run to run, unless its user says where."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = _cache_folder()
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if is_new:
+        print(
+            f"jaxfit: compiled programs are kept in {folder}, so that the next run of "
+            "a model starts at once; --no-cache turns that off.",
+            file=sys.stderr,
+        )
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _fit(parsed: argparse.Namespace) -> int:
+    model = as_model(parsed.model)
+    table = _table(parsed.file)
+    coordinates = [name.strip() for name in parsed.x.split(",")]
+    wanted = [*coordinates, parsed.y, *([parsed.sigma] if parsed.sigma else [])]
+    columns = {name: _column(table, name, parsed.file) for name in wanted}
+    columns = _full_rows(columns, parsed.omit_nan)
+    x = tuple(columns[name] for name in coordinates)
+    settings: dict[str, Any] = {
+        "sigma": columns[parsed.sigma] if parsed.sigma else None,
+        "p0": dict(_assigned("--p0", text) for text in parsed.p0),
+        "fixed": dict(_assigned("--fix", text) for text in parsed.fix),
+        "bounds": dict(_interval(text) for text in parsed.bounds),
+        "loss": _loss(parsed.loss),
+        "starts": parsed.starts,
+        "absolute_sigma": parsed.absolute_sigma,
+    }
+    if parsed.max_steps is not None:
+        settings["options"] = Options(max_steps=parsed.max_steps)
+    try:
+        found = fit(model, x[0] if len(x) == 1 else x, columns[parsed.y], **settings)
+        status = 0
+    except FitError as error:
+        found, status = error.fit, NOT_SOLVED
+        print(f"jaxfit: {' '.join(str(error).split())}", file=sys.stderr)
+    print(found.report() if parsed.report else found)
+    if parsed.json:
+        Path(parsed.json).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+    if parsed.plot:
+        _save_picture(found, parsed)
+    return status
+
+
+def _save_picture(found: Any, parsed: argparse.Namespace) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        pass  # plot() says what to install
+    else:
+        matplotlib.use("Agg")
+    found.plot(xlabel=parsed.x, ylabel=parsed.y).savefig(parsed.plot, dpi=150)
+
+
+# Tables
+
+
+def _table(path: str) -> dict[str, list[str]]:
+    """Columns of text by the names in the first line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise Wrong(f"{path} cannot be read: {reason}.") from error
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.strip() and not line.lstrip().startswith(COMMENT)
+    ]
+    if len(lines) < 2:
+        raise Wrong(f"{path} has no rows below a line of names.")
+    delimiter = next((d for d in ",;\t" if d in lines[0]), None)
+    if delimiter is None:
+        rows = [line.split() for line in lines]
+    else:
+        rows = [
+            [c.strip() for c in row] for row in csv.reader(lines, delimiter=delimiter)
+        ]
+    head = rows[0]
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(head):
+            raise Wrong(
+                f"{path}: row {number} has {len(row)} cells, the line of names "
+                f"{len(head)}."
+            )
+    return {name: [row[k] for row in rows[1:]] for k, name in enumerate(head)}
+
+
+def _column(table: dict[str, list[str]], name: str, path: str) -> np.ndarray:
+    if name not in table:
+        raise Wrong(f"{path} has no column {name!r}; it has {', '.join(table)}.")
+    values = []
+    for number, cell in enumerate(table[name], start=2):
+        try:
+            values.append(np.nan if cell.lower() in EMPTY else float(cell))
+        except ValueError:
+            raise Wrong(
+                f"{path}: column {name!r} has {cell!r} in row {number}, which is no "
+                "number."
+            ) from None
+    return np.array(values)
+
+
+def _full_rows(columns: dict[str, np.ndarray], omit: bool) -> dict[str, np.ndarray]:
+    """The rows without empty cells, or an error if there are others."""
+    empty = {name: np.isnan(column) for name, column in columns.items()}
+    for name, cells in empty.items():
+        if cells.any() and not omit:
+            raise Wrong(
+                f"column {name!r} is empty or NaN in {int(cells.sum())} of "
+                f"{cells.size} rows; --omit-nan leaves them out."
+            )
+    full = ~np.any(list(empty.values()), axis=0)
+    return {name: column[full] for name, column in columns.items()}
+
+
+# Options
+
+
+def _assigned(option: str, text: str) -> tuple[str, float]:
+    name, found, value = text.partition("=")
+    try:
+        if not found:
+            raise ValueError
+        return name.strip(), float(value)
+    except ValueError:
+        raise Wrong(f"{option} is {text!r}; write NAME=VALUE.") from None
+
+
+def _interval(text: str) -> tuple[str, tuple[float | None, float | None]]:
+    name, _, pair = text.partition("=")
+    lower, found, upper = pair.partition(":")
+    try:
+        if not found:
+            raise ValueError
+        return name.strip(), (
+            float(lower) if lower.strip() else None,
+            float(upper) if upper.strip() else None,
+        )
+    except ValueError:
+        raise Wrong(f"--bounds is {text!r}; write NAME=LOWER:UPPER.") from None
+
+
+def _loss(text: str | None) -> losses.Loss | None:
+    if text is None:
+        return None
+    name, _, scale = text.partition(":")
+    if name.lower() not in LOSSES:
+        raise Wrong(
+            f"--loss is {text!r}; write one of {', '.join(LOSSES)}, NAME:SCALE."
+        )
+    try:
+        return LOSSES[name.lower()](float(scale or 1))
+    except ValueError as error:
+        raise Wrong(f"--loss is {text!r}: {error}") from None
+
+
+def _models() -> str:
+    """Every model with its parameters and its formula."""
+    lines = []
+    for name, kind in library().items():
+        formula = (inspect.getdoc(kind) or "").partition("\n")[0]
+        lines.append(f"{name:<24}{', '.join(kind().names)}")
+        lines.append(f"{'':<24}{formula}")
+    return "\n".join(lines)

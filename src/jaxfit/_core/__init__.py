@@ -1,0 +1,1 @@
+"""One fit: begin with `solve.py`, and then `trip.py`."""

@@ -1,0 +1,348 @@
+"""The derivative of a solution, by the implicit function theorem.
+
+At a solution x(θ) the gradient of the cost, g(x, θ), vanishes in the directions in
+which x is free to move, and so
+
+    H dx = - (∂g/∂θ) dθ,      H = ∂g/∂x, the Hessian of the cost,
+
+over the free parameters; one at an active bound moves with that bound. What was done
+to find x does not matter: the loop is never differentiated. The rule consists of
+ordinary derivatives of the cost at x, so that forward mode, reverse mode and higher
+derivatives follow from it. (Griewank and Walther, Evaluating Derivatives, 2nd ed.,
+chapter 15; for bounds, Fiacco, Introduction to Sensitivity and Stability Analysis,
+1983.)
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Int, PyTree
+
+from jaxfit._core.bounds import Bounds
+from jaxfit._core.solution import Status
+from jaxfit._core.trip import State
+from jaxfit._linalg.inverse import inverse_of, pseudo_inverse
+from jaxfit._linalg.kernels import (
+    Flag,
+    Matrix,
+    Scalar,
+    Vector,
+    batched_in_lanes,
+    branch,
+    is_framed,
+    matvec,
+    transpose,
+)
+from jaxfit._rows.linearization import Frame, Linearization
+from jaxfit._rows.visit import Rows
+
+BLOCK = 256  # fits whose derivatives are taken at once
+
+
+class Outcome(NamedTuple):
+    """What a fit found."""
+
+    x: Vector
+    linearization: Linearization
+    status: Int[Array, "*lanes"]
+    optimality: Scalar
+    steps: Int[Array, "*lanes"]
+    nfev: Int[Array, "*lanes"]
+    start_cost: Scalar
+    certified: Flag
+
+    @classmethod
+    def of(cls, state: State) -> "Outcome":
+        """That of the last state."""
+        point = state.point
+        return cls(
+            point.x,
+            point.linearization,
+            state.status,
+            point.optimality,
+            state.steps,
+            state.nfev,
+            state.start_cost,
+            point.certified,
+        )
+
+
+class Posed(NamedTuple):
+    """A fit as a function of what can be differentiated."""
+
+    rows: Rows
+    bounds: Bounds | None
+    gauss_newton: bool  # instead of the exact Hessian
+
+
+def differentiable(
+    solve: Callable[[PyTree], Outcome], pose: Callable[[PyTree], Posed]
+) -> Callable[[PyTree], Outcome]:
+    """`solve` with derivatives.
+
+    Args:
+        solve: from arrays to the outcome.
+        pose: the fit that these arrays make.
+    """
+
+    words = Words()
+
+    @jax.custom_jvp
+    def solved(arrays):
+        return words.of(solve(arrays))
+
+    def rule(primals, tangents):
+        (arrays,), (directions,) = primals, tangents
+        out, moving = solved(arrays), Moving(arrays, directions)
+        moved = tangent(
+            lambda values: pose(moving.put(values)),
+            *(moving.values, moving.directions, words.read(out)),
+        )
+        return out, _completed(moved, out)
+
+    solved.defjvp(rule, symbolic_zeros=True)
+    return lambda arrays: words.read(solved(arrays))
+
+
+def differentiable_batch(
+    solve: Callable[[PyTree, PyTree], Outcome],
+    pose: Callable[[PyTree, PyTree], Posed],
+) -> Callable[[PyTree, PyTree], Outcome]:
+    """The same for many fits, one block after the other.
+
+    Args:
+        solve: from arrays with a leading batch axis, and shared ones, to the outcomes.
+        pose: from the arrays of one fit, and the shared ones.
+    """
+
+    words = Words()
+
+    @jax.custom_jvp
+    def solved(each, shared):
+        return words.of(solve(each, shared))
+
+    def rule(primals, tangents):
+        each, common = map(Moving, primals, tangents)
+        out = solved(*primals)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def of_one(one):
+            leaves, values, directions, out = one
+            return tangent(
+                lambda v: pose(each.put(v[0], leaves), common.put(v[1])),
+                (values, common.values),
+                (directions, common.directions),
+                words.read(out),
+            )
+
+        moved = jax.lax.map(
+            of_one,
+            (each.leaves, each.values, each.directions, out),
+            batch_size=min(BLOCK, max(len(out.x), 1)),
+        )
+        return out, _completed(moved, out)
+
+    solved.defjvp(rule, symbolic_zeros=True)
+    return lambda each, shared: words.read(solved(each, shared))
+
+
+def derived_from(function: Callable, reference: Callable) -> Callable:
+    """A function of arrays with the derivatives of another that has its values."""
+    words = Words()
+
+    @jax.custom_jvp
+    def derived(arrays):
+        return words.of(function(arrays))
+
+    def rule(primals, tangents):
+        moving = Moving(primals[0], tangents[0])
+        return jax.jvp(
+            lambda values: words.of(reference(moving.put(values))),
+            *((moving.values,), (moving.directions,)),
+        )
+
+    derived.defjvp(rule, symbolic_zeros=True)
+    return lambda arrays: words.read(derived(arrays))
+
+
+class Words:
+    """Integers as floats of 16 bits each, and back.
+
+    Integers have tangents of a type of their own, which does not pass a `shard_map`
+    that checks what varies: what leaves a rule of derivatives are floats.
+    """
+
+    def __init__(self):
+        self.kinds: list = []
+
+    def of(self, tree: PyTree) -> PyTree:
+        """A tree in which integers and flags are floats, with a last axis of words."""
+        leaves, structure = jax.tree.flatten(tree)
+        self.kinds = [leaf.dtype for leaf in map(jnp.asarray, leaves)]
+        return jax.tree.unflatten(structure, map(self._written, leaves, self.kinds))
+
+    def read(self, tree: PyTree) -> PyTree:
+        """The tree that it was."""
+        leaves, structure = jax.tree.flatten(tree)
+        return jax.tree.unflatten(structure, map(self._read, leaves, self.kinds))
+
+    @staticmethod
+    def _written(leaf, kind):
+        if not _is_whole(kind):
+            return leaf
+        bits = jnp.asarray(leaf).astype(_unsigned(kind))
+        words = [bits >> start & 0xFFFF for start in range(0, _width(kind), 16)]
+        return jnp.stack(words, axis=-1).astype(jnp.float32)
+
+    @staticmethod
+    def _read(leaf, kind):
+        if not _is_whole(kind):
+            return leaf
+        words = jax.lax.stop_gradient(leaf).astype(_unsigned(kind))
+        places = range(words.shape[-1])
+        parts = [words[..., place] << 16 * place for place in places]
+        return functools.reduce(jnp.bitwise_or, parts).astype(kind)
+
+
+def _is_whole(kind) -> bool:
+    return jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.bool_)
+
+
+def _width(kind) -> int:
+    return 16 if jnp.issubdtype(kind, jnp.bool_) else max(16, jnp.iinfo(kind).bits)
+
+
+def _unsigned(kind) -> Any:
+    return jnp.dtype(f"uint{_width(kind)}")
+
+
+class Moving:
+    """Those leaves of a pytree that have a tangent.
+
+    Args:
+        tree: arrays.
+        directions: their tangents; `SymbolicZero` where there is none.
+    """
+
+    def __init__(self, tree: PyTree, directions: PyTree):
+        self.leaves, self.structure = jax.tree.flatten(tree)
+        given = jax.tree.leaves(directions, is_leaf=_is_zero)
+        self.places = [i for i, move in enumerate(given) if not _is_zero(move)]
+        self.values = [self.leaves[place] for place in self.places]
+        self.directions = [given[place] for place in self.places]
+
+    def put(self, values: Any, leaves: Any = None) -> Any:
+        """The tree, or one of other leaves, with others in these places."""
+        leaves = list(self.leaves if leaves is None else leaves)
+        for place, value in zip(self.places, values, strict=True):
+            leaves[place] = value
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def _completed(moved: Outcome, out: Outcome) -> Outcome:
+    """A tangent with those of the integers, which are words."""
+
+    def completed(leaf, move):
+        return 0 * leaf if move is None and leaf is not None else move
+
+    return jax.tree.map(completed, out, moved, is_leaf=lambda leaf: leaf is None)
+
+
+def _is_zero(direction) -> bool:
+    """Whether a tangent is known to be zero, or that of an integer."""
+    if isinstance(direction, SymbolicZero):
+        return True
+    return getattr(direction, "dtype", None) == jax.dtypes.float0
+
+
+def tangent(
+    pose: Callable[[PyTree], Posed],
+    values: PyTree,
+    directions: PyTree,
+    found: Outcome,
+) -> Outcome:
+    """How the outcome of one fit moves; None in the place of integers.
+
+    A fit that failed does not move. Its derivatives may be NaN; they are kept away from
+    what other fits share, in reverse mode too, by a gate at either end. A fit that
+    succeeded on a kink has no derivative: NaN.
+
+    Args:
+        pose: the fit as a function of the arrays that move.
+        values, directions: these arrays, and how they move.
+        found: the outcome.
+    """
+    succeeded, x = found.status > 0, found.x
+    proper = jnp.where(found.status == Status.KINK, jnp.nan, 1).astype(x.dtype)
+
+    def gate(tree, factor=1):
+        return jax.tree.map(lambda t: jnp.where(succeeded, factor * t, 0), tree)
+
+    directions = gate(directions)
+    hessian, change = _changes_of_slope(pose, values, directions, found)
+    bounds = pose(values).bounds
+    if bounds is None:
+        free, along = jnp.ones(x.shape, bool), jnp.zeros_like(x)
+    else:
+        _, moved = jax.jvp(lambda v: pose(v).bounds, (values,), (directions,))
+        free, along = _on_face(x, found.linearization.gradient, bounds, moved)
+    needed = jnp.where(free, change + matvec(hessian, along), 0)
+    dx = gate(along - matvec(pseudo_inverse(hessian, free), needed), proper)
+    frame = _same_frame(found.linearization)
+    _, moved = jax.jvp(
+        lambda x, v: pose(v).rows.linearize(x, frame), (x, values), (dx, directions)
+    )
+    moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
+    none, zero = None, jnp.zeros_like(found.optimality)
+    return Outcome(
+        x=dx,
+        linearization=gate(moved, proper),
+        status=none,
+        optimality=zero,
+        steps=none,
+        nfev=none,
+        start_cost=zero,
+        certified=none,
+    )
+
+
+def _changes_of_slope(pose, values, directions, found):
+    """Derivatives of the gradient of the cost: by x, and along the directions."""
+    x = found.x
+
+    def slope(x, values):
+        return pose(values).rows.slope(x)
+
+    _, change = jax.jvp(lambda v: slope(x, v), (values,), (directions,))
+    if pose(values).gauss_newton:
+        return found.linearization.hessian, change
+    hessian = jax.jacfwd(slope)(x, values)
+    return 0.5 * (hessian + hessian.T), change
+
+
+def _on_face(x, slope, bounds, moved):
+    """Which parameters are free, and how the others move with their bounds.
+
+    A parameter is held by a bound if it lies there and the gradient pushes outward.
+    """
+    at_lower = ~bounds.free | ((x <= bounds.lower) & (slope > 0))
+    at_upper = ~at_lower & (x >= bounds.upper) & (slope < 0)
+    along = jnp.where(at_lower, moved.lower, jnp.where(at_upper, moved.upper, 0))
+    return ~(at_lower | at_upper), along
+
+
+def _same_frame(linearization: Linearization) -> Frame:
+    """The frame of a linearization, as a constant."""
+    inverse = jax.lax.stop_gradient(linearization.frame)
+    return Frame(inverse, transpose(_unframed(inverse)))
+
+
+@batched_in_lanes
+def _unframed(inverse: Matrix) -> Matrix:
+    """P from P⁻¹."""
+    return branch(is_framed(inverse), inverse_of, lambda inverse: inverse, inverse)

@@ -1,0 +1,444 @@
+"""Kinks: what becomes of a fit that can go no further because its slope jumps.
+
+At a minimum on a kink of the residuals the gradient is not small. It is one if nothing
+descends: if the convex hull of the gradients about the point holds one that passes the
+certificate. They are sampled (Burke, Lewis and Overton, "A robust gradient sampling
+algorithm for nonsmooth, nonconvex optimization", SIAM J. Optim. 15, 2005), each where
+the least-norm element of the hull so far promises a lower cost, as in the method of
+Wolfe (Math. Programming Study 3, 1975). One trip evaluates one sample:
+
+    stalled -> SAMPLE -> ADOPT -> ALONG -> SAMPLE -> ADOPT ... -> CHECK -> KINK
+
+Once the hull is known its least-norm element is adopted in place of the gradient, and
+the ordinary trip does all else with it: it certifies the point, or steps along the
+kink, where the cost may still fall. What passes is sampled again near by, where the
+hull of a kink has the same size, and that of a curvature has not; and in the end no
+cost may be lower in any of some more directions.
+
+All of it is rare, and written for one fit, as one piece for all modes: what is compiled
+with every fit should be little.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxfit._core.bounds import Bounds, coleman_li
+from jaxfit._core.solution import RUNNING, Status, certificate_limit
+from jaxfit._linalg.kernels import (
+    Flag,
+    Matrix,
+    Scalar,
+    Vector,
+    bordered,
+    branch,
+    choose,
+    diagonal,
+    for_each,
+    identity,
+    inner,
+    is_lanes,
+    matmul,
+    matvec,
+    norm,
+    outer,
+    transpose,
+    varying_with,
+)
+from jaxfit._rows.linearization import Columns, Linearization, columns_of
+
+OFF, SAMPLE, ADOPT, ALONG, CHECK, OVER = range(6)  # modes of a search
+
+MOST = 8  # the hull has room for the gradients of so many kinks at one point
+
+# Samples are so far away, in units of the certificate's limit, columns scaled to one:
+# so near that a smooth gradient is the same, so far that the cost shows its slope.
+RADIUS = 0.05
+NEARER = 1 / 32  # of it, the second time
+
+RESOLVED = 16  # and not nearer than so many units of rounding of x
+
+PROGRESS = 0.99  # of the least norm, if a sample was worth while
+DESCENT = 0.1  # of what the least-norm element promises, if the cost falls
+KINKED = 4  # times what the radius changes in a smooth gradient: a kink
+ALIKE = 0.8  # of the size of the hull further out: that of the same kink
+HULL_TRIPS = 1000
+
+
+class Search(eqx.Module):
+    """What a fit knows of the kink on which it has stalled."""
+
+    mode: Int[Array, "*lanes"]
+    turn: Int[Array, "*lanes"]  # samples in this mode
+    near: Flag  # whether samples are taken near by
+    extent: Scalar  # the least size of a hull about a kink
+    corners: Float[Array, "m n *lanes"]  # gradients, the first that of the point
+    weights: Float[Array, "m *lanes"]  # of the corners in the least-norm element
+
+    @classmethod
+    def off(cls, x: Vector) -> "Search":
+        """None."""
+        zeros = jnp.zeros_like(x)
+        none = zeros[0].astype(jnp.int32)
+        corners = jnp.stack([zeros] * (min(len(x), MOST) + 2))
+        return cls(
+            mode=none + OFF,
+            turn=none,
+            near=none != 0,
+            extent=zeros[0],
+            corners=corners,
+            weights=corners[:, 0],
+        )
+
+    @property
+    def slope(self) -> Vector:
+        """The least-norm element of the hull of the corners."""
+        return matvec(transpose(self.corners), self.weights)
+
+    @property
+    def samples(self) -> Flag:
+        """Whether the trial is a sample, and not a step."""
+        return (self.mode == SAMPLE) | (self.mode == CHECK)
+
+    @property
+    def adopts(self) -> Flag:
+        """Whether the trial is the point itself, with the slope for its gradient."""
+        return self.mode == ADOPT
+
+    def seen(self, sample: Linearization, point) -> tuple[Linearization, Columns]:
+        """The linearization at the trial point, that along the kink where it adopts,
+        and its columns, which then have their whole length."""
+        numbers = varying_with((sample.normal, sample.frame), point.x)
+        normal, frame = branch(
+            self.adopts,
+            for_each(_along_kink, is_lanes(point.x)),
+            lambda numbers, *_: numbers,
+            *(numbers, self, point),
+        )
+        linearization = dataclasses.replace(sample, normal=normal, frame=frame)
+        columns = columns_of(linearization)
+        whole = diagonal(sample.normal)[:-1]
+        lengths = jnp.where(self.adopts, whole, columns.squared_norms)
+        moves = columns.moves | (self.adopts & (whole > 0))
+        return linearization, columns._replace(squared_norms=lengths, moves=moves)
+
+    def look(self, here) -> Vector:
+        """Where to look for a descent: down a corner, or anywhere."""
+        m, n = self.corners.shape
+        anywhere = np.random.default_rng(0).normal(size=(2 * m, n))
+        anywhere = jnp.asarray(anywhere, here.size.dtype)
+        anywhere = anywhere / jnp.where(here.size > 0, here.size, 1)
+        used = jnp.where(self.weights[:, None] > 0, self.corners, anywhere[:m])
+        directions = jnp.concatenate([used, anywhere[m:]])
+        return lax.dynamic_index_in_dim(directions, self.turn, keepdims=False)
+
+    def is_wanted(self, status, finishing) -> Flag:
+        """Whether `searched` is to decide what follows a trip with this end."""
+        stalled = (status == Status.STALLED) & ~finishing
+        goes_on = (self.mode != OVER) & (status != Status.MAX_STEPS)
+        return jnp.where(self.mode == OFF, stalled, goes_on)
+
+
+class Turn(NamedTuple):
+    """What follows a trip of a search."""
+
+    search: Search
+    trial: Any
+    status: Int[Array, "*lanes"]
+    finishing: Flag
+
+    @classmethod
+    def of(cls, state) -> "Turn":
+        """What a state says of it."""
+        return cls(state.search, state.trial, state.status, state.finishing)
+
+
+def searched(bounds: Bounds | None, before, after, sample: Linearization) -> Turn:
+    """What follows a trip of a search, or a fit that has stalled.
+
+    Args:
+        bounds: of the fit.
+        before, after: its states about the trip; `after` knows of no search.
+        sample: the linearization at the trial point.
+    """
+    here = _Here.of(bounds, after.point)
+    return branch(
+        before.search.samples, _sampled, _stepped, here, before, after, sample
+    )
+
+
+def _stepped(here, before, after, sample) -> Turn:
+    """It has stalled, or adopted the slope of a hull, or made a step with it.
+
+    A hull is begun where it stalls, after a step, and, where the point is certified, a
+    second time near by. What is certified there too is checked.
+    """
+    search, running = before.search, after.status == RUNNING
+    won, moved = ~running & (after.status > 0), after.steps > before.steps
+    off, along = search.mode == OFF, search.mode == ALONG
+    leaves = along & won & moved
+    passes = won & ~off & ~leaves
+    nears = passes & ~search.near
+    begins = off | (along & running & moved) | nears
+    mode = _first_of(
+        (begins, SAMPLE),
+        (passes, CHECK),
+        (running, ALONG),
+        (leaves, OFF),
+        otherwise=OVER,
+    )
+    gradient = jnp.where(nears, search.corners[0], after.point.gradient)
+    extent = jnp.where(nears, ALIKE * here.extent(search.corners), here.smooth)
+    fresh = Search(
+        mode=mode,
+        turn=jnp.zeros_like(search.turn),
+        near=jnp.where(begins, nears, search.near),
+        extent=jnp.where(begins, extent, search.extent),
+        corners=jnp.where(begins, gradient, search.corners),
+        weights=jnp.where(begins, _first(search.weights), search.weights),
+    )
+    samples = (mode == SAMPLE) | (mode == CHECK)
+    trial = dataclasses.replace(
+        after.trial, framed=after.trial.framed & (mode != ALONG)
+    )
+    shorter = _shortened(before.trial, after.point.x)
+    trial = choose(along & (mode == ALONG), shorter, trial)
+    sampled = _visit(trial, here.at(fresh.corners[0], fresh.near))
+    return Turn(
+        search=fresh,
+        trial=choose(samples, sampled, trial),
+        status=jnp.where(samples, jnp.int32(RUNNING), after.status),
+        finishing=after.finishing & ~samples,
+    )
+
+
+def _sampled(here, before, after, sample) -> Turn:
+    """A sample makes the hull larger, or completes it, or is a check passed."""
+    search, seen = before.search, _Seen.of(here, before, sample)
+    m, checking = len(search.weights), search.mode == CHECK
+
+    # one more corner, unless the hull is complete or there is no kink
+    spare = jnp.where(_first(search.weights) > 0, jnp.inf, search.weights)
+    spare = _first_true(spare == jnp.min(spare))
+    corners = jnp.where(spare[:, None], seen.gradient, search.corners)
+    scaled = here.size * corners
+    weights = least_norm(matmul(scaled, transpose(scaled)))
+    terms = matvec(transpose(scaled), weights)
+    sampling = ~checking & seen.continuous
+    descends = seen.change <= DESCENT * inner(search.slope, seen.shift)
+    shorter = norm(terms) < PROGRESS * norm(here.size * search.slope)
+    grows = sampling & ~descends & shorter
+    turn = jnp.where(grows | checking, search.turn + 1, 0)
+    more = turn < 2 * m
+    corners, weights = choose(
+        grows, (corners, weights), (search.corners, search.weights)
+    )
+    kinked = here.extent(corners) >= search.extent
+
+    complete = jnp.max(jnp.abs(terms)) <= here.limit
+    mode = _first_of(
+        (grows & ~complete & more, SAMPLE),
+        (sampling & (kinked | descends), ADOPT),
+        (checking & seen.level & more, CHECK),
+        (checking & seen.lower, ALONG),
+        otherwise=OVER,
+    )
+    fresh = dataclasses.replace(
+        search, mode=mode, turn=turn, corners=corners, weights=weights
+    )
+    down = jnp.where(checking, fresh.look(here), fresh.slope)
+    x = jnp.where(mode == ADOPT, after.point.x, here.at(down, search.near))
+    x = jnp.where(mode == ALONG, before.trial.x, x)
+    passed = jnp.where(checking & seen.level, Status.KINK, Status.STALLED)
+    goes_on = mode != OVER
+    return Turn(
+        search=fresh,
+        trial=choose(goes_on, _visit(after.trial, x), after.trial),
+        status=jnp.where(goes_on, RUNNING, passed).astype(jnp.int32),
+        finishing=after.finishing & ~goes_on,
+    )
+
+
+def _first(weights):
+    """All weight on the first corner."""
+    return jnp.where(jnp.arange(len(weights)) == 0, 1, jnp.zeros_like(weights))
+
+
+def _first_true(flags):
+    """The first flag that is true, alone."""
+    return flags & (jnp.cumsum(flags) == 1)
+
+
+def _first_of(*cases, otherwise):
+    """The first number whose condition holds."""
+    number = jnp.asarray(otherwise, jnp.int32)
+    for condition, value in reversed(cases):
+        number = jnp.where(condition, jnp.int32(value), number)
+    return number
+
+
+def _visit(trial, x):
+    """A trial of which no model expects anything."""
+    zero = jnp.zeros_like(trial.length)
+    no = zero != 0
+    return dataclasses.replace(
+        trial, x=x, framed=no, predicted=zero, slope=zero, length=zero
+    )
+
+
+def _shortened(trial, x):
+    """A quarter of a step along the kink; damped steps would leave it."""
+    slope, bend = trial.slope / 4, (trial.slope - trial.predicted) / 16
+    return dataclasses.replace(
+        _visit(trial, x + (trial.x - x) / 4),
+        predicted=slope - bend,
+        slope=slope,
+        length=trial.length / 4,
+    )
+
+
+# At a point
+
+
+class _Here(NamedTuple):
+    """A point, with its columns scaled to one."""
+
+    point: Any
+    bounds: Bounds | None
+    size: Vector  # 1 / |J_i|, less near the bound ahead: as in `hat_model`
+    limit: Scalar  # of the certificate
+    radius: Scalar  # of samples
+    smooth: Scalar  # the most that a smooth gradient changes in it
+
+    @classmethod
+    def of(cls, bounds, point):
+        limit = certificate_limit(point.linearization, point.rounding)
+        squared = point.largest_norms
+        size = jnp.sqrt(jnp.where(squared > 0, 1 / squared, 0))
+        if bounds is not None:
+            ahead, _ = coleman_li(point.x, point.gradient, bounds)
+            size = jnp.sqrt(size * jnp.minimum(ahead, size))
+        radius = RADIUS * limit
+        return cls(point, bounds, size, limit, radius, KINKED * len(size) * radius)
+
+    def extent(self, corners) -> Scalar:
+        """How far the corners of a hull lie from the first."""
+        across = self.size * (corners - corners[0])
+        return jnp.sqrt(jnp.max(jnp.sum(across**2, axis=1)))
+
+    def at(self, down, near) -> Vector:
+        """Down a gradient from the point, as far as the sampling radius."""
+        down = self.size * down
+        length = norm(down)
+        radius = jnp.where(near, NEARER * self.radius, self.radius)
+        radius = jnp.maximum(radius, RESOLVED * self.point.rounding)
+        step = radius / jnp.where(length > 0, length, 1) * self.size * down
+        x = self.point.x - step
+        return x if self.bounds is None else self.bounds.project(x)
+
+
+class _Seen(NamedTuple):
+    """What a sample tells."""
+
+    shift: Vector  # of x
+    gradient: Vector  # at the point, of the piece that the sample is on
+    change: Scalar  # of the cost
+    continuous: Flag  # the slopes that are known explain the change
+    level: Flag  # and it is none, or upwards
+    lower: Flag  # or downwards
+
+    @classmethod
+    def of(cls, here, before, sample):
+        shift = before.trial.x - here.point.x
+        bend = matvec(sample.hessian, shift)
+        gradient = sample.gradient - bend
+        slopes = matvec(before.search.corners, shift)
+        slope, bend = inner(gradient, shift), inner(bend, shift)
+        change = sample.cost - here.point.linearization.cost
+        least = jnp.minimum(jnp.min(slopes), slope) - bend
+        most = jnp.maximum(jnp.max(slopes), slope) + bend
+        lin, eps = here.point.linearization, jnp.finfo(shift.dtype).eps
+        rounding = 4 * eps * jnp.sqrt(lin.count) * lin.cost
+        rounding += 2 * jnp.sqrt(lin.squared_residual) * here.point.rounding
+        rounding += len(shift) * here.radius**2
+        continuous = (change >= least - rounding) & (change <= most + rounding)
+        continuous = continuous & (jnp.abs(slope) < jnp.inf)
+        return cls(
+            *(shift, gradient, change, continuous),
+            level=continuous & (change >= -rounding),
+            lower=continuous & (change < -rounding),
+        )
+
+
+def least_norm(gram: Float[Array, "m m"]) -> Float[Array, " m"]:
+    """Weights of the point of least norm in the convex hull of m points.
+
+    By pairwise Frank-Wolfe steps (Lacoste-Julien and Jaggi, NeurIPS 2015): weight moves
+    from the worst corner that has any to the best, as far as that pays.
+
+    Args:
+        gram: inner products of the points.
+    """
+    m, eps = len(gram), jnp.finfo(gram.dtype).eps
+    closeness = m * eps * jnp.max(jnp.abs(gram))
+
+    def unfinished(carry):
+        _, gap, trips = carry
+        return (gap > closeness) & (trips < HULL_TRIPS)
+
+    def move(carry):
+        weights, _, trips = carry
+        images = matvec(gram, weights)
+        most = jnp.max(jnp.where(weights > 0, images, -jnp.inf))
+        gap = most - jnp.min(images)
+        worst = _shares((images == most) & (weights > 0), weights.dtype)
+        best = _shares(images == jnp.min(images), weights.dtype)
+        direction = best - worst
+        curvature = inner(direction, matvec(gram, direction))
+        whole = jnp.min(jnp.where(worst > 0, weights / worst, jnp.inf))
+        step = jnp.minimum(gap / jnp.where(curvature > 0, curvature, 1), whole)
+        step = jnp.where(curvature > 0, step, 0)
+        return jnp.maximum(weights + step * direction, 0), gap, trips + 1
+
+    start = _first(gram[0]), jnp.asarray(jnp.inf, gram.dtype), jnp.asarray(0)
+    return lax.while_loop(unfinished, move, varying_with(start, gram))[0]
+
+
+def _shares(flags, dtype):
+    """Equal parts of one for those that are true."""
+    shares = flags.astype(dtype)
+    return shares / jnp.sum(shares)
+
+
+def _along_kink(numbers, search, point) -> tuple[Matrix, Matrix]:
+    """Of a linearization: the slope for a gradient, and the Jacobian along the kink.
+
+    Only in directions in which all corners agree has the cost a curvature, and only
+    there may a step go; a frame that leaves out the others, which the kink holds, says
+    so to all that reads it.
+    """
+    norms, here = point.largest_norms, _Here.of(None, point)
+    scale = jnp.sqrt(jnp.where(norms > 0, norms, 1))
+    across = (search.corners - search.corners[0]) / scale
+    rounding = jnp.finfo(scale.dtype).eps ** 0.5
+
+    def without(k, onto):
+        left = matvec(onto, across[k])
+        left = jnp.where(jnp.abs(left) > here.smooth / KINKED, left, 0)
+        length = norm(left)
+        unit = left / jnp.where(length > 0, length, 1)
+        onto = onto - outer(unit, unit)
+        return jnp.where(jnp.abs(onto) > rounding, onto, 0)
+
+    eye = varying_with(identity(scale), across)
+    onto = lax.fori_loop(1, len(across), without, eye)
+    frame = onto * scale / scale[:, None]
+    normal, _ = numbers
+    gram = matmul(transpose(frame), matmul(normal[:-1, :-1], frame))
+    gram = gram + outer(scale, scale) * (eye - onto)  # which the frame leaves out
+    return bordered(gram, search.slope, normal[-1, -1]), frame

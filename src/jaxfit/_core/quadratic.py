@@ -1,0 +1,222 @@
+"""The quadratic model of one step, reduced once so that every damped step is cheap.
+
+    q(p) = gᵀp + pᵀB p / 2,     B symmetric, positive semidefinite, g in its range
+
+A damped step is a sweep of B + αI. Where B has lost the digits of its small
+eigenvalues, or has none, it is brought to B = Q T Qᵀ with T diagonal and without them,
+and the same sweep of T + αI leaves them out.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxfit._linalg.inverse import diagonalised_together, is_lossy, swept
+from jaxfit._linalg.kernels import (
+    Flag,
+    Matrix,
+    Scalar,
+    Vector,
+    add_diagonal,
+    branch,
+    diagonal,
+    every,
+    identity,
+    inner,
+    is_framed,
+    largest,
+    least,
+    matmul,
+    matvec,
+    norm,
+    transpose,
+)
+from jaxfit._rows.linearization import Frame
+
+SECULAR_MAX_TRIPS = 10
+SECULAR_RTOL = 0.01
+
+
+class Model(NamedTuple):
+    """The quadratic model, as a matrix and in factors.
+
+    B = d frameᵀ gram frame d + diag(curvature) and g = d frameᵀ rhs.
+    """
+
+    matrix: Matrix  # B
+    gradient: Vector  # g
+    gram: Matrix
+    rhs: Vector
+    frame: Matrix
+    scaling: Vector  # d
+    curvature: Vector
+    squared_norms: Vector  # of the columns of the Jacobian
+
+
+class Reduced(eqx.Module):
+    """B = Q T Qᵀ, and what follows from it at damping zero."""
+
+    matrix: Matrix  # T: B itself, or diagonal
+    basis: Matrix  # Q
+    rhs: Vector  # Qᵀg
+    newton: Vector  # z = T⁺ Qᵀg: the Newton step is -Qz, of least norm
+    slope: Scalar  # zᵀ T⁺ z = -|z| d|z|/dα at α = 0
+    decrement: Scalar  # what the Newton step gains, gᵀ B⁺ g / 2
+    pivot: Scalar  # the least of B, or eigenvalue of JᵀJ, scaled to unit diagonal
+    full_rank: Flag
+    frame: Frame  # in which a Jacobian near by is nearly orthonormal, if B is lossy
+
+    def images(self, vectors: Float[Array, "n k *lanes"]) -> Array:
+        """B times k vectors, accurate along the directions of small eigenvalues."""
+        z = matmul(transpose(self.basis), vectors)
+        return matmul(self.basis, matmul(self.matrix, z))
+
+
+def reduce_model(model: Model, is_lean: bool = False) -> Reduced:
+    """What every damped step needs: B itself where it has all its digits.
+
+    Args:
+        is_lean: B itself in any case; whoever reads it looks at the pivot.
+    """
+    squared, framed = diagonal(model.matrix), is_framed(model.frame)
+    inverse, pivot = swept(model.matrix, squared != 0)
+    newton, eye = matvec(inverse, model.gradient), identity(model.gradient)
+    reduced = Reduced(
+        matrix=model.matrix,
+        basis=eye,
+        rhs=model.gradient,
+        newton=newton,
+        slope=inner(newton, matvec(inverse, newton)),
+        decrement=0.5 * inner(model.gradient, newton),
+        pivot=pivot,
+        full_rank=every(squared > 0),
+        frame=Frame(eye, eye),
+    )
+    if is_lean:
+        return reduced
+    return branch(
+        framed | is_lossy(pivot),
+        _reduced_by_rotations,
+        lambda _, reduced: reduced,
+        *(model, reduced),
+    )
+
+
+def _reduced_by_rotations(model, reduced):
+    """The same from the factors, without what is rounding.
+
+    And a frame, from the same rotations of the columns alone.
+    """
+    moves = model.squared_norms > 0
+    norms = jnp.sqrt(jnp.where(moves, model.squared_norms, 1))
+    units = jnp.where(moves[None], model.frame / norms[None], 0)
+    step, columns = diagonalised_together(
+        model.gram,
+        [model.frame * model.scaling[None], units],
+        [model.curvature, jnp.zeros_like(norms)],
+    )
+    values = jnp.where(step.proper, step.values, 0)
+    rhs = jnp.where(step.proper, matvec(transpose(step.images), model.rhs), 0)
+    newton = rhs / jnp.where(step.proper, values, 1)
+    pivot = least(jnp.where(moves, columns.values, jnp.inf)) / largest(columns.values)
+    root = jnp.where(moves, columns.root, 1)[:, None]
+    rotation = transpose(columns.basis)
+    return Reduced(
+        matrix=identity(rhs) * values[None],
+        basis=step.basis,
+        rhs=rhs,
+        newton=newton,
+        slope=inner(newton, newton / jnp.where(step.proper, values, 1)),
+        decrement=0.5 * inner(rhs, newton),
+        pivot=pivot,
+        full_rank=every(step.proper),
+        frame=Frame(
+            inverse=root * rotation * norms[None],
+            directions=rotation / root / norms[None],
+        ),
+    )
+
+
+# The damped step
+
+
+class Step(NamedTuple):
+    """A step of the trust-region method in the variables of the model."""
+
+    p: Vector
+    alpha: Scalar  # damping
+    predicted: Scalar  # reduction of the model, -q(p)
+    slope: Scalar  # -gᵀp
+    length: Scalar  # |p|
+
+
+def trust_region_step(reduced: Reduced, radius: Scalar, alpha: Scalar) -> Step:
+    """The minimiser p of q(p) over |p| <= radius.
+
+    The step solves (B + αI) p = -g with α = 0 where the Newton step is short enough,
+    and otherwise with the α >= 0 for which |p| = radius: the root of 1/|p(α)| =
+    1/radius by safeguarded Newton steps (Moré 1978, eq. 5.5, "The Levenberg-Marquardt
+    algorithm: implementation and theory", Lecture Notes in Mathematics 630). As in
+    SciPy, the root is wanted to 1 % in at most ten steps, and the step is then
+    stretched to the radius.
+
+    Args:
+        alpha: the first guess.
+    """
+    newton_norm = norm(reduced.newton)
+    inside = newton_norm <= radius
+    upper = norm(reduced.rhs) / radius
+    # Newton's step from α = 0 never passes the root, since |z| is convex in α
+    lower = (newton_norm - radius) * newton_norm
+    lower = jnp.where(
+        reduced.full_rank & ~inside,
+        lower / jnp.where(reduced.slope > 0, reduced.slope, 1),
+        0,
+    )
+    everywhere = reduced.rhs == reduced.rhs
+
+    def unfinished(carry):
+        *_, done, trips = carry
+        return jnp.any(~done) & (trips <= SECULAR_MAX_TRIPS)
+
+    def newton_step(carry):
+        alpha, lower, upper, _, settled, done, trips = carry
+        outside = (alpha < lower) | (alpha > upper) | (alpha == 0)
+        restart = jnp.maximum(0.001 * upper, jnp.sqrt(lower * upper))
+        at = jnp.where(outside & ~settled, restart, alpha)
+        damping = jnp.broadcast_to(at, reduced.rhs.shape)
+        inverse, _ = swept(add_diagonal(reduced.matrix, damping), everywhere)
+        z = matvec(inverse, reduced.rhs)
+        slope, length = inner(z, matvec(inverse, z)), norm(z)
+        phi = length - radius
+        ratio = -phi * length / jnp.where(slope > 0, slope, 1)
+        near = jnp.abs(phi) < SECULAR_RTOL * radius
+        new = (
+            jnp.where(settled, alpha, at - length * ratio / radius),
+            jnp.maximum(lower, at - ratio),
+            jnp.where(phi < 0, at, upper),
+            z,
+            near | (trips + 1 >= SECULAR_MAX_TRIPS),
+            settled,  # z is that of the last α: done
+        )
+        new = (jnp.where(done, b, a) for a, b in zip(new, carry[:-1], strict=True))
+        return *new, trips + 1
+
+    # the trip after the last Newton step evaluates z at its α
+    start = alpha, lower, upper, reduced.newton, jnp.zeros_like(inside), inside, 0
+    alpha, _, _, z, *_ = lax.while_loop(unfinished, newton_step, start)
+    length = norm(z)
+    stretch = jnp.where(inside, 1, radius / jnp.where(inside, 1, length))
+    z = z * stretch
+    slope = inner(reduced.rhs, z)
+    curvature = inner(z, matvec(reduced.matrix, z))
+    return Step(
+        p=-matvec(reduced.basis, z),
+        alpha=jnp.where(inside, 0, alpha),
+        predicted=slope - 0.5 * curvature,
+        slope=slope,
+        length=norm(z),
+    )

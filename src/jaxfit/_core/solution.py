@@ -1,0 +1,387 @@
+"""What a fit returns: the solution, its status, its certificate, its covariance."""
+
+import enum
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxfit._core.bounds import Bounds
+from jaxfit._core.covariance import Uncertainty, uncertainty
+from jaxfit._linalg.kernels import Flag, Scalar, Vector, diagonal, inner, largest
+from jaxfit._programs.compiled import compiled, is_eager_on_cpu
+from jaxfit._rows.linearization import COUNT_BASE, Columns, Linearization, cost_rounding
+
+RUNNING = 9  # not a status: the fit goes on
+INCOMPLETE = -9  # neither: it needs what its program leaves out
+
+CERTIFIED_COSINE = 1e-6  # τ of the certificate in float64
+
+
+class Status(enum.IntEnum):
+    """How a fit ended; positive is success. SciPy's numbers where SciPy has one."""
+
+    MAX_STEPS = 0
+    GRADIENT = 1
+    COST = 2
+    STEP = 3
+    COST_AND_STEP = 4
+    KINK = 5
+    NONFINITE_START = -1
+    STOPPED = -2
+    STALLED = -3
+    INVALID_BOUNDS = -4
+
+    @property
+    def message(self) -> str:
+        """A sentence for the user: what happened and what to do."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.MAX_STEPS: (
+        "The limit of function evaluations was reached before any stopping test "
+        "passed. Start nearer to the solution, or raise max_steps."
+    ),
+    Status.GRADIENT: (
+        "Converged: the residuals are orthogonal to every column of the Jacobian."
+    ),
+    Status.COST: "Converged: another step would not lower the cost noticeably.",
+    Status.STEP: "Converged: the last step was too short to matter.",
+    Status.COST_AND_STEP: (
+        "Converged: another step would not lower the cost noticeably, and the last "
+        "one was too short to matter."
+    ),
+    Status.KINK: (
+        "Converged on a kink: the residuals are not differentiable there, and no "
+        "direction lowers the cost. What the kink holds has no standard error."
+    ),
+    Status.NONFINITE_START: (
+        "The residuals, their derivatives or the weights are not finite at the start, "
+        "or a weight is negative. Check data and weights for NaN, infinity and minus "
+        "signs, and start where the model is finite and differentiable."
+    ),
+    Status.STOPPED: "The fit was stopped by a callback.",
+    Status.STALLED: (
+        "No step lowers the cost any more, and yet the gradient is not small. The "
+        "function may be discontinuous or not differentiable there, its derivative "
+        "wrong, or every residual beyond the scale of the loss."
+    ),
+    Status.INVALID_BOUNDS: (
+        "A lower bound exceeds its upper bound, a bound or a start is NaN, or the "
+        "start lies outside the bounds."
+    ),
+}
+
+
+# The certificate
+
+
+def _least_square(dtype) -> float:
+    """Of squares with all digits: below it what has underflowed may count."""
+    kind = jnp.finfo(dtype)
+    return float(kind.tiny) / float(kind.eps)
+
+
+def projected_gradient(
+    x: Vector, columns: Columns, linearization: Linearization, bounds: Bounds | None
+) -> Scalar:
+    """max_i D_i |P(x_i - g_i / D_i²) - x_i|, with D_i = |J_i|, P the projection.
+
+    Each term is what the best move of one parameter alone changes in the model values:
+    |g_i| / |J_i|, or D_i times the way to the bound ahead if that is less. Free of the
+    scale of every parameter. Where squares underflow, it is the most that it can be.
+    """
+    gradient, squared = columns.gradient, columns.squared_norms
+    size = jnp.abs(gradient)
+    lost = linearization.count * jnp.finfo(x.dtype).tiny  # at most, by each sum
+    tiny = squared < _least_square(x.dtype)
+    terms = jnp.where(tiny, size + lost, size) / jnp.sqrt(squared)
+    largest_term = jnp.sqrt(linearization.squared_residual + lost)
+    terms = jnp.where(tiny, jnp.minimum(terms, largest_term), terms)
+    if bounds is not None:
+        ahead = jnp.where(gradient > 0, x - bounds.lower, bounds.upper - x)
+        terms = jnp.minimum(terms, jnp.sqrt(squared + lost) * ahead)
+    return largest(jnp.where(columns.moves, terms, 0))
+
+
+def model_rounding(x: Vector, squared_norms: Vector) -> Scalar:
+    """ε sum_k D_k |x_k|: how far rounding x alone moves the residual vector."""
+    return jnp.finfo(x.dtype).eps * inner(jnp.sqrt(squared_norms), jnp.abs(x))
+
+
+def certificate_limit(linearization: Linearization, rounding: Scalar) -> Scalar:
+    """τ |r| + 8 ε sum_k D_k |x_k|: see `Solution`."""
+    size = jnp.sqrt(linearization.squared_residual)
+    tau = CERTIFIED_COSINE if size.dtype == jnp.float64 else 1e-3
+    return tau * size + 8 * rounding
+
+
+def is_certified(
+    x: Vector,
+    linearization: Linearization,
+    projected: Scalar,
+    rounding: Scalar,
+    start_cost: Scalar,
+    bounds: Bounds | None,
+) -> Flag:
+    """Whether a returned point may be called a success; see `Solution`.
+
+    Args:
+        projected: from `projected_gradient`.
+        rounding: from `model_rounding`.
+    """
+    cost, limit = linearization.cost, certificate_limit(linearization, rounding)
+    seen = largest(diagonal(linearization.normal)) >= _least_square(x.dtype)
+    stationary = (projected <= limit) & seen
+    solved = cost < jnp.finfo(x.dtype).eps ** 1.5 * start_cost
+    not_worse = cost <= start_cost + cost_rounding(linearization)
+    certified = (stationary | solved) & not_worse & (linearization.influence > 0)
+    if bounds is not None:
+        certified = certified & bounds.contains(x)
+    return certified
+
+
+# The result
+
+
+FEW = 4096  # fits whose errors are computed by a program that is compiled in haste
+
+
+def _at_once(method: Callable) -> Callable:
+    """A method of a solution as one program where it is called eagerly on a CPU.
+
+    One operation after the other compiles each, and a branch on every call.
+    """
+
+    def program(_, arguments):
+        solution, values, named = arguments
+        return method(solution, *values, **named)
+
+    program.__name__ = method.__name__
+
+    @functools.wraps(method)
+    def called(self, *values, **named):
+        arguments = self, values, named
+        if not is_eager_on_cpu(arguments):
+            return method(self, *values, **named)
+        return compiled(program, (), arguments, is_hasty=jnp.size(self.status) <= FEW)
+
+    return called
+
+
+class Solution(eqx.Module):
+    """The result of a fit: a pytree of arrays.
+
+    `success` is a certificate, taken from quantities at the returned point: everything
+    is finite, x lies inside its bounds, the cost is not above the start's, some
+    residual has influence, and either
+
+        max_i D_i |P(x_i - g_i / D_i²) - x_i|  <=  τ |r| + 8 ε sum_k D_k |x_k|
+
+    with D_i = |J_i| the norms of the Jacobian's columns, g the gradient, P the
+    projection on the bounds, and τ = 1e-6 in float64, 1e-3 in float32, or the cost is
+    below ε^1.5 of the start's (a problem without residuals). On a kink (`Status.KINK`)
+    g is the least-norm element of the hull of the gradients sampled about x: see
+    `kink.py`. The gradient of such a solution is that element, and its Jacobian that
+    along the kink.
+
+    Attributes:
+        x: the parameters, in the structure of `x0`.
+        status: a number of `Status`.
+        optimality: the cosine that `gtol` tests.
+        steps: accepted steps.
+        nfev: evaluations of the residuals.
+        linearization: the problem at x, as n x n numbers.
+    """
+
+    x: PyTree[Float[Array, "..."]]
+    status: Int[Array, "*batch"]
+    optimality: Float[Array, "*batch"]
+    steps: Int[Array, "*batch"]
+    nfev: Int[Array, "*batch"]
+    linearization: Linearization
+    bounds_active: Int[Array, "*batch n"] | None  # None: a fit without bounds
+    bounds_free: Bool[Array, "*batch n"] | None
+
+    @property
+    def cost(self) -> Float[Array, "*batch"]:
+        """Half the sum of the loss; infinite if the start could not be evaluated."""
+        return self._each(lambda lin: lin.cost, self.linearization)
+
+    @property
+    def count(self) -> Any:
+        """Residuals that count: complex ones twice, those of weight zero not.
+
+        An exact number, of 64 bits; in a trace without x64 of 32 bits at most.
+        """
+        words = self.linearization.counted
+        if not isinstance(words, Tracer):
+            words = np.asarray(words).astype(np.int64)
+        else:
+            words = words.astype(int)
+        if words.dtype == np.int32:
+            most = np.array(divmod(2**31 - 1, COUNT_BASE), np.int32)
+            words = jnp.where(words[..., :1] > most[0], most, words)
+        return words[..., 0] * COUNT_BASE + words[..., 1]
+
+    @property
+    def njev(self) -> Int[Array, "*batch"]:
+        """Evaluations of the Jacobian: one with every evaluation of the residuals."""
+        return self.nfev
+
+    @property
+    def gradient(self) -> PyTree[Float[Array, "..."]]:
+        """The gradient of the cost, in the structure of `x0`."""
+        return self._like_x(self._each(lambda lin: lin.gradient, self.linearization))
+
+    @property
+    def active(self) -> PyTree[Int[Array, "..."]]:
+        """For each parameter -1 at its lower bound, 1 at its upper bound, else 0."""
+        active = self.bounds_active
+        if active is None:
+            active = jnp.zeros(self._shape, jnp.int32)
+        return self._like_x(active)
+
+    @property
+    def free(self) -> Bool[Array, "*batch n"]:
+        """Parameters whose bounds differ, in `ravel` order."""
+        if self.bounds_free is None:
+            return jnp.ones(self._shape, bool)
+        return self.bounds_free
+
+    @property
+    def success(self) -> Bool[Array, "*batch"]:
+        """Whether the fit ended well, `status > 0`: a certificate, see `Solution`."""
+        return self.status > 0
+
+    @property
+    def message(self) -> Any:
+        """How the fit ended, as a sentence; an array of sentences for a batch."""
+        if isinstance(self.status, Tracer):
+            raise TypeError("Solution.message is for the host: read it outside of jit.")
+        messages = np.vectorize(lambda s: Status(s).message, otypes=[object])(
+            np.asarray(self.status)
+        )
+        return messages.item() if messages.ndim == 0 else messages
+
+    @_at_once
+    def covariance(
+        self, absolute: bool | Bool[Array, ""] = False
+    ) -> Float[Array, "*batch n n"]:
+        """Covariance of the parameters in `ravel` order.
+
+        The inverse of JᵀJ over the free parameters, times the variance of a residual.
+
+        Args:
+            absolute: the weights are 1/sigma² of known errors: that variance is 1.
+                Otherwise it is estimated, 2 cost / (count - free), and infinite if no
+                degree of freedom is left.
+
+        Returns:
+            (n, n), with leading axes for a batch. A fixed parameter has zero rows. A
+            direction that the data do not determine makes the variance of every
+            parameter that takes part in it infinite, and what stands beside it NaN; so
+            does a kink for what it holds.
+        """
+        return self.uncertainty(absolute).covariance
+
+    @_at_once
+    def determined(self) -> PyTree[Bool[Array, "..."]]:
+        """Which parameters the data determine, in the structure of `x`.
+
+        By the rank of JᵀJ, its columns scaled to one, and not by the number of points:
+        a determined parameter may still be without an error, where no degree of freedom
+        is left. A fixed parameter is determined.
+        """
+        return self._like_x(self.uncertainty().determined)
+
+    @_at_once
+    def uncertainty(self, absolute: bool | Bool[Array, ""] = False) -> Uncertainty:
+        """`covariance` and `determined` at once, both in `ravel` order."""
+        of_one = functools.partial(uncertainty, absolute=absolute)
+        found = self._each(of_one, self.linearization, self.free)
+        on_kink = (self.status == Status.KINK)[..., None]
+        return found._replace(determined=found.determined | on_kink)
+
+    @_at_once
+    def stderr(self, absolute: bool = False) -> PyTree[Float[Array, "..."]]:
+        """Standard errors in the structure of `x`; see `covariance`."""
+        covariance = self.covariance(absolute)
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+        # the root of zero or infinity has no derivative, and the first is none either
+        proper = (variance > 0) & jnp.isfinite(variance)
+        root = jnp.sqrt(jnp.where(proper, variance, 1))
+        improper = jnp.sqrt(jax.lax.stop_gradient(variance))
+        return self._like_x(jnp.where(proper, root, improper))
+
+    @_at_once
+    def correlation(self) -> Float[Array, "*batch n n"]:
+        """Correlation of the parameters; NaN where a variance is zero or infinite."""
+        covariance = self.covariance()
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+        proper = (variance > 0) & jnp.isfinite(variance)
+        root = jnp.sqrt(jnp.where(proper, variance, jnp.nan))
+        correlation = covariance / (root[..., :, None] * root[..., None, :])
+        diagonal = jnp.eye(variance.shape[-1], dtype=bool) & proper[..., None]
+        return jnp.where(diagonal, 1, jnp.clip(correlation, -1, 1))
+
+    def summary(self, worst: int = 5) -> str:
+        """A batch in a few lines, for people: how its fits ended and what they took.
+
+        Counts by status, evaluations, and the fits that are furthest from their
+        solution, by index.
+
+        Args:
+            worst: how many of these to name.
+        """
+        status, nfev = np.ravel(self.status), np.ravel(self.nfev)
+        lines = [f"{status.size} fits"]
+        for value, number in zip(*np.unique(status, return_counts=True), strict=True):
+            name = Status(value).name
+            lines.append(f"  {name:<16}{number:>10}{number / status.size:>9.2%}")
+        if status.size == 0:
+            return lines[0]
+        middle, high = np.quantile(nfev, [0.5, 0.99])
+        lines.append(f"evaluations: median {middle:.0f}, 99 % at most {high:.0f}")
+        badness = np.where(status > 0, 0, 1) + np.nan_to_num(
+            np.minimum(np.ravel(self.optimality), 1), nan=1
+        )
+        order = np.argsort(-badness, kind="stable")[:worst]
+        lines += [
+            f"  fit {i}: {Status(status[i]).name}, optimality "
+            f"{np.ravel(self.optimality)[i]:.1e}, {nfev[i]} evaluations"
+            for i in order
+        ]
+        return "\n".join(lines)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """(*batch, n)."""
+        return self.linearization.frame.shape[:-1]
+
+    def _each(self, fn: Callable, *arguments: PyTree) -> Any:
+        """A function of one fit, for all of them."""
+        for _ in self.status.shape:
+            fn = jax.vmap(fn)
+        return fn(*arguments)
+
+    def _like_x(self, vector):
+        """Split (..., n) into the structure and shapes of `x`."""
+        leaves, structure = jax.tree.flatten(self.x)
+        batch = self.status.shape
+        parts, start = [], 0
+        for leaf in leaves:
+            shape = leaf.shape[len(batch) :]
+            size = math.prod(shape)
+            part = vector[..., start : start + size]
+            parts.append(part.reshape(batch + shape))
+            start += size
+        return jax.tree.unflatten(structure, parts)

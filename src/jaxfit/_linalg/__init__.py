@@ -1,0 +1,1 @@
+"""Small matrices, written once for one fit and for lanes of fits."""

@@ -1,0 +1,1 @@
+"""What is compiled: once for all that is alike, how, and in which precision."""

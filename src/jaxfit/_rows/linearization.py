@@ -1,0 +1,398 @@
+"""Residual rows to a `Linearization`: all that a fit keeps of its data.
+
+The m residuals and their (m, n) Jacobian are reduced to n x n: trust region, bounds,
+scaling and covariance read nothing else. Linearizations of different rows of the same
+problem `merge` by addition, so that it does not matter in how many pieces the rows were
+visited. `visit.py` visits them.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfit._linalg.kernels import (
+    Flag,
+    Matrix,
+    Scalar,
+    Vector,
+    branch,
+    diagonal,
+    every,
+    gram,
+    is_framed,
+    matmul,
+    matvec,
+    total,
+    transpose,
+)
+from jaxfit.losses import Linear, Loss
+
+# A cost is known to so many units of rounding for each residual.
+COST_ROUNDING = 4
+
+COUNT_BASE = 2**16
+
+# Rounding of the squared norm of a column that comes out of its frame, relative to it,
+# for 64 and 32 bits.
+RESOLVED = {64: 1e-8, 32: 1e-4}
+
+
+class Frame(NamedTuple):
+    """The basis P of directions in which a Jacobian is taken; see `Linearization`."""
+
+    inverse: Matrix  # P⁻¹
+    directions: Matrix  # Pᵀ, a direction in each row
+
+
+class Robust(eqx.Module):
+    """What a robust loss adds to a linearization."""
+
+    gram: Matrix  # (J_s P)ᵀ J_s P
+    cost: Scalar
+    influence: Scalar
+
+
+class Linearization(eqx.Module):
+    """The robust least-squares problem near one point, as n x n numbers.
+
+    With r the weighted residuals, J their Jacobian and W = diag(ρ') of the loss (1
+    without one), J_s is J with rows scaled for the loss as in
+    `scipy.optimize.least_squares`. P = frame⁻¹ is the identity while a fit searches a
+    well-conditioned problem. Otherwise the frame is a square root of an earlier Gram
+    matrix, so that JP is nearly orthonormal and the Gram matrix keeps the digits
+    that squaring the condition number would cost.
+
+    The properties are those of one fit. (Inside a fit, lanes of a batch are the last
+    axis of everything; in a batched `Solution` the batch comes first, and its methods
+    take one fit after the other.)
+    """
+
+    normal: Float[Array, "n+1 n+1 *lanes"]  # (JP r)ᵀ W (JP r)
+    frame: Matrix  # P⁻¹
+    counted: Int[Array, "2 *lanes"]  # residuals that count; see `in_words`
+    robust: Robust | None  # None without a loss
+
+    @property
+    def cost(self) -> Scalar:
+        """Half the sum of the loss."""
+        if self.robust is None:
+            return 0.5 * self.squared_residual
+        return self.robust.cost
+
+    @property
+    def influence(self) -> Scalar:
+        """The largest ρ' of a residual that counts."""
+        if self.robust is None:
+            return jnp.any(self.counted > 0, axis=0).astype(self.normal.dtype)
+        return self.robust.influence
+
+    @property
+    def count(self) -> Scalar:
+        """Residuals that count, as a number of the fit's dtype."""
+        words = self.counted.astype(self.normal.dtype)
+        return words[0] * COUNT_BASE + words[1]
+
+    @property
+    def framed(self) -> Flag:
+        """Whether the frame is not the identity."""
+        return is_framed(self.frame)
+
+    @property
+    def gram(self) -> Matrix:
+        """The model's Hessian in the frame, (J_s P)ᵀ J_s P."""
+        if self.robust is None:
+            return self.normal[:-1, :-1]
+        return self.robust.gram
+
+    @property
+    def rhs(self) -> Vector:
+        """The gradient in the frame, (JP)ᵀ W r."""
+        return self.normal[:-1, -1]
+
+    @property
+    def squared_residual(self) -> Scalar:
+        """The sum of ρ' r²; without a loss, |r|²."""
+        return self.normal[-1, -1]
+
+    @property
+    def hessian(self) -> Matrix:
+        """The Gauss-Newton Hessian of the cost, J_sᵀ J_s."""
+        return _out_of(self.frame, self.gram)
+
+    @property
+    def gradient(self) -> Vector:
+        """The gradient of the cost."""
+        return matvec(transpose(self.frame), self.rhs)
+
+    @property
+    def squared_norms(self) -> Vector:
+        """|J_i|² of the columns of √W J."""
+        return diagonal(_out_of(self.frame, self.normal[:-1, :-1]))
+
+
+class Columns(NamedTuple):
+    """What is known of the Jacobian's columns by themselves, out of their frame."""
+
+    hessian: Matrix  # J_sᵀ J_s
+    gradient: Vector
+    squared_norms: Vector
+    moves: Bool[Array, "n *lanes"]  # not all is zero, also where its square underflows
+    resolved: Flag  # they have the digits that a certificate needs
+
+
+def columns_of(linearization: Linearization) -> Columns:
+    """The columns, as far as rounding lets them come out of their frame.
+
+    J_i is a sum over the directions of the frame. Its squared norm loses what is
+    rounding beside the square of the sum of their lengths: all of it, where a frame
+    that fitted one point meets another at which some column is longer by orders.
+    """
+    return branch(linearization.framed, _out_of_frame, _without_frame, linearization)
+
+
+def _without_frame(lin):
+    squared, moves = diagonal(lin.normal)[:-1], _touched(lin) > 0
+    return Columns(lin.gram, lin.rhs, squared, moves, jnp.isfinite(lin.cost))
+
+
+def _out_of_frame(lin):
+    parts = transpose(jnp.abs(lin.frame))
+    lengths = matvec(parts, jnp.sqrt(diagonal(lin.normal)[:-1]))
+    kind, squared = jnp.finfo(lengths.dtype), jnp.maximum(lin.squared_norms, 0)
+    resolved = every(kind.eps * lengths**2 <= RESOLVED[kind.bits] * squared)
+    moves = matvec(parts, _touched(lin)) > 0
+    return Columns(lin.hessian, lin.gradient, squared, moves, resolved)
+
+
+def _touched(lin):
+    """Zero for columns without any product, of all there are, that is not zero."""
+    return total(jnp.abs(lin.normal[:, :-1]))
+
+
+def _out_of(frame, gram):
+    """frameᵀ gram frame."""
+    return matmul(transpose(frame), matmul(gram, frame))
+
+
+# Sums over rows
+
+
+def in_words(counts: Int[Array, "*lanes"]) -> Int[Array, "2 *lanes"]:
+    """Counts as multiples of `COUNT_BASE` and what is left.
+
+    Without x64 JAX has no integers beyond 2^31, and a fit may have more rows.
+    """
+    return jnp.stack([counts // COUNT_BASE, counts % COUNT_BASE]).astype(jnp.int32)
+
+
+def carried(words: Int[Array, "2 *lanes"]) -> Int[Array, "2 *lanes"]:
+    """Sums of up to 2^15 words, each again below `COUNT_BASE`."""
+    return jnp.stack([words[0] + words[1] // COUNT_BASE, words[1] % COUNT_BASE])
+
+
+def _count(counts: Bool[Array, "m *lanes"]) -> Int[Array, "2 *lanes"]:
+    """How many are true; a count of 32 bits is good for so many rows at a time."""
+    most = COUNT_BASE << 14
+    parts = [counts[start : start + most] for start in range(0, len(counts), most)]
+    words = (in_words(jnp.sum(part, axis=0)) for part in parts)
+    return carried(functools.reduce(operator.add, words))
+
+
+def sums(linearization: Linearization) -> tuple[Array, ...]:
+    """What adds up over rows, the count apart."""
+    robust = linearization.robust
+    if robust is None:
+        return (linearization.normal,)
+    return linearization.normal, robust.gram, robust.cost
+
+
+def with_sums(
+    linearization: Linearization, sums: Sequence[Array], counted, influence
+) -> Linearization:
+    """The inverse of `sums`, with what else depends on the rows."""
+    robust = None
+    if linearization.robust is not None:
+        robust = Robust(sums[1], sums[2], influence)
+    return Linearization(sums[0], linearization.frame, counted, robust)
+
+
+def merge(a: Linearization, b: Linearization) -> Linearization:
+    """The linearization of the rows of `a` and `b` together, taken in one frame."""
+    return _merged(a, b, jax.tree.map(operator.add, sums(a), sums(b)))
+
+
+def _merged(a, b, sums):
+    counted = carried(a.counted + b.counted)
+    return with_sums(a, sums, counted, jnp.maximum(a.influence, b.influence))
+
+
+def without_rows(x: Vector, inverse: Matrix, is_linear: bool) -> Linearization:
+    """The linearization of no rows at points like x.
+
+    Args:
+        inverse: the inverse of its frame.
+        is_linear: without a loss.
+    """
+    zeros = jnp.zeros_like(x)
+    size, zero = len(x) + 1, zeros[0]
+    normal = jnp.zeros((size, size, *zero.shape), x.dtype) + zero
+    counted = jnp.zeros((2, *zero.shape), jnp.int32) + zero.astype(jnp.int32)
+    robust = None if is_linear else Robust(jnp.zeros_like(inverse), zero, zero)
+    return Linearization(normal, inverse, counted, robust)
+
+
+class RunningSum(NamedTuple):
+    """Linearizations added up without loss: Neumaier's compensated summation.
+
+    A plain sum of K terms may lose log2(K) bits, and in float32 a fit of 1e9 rows
+    cannot spare them. (Neumaier, ZAMM 54 (1974); the error of an addition is Knuth's.)
+    """
+
+    linearization: Linearization
+    lost: tuple[Array, ...]  # what rounding took from its sums
+
+    @classmethod
+    def of_nothing(cls, x: Vector, inverse: Matrix, is_linear: bool) -> "RunningSum":
+        """The sum of no terms, in one frame."""
+        nothing = without_rows(x, inverse, is_linear)
+        return cls(nothing, jax.tree.map(jnp.zeros_like, sums(nothing)))
+
+    def plus(self, more: Linearization) -> "RunningSum":
+        """The sum with another term."""
+        old, new = sums(self.linearization), sums(more)
+        total = jax.tree.map(operator.add, old, new)
+        lost = jax.tree.map(_lost, self.lost, old, new, total)
+        return RunningSum(_merged(self.linearization, more, total), lost)
+
+    def total(self) -> Linearization:
+        """The sum."""
+        lin = self.linearization
+        total = jax.tree.map(operator.add, sums(lin), self.lost)
+        return with_sums(lin, total, lin.counted, lin.influence)
+
+
+def _lost(so_far, a, b, total):
+    from_b = total - a
+    return so_far + ((a - (total - from_b)) + (b - from_b))
+
+
+def cost_rounding(linearization: Linearization) -> Scalar:
+    """How large a change of the cost may be rounding alone."""
+    cost = linearization.cost
+    return COST_ROUNDING * jnp.finfo(cost.dtype).eps * linearization.count * cost
+
+
+# Weights and the loss
+
+
+def is_linear(loss: Loss | None) -> bool:
+    """Whether a loss is plain least squares."""
+    return loss is None or type(loss) is Linear
+
+
+def _weighted(residual, columns, weights, counts):
+    """√w r and √w J, and which rows count (None: all).
+
+    What does not count may be NaN.
+    """
+    root = 1
+    if weights is not None:
+        root = jnp.sqrt(weights)
+        counts = weights != 0 if counts is None else counts & (weights != 0)
+    if counts is None:
+        return residual, columns, None
+
+    def weighted(rows):
+        return jnp.where(counts, root * rows, 0)
+
+    return weighted(residual), jax.tree.map(weighted, columns), counts
+
+
+def _apply_loss(loss, residual, counts):
+    """Factors of the rows, and the cost, of a robust loss.
+
+    With the first factor, √ρ', JᵀWr is the gradient. With the second the model Hessian
+    is that of Triggs et al., "Bundle adjustment: a modern synthesis" (2000), eq. 11,
+    with SciPy's floor where the second derivative of the loss makes it indefinite.
+
+    Returns:
+        both factors (m, *lanes), half the sum of the loss, the largest ρ'.
+    """
+    dtype = residual.dtype
+    scale = jnp.asarray(loss.scale, dtype)
+    z = (residual / scale) ** 2
+    rho, slope, curvature = loss.evaluate(z)
+    model = jnp.maximum(slope + 2 * curvature * z, jnp.finfo(dtype).eps)
+    if counts is not None:
+        rho, slope = jnp.where(counts, rho, 0), jnp.where(counts, slope, 0)
+    weight = jnp.sqrt(jnp.maximum(slope, 0))
+    cost = 0.5 * scale**2 * jnp.sum(rho, axis=0)
+    return weight, jnp.sqrt(model), cost, jnp.max(slope, axis=0)
+
+
+def reduce_rows(
+    residual: Float[Array, "m *lanes"],
+    columns: Sequence[Float[Array, "m *lanes"]] | Float[Array, "n m"],
+    weights: Float[Array, "m *lanes"] | None,
+    loss: Loss | None,
+    frame: Frame,
+    counts: Bool[Array, " m"] | None = None,
+) -> Linearization:
+    """Residuals and their derivatives along the frame's directions, as n x n.
+
+    Args:
+        residual, columns: from `Residuals.evaluate`.
+        weights: of the residuals; None: 1.
+        loss: a robust loss, or None.
+        frame: the directions.
+        counts: which residuals count at all; None: all.
+    """
+    residual, columns, counts = _weighted(residual, columns, weights, counts)
+    if counts is None:
+        words = divmod(len(residual), COUNT_BASE)
+        counted = jnp.stack([jnp.full(residual.shape[1:], n, jnp.int32) for n in words])
+    else:
+        counted = _count(counts)
+    if is_linear(loss):
+        normal = gram([*columns, residual])
+        return Linearization(normal, frame.inverse, counted, None)
+    weight, model, cost, influence = _apply_loss(loss, residual, counts)
+
+    def scaled(factor):
+        return jax.tree.map(lambda rows: factor * rows, columns)
+
+    normal = gram([*scaled(weight), weight * residual])
+    robust = Robust(gram([*scaled(model)]), cost, influence)
+    return Linearization(normal, frame.inverse, counted, robust)
+
+
+def robust_cost(
+    residual: Float[Array, " m"],
+    weights: Float[Array, " m"] | None,
+    loss: Loss | None,
+    counts: Bool[Array, " m"] | None,
+) -> Scalar:
+    """Half the sum of the loss."""
+    residual, _, counts = _weighted(residual, [], weights, counts)
+    if is_linear(loss):
+        return 0.5 * jnp.sum(residual**2)
+    return _apply_loss(loss, residual, counts)[2]
+
+
+def scaled_for_loss(
+    residual: Float[Array, " m"],
+    columns: Float[Array, "n m"],
+    weights: Float[Array, " m"] | None,
+    loss: Loss | None,
+) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
+    """The weighted residuals, and J_s, the Jacobian with rows scaled for the loss."""
+    residual, columns, counts = _weighted(residual, columns, weights, None)
+    if not is_linear(loss):
+        columns = _apply_loss(loss, residual, counts)[1] * columns
+    return residual, columns.T

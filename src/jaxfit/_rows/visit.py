@@ -1,0 +1,432 @@
+"""How residual rows are visited: all at once, in chunks, on many devices.
+
+Each way is a function (x, frame) -> `Linearization` for the loop of `_core/solve.py`. What
+it returns is the sum over all rows, so that the fit is the same whichever is chosen.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxfit._linalg.kernels import (
+    Matrix,
+    Room,
+    Scalar,
+    Vector,
+    identity,
+    room,
+    varying_with,
+)
+from jaxfit._programs.one_function import can_be_one_function, holds
+from jaxfit._rows.devices import of_first, over_devices, place
+from jaxfit._rows.linearization import (
+    Frame,
+    Linearization,
+    RunningSum,
+    is_linear,
+    reduce_rows,
+    robust_cost,
+    scaled_for_loss,
+)
+from jaxfit._rows.residuals import Residuals, row_vector, trace_residuals, weight_vector
+from jaxfit._rows.table import Observed, split_rows, whole_rows
+from jaxfit.losses import Loss
+
+# A chunk has the largest power of two of rows, within limits, whose residuals and
+# columns take no more memory than this.
+CPU, OTHER = Room(2**22, 2**10, 2**16), Room(2**28, 2**16, 2**24)
+
+
+class Whole(eqx.Module):
+    """Visit all residual rows at once: the right choice while they fit in memory."""
+
+
+class Chunked(eqx.Module):
+    """Visit the rows chunk by chunk: memory beyond the data is that of one chunk.
+
+    Every leaf of `data` and `weights` and every residual array has the rows as its
+    leading axis, and `fn` treats rows independently; a leaf that is not rows is wrapped
+    as `Shared(leaf)`. The answer is that of `Whole()` but for rounding, and the sums
+    over chunks are compensated, so that it does not get worse with their number.
+
+    Args:
+        size: rows of a chunk; the last one may be shorter. None is a size that is fast
+            on this kind of device.
+    """
+
+    size: int | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self):
+        _check_size(self.size)
+
+
+def _check_size(size):
+    if size is None:
+        return
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+        raise ValueError(f"size is {size!r}; give a whole number of rows, at least 1.")
+
+
+class Sharded(eqx.Module):
+    """Every device visits its own rows, and only n x n numbers cross between devices.
+
+    Data and weights as for `Chunked`; their rows lie along one axis of a mesh of
+    devices, of one host or of many (`jax.distributed`). What does not divide evenly is
+    filled up with rows that do not count. All devices take the steps of the first, so
+    that also hosts that round differently take the same number of them.
+
+    Args:
+        mesh: the devices; None inside a `jax.shard_map` over `axis`, where `solve` sees
+            the rows of one device.
+        axis: the name of the axis, or a tuple of names.
+        size: rows of a chunk, as in `Chunked`; None visits the rows of a device whole.
+        counts: from `place`: how many rows of each device count; None: all.
+    """
+
+    mesh: Mesh | None = eqx.field(static=True)
+    axis: str | tuple[str, ...] = eqx.field(static=True)
+    size: int | None = eqx.field(default=None, static=True)
+    counts: Int[Array, " devices"] | None = None
+
+    def __check_init__(self):
+        _check_size(self.size)
+        if self.mesh is None:
+            return
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError(f"mesh is {self.mesh!r}; expected a jax.sharding.Mesh.")
+        unknown = [name for name in self.axes if name not in self.mesh.axis_names]
+        if unknown:
+            raise ValueError(
+                f"axis is {self.axis!r}; give an axis of the mesh, one of "
+                f"{self.mesh.axis_names}, or a tuple of them."
+            )
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the axes."""
+        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
+
+    def place(
+        self, data: PyTree, weights: PyTree | None = None
+    ) -> tuple["Sharded", PyTree, PyTree | None]:
+        """Put rows on the devices of the mesh, an equal number on each.
+
+        Of several processes each gives its own rows, which go to its own devices; their
+        number may differ. Every process has to call this.
+
+        Args:
+            data, weights: arrays on the host, `numpy.memmap`s for example; only the
+                rows of one device are read at a time.
+
+        Returns:
+            what to pass on to `solve`: this with the number of rows that count on each
+            device, data, and weights.
+        """
+        if self.mesh is None:
+            raise ValueError("Sharded(None, ...) has no mesh to place rows on.")
+        observed = split_rows(data, weights)
+        counts, rows = place(self.mesh, self.axes, observed)
+        placed = dataclasses.replace(self, counts=counts)
+        return placed, *observed.marked(rows, observed.shared)
+
+
+# Ways to visit
+
+
+class Task(NamedTuple):
+    """What is evaluated on the rows."""
+
+    fn: Callable
+    jac: Any
+    unravel: Callable
+    loss: Loss | None
+
+
+def visit(
+    rows: Whole | Chunked | Sharded | None,
+    task: Task,
+    data: PyTree,
+    weights: PyTree | None,
+    x: Vector,
+) -> "Rows":
+    """The way that `rows` names, for parameters like x."""
+    if rows is None or isinstance(rows, Whole):
+        return trace_rows(task, whole_rows(data, weights), x, None)
+    observed = split_rows(data, weights)
+    if observed.number == 0:
+        raise ValueError("The data have no rows; a fit needs at least one residual.")
+    if isinstance(rows, Chunked):
+        size = rows.size or default_size(observed, len(x), x.dtype)
+        return trace_rows(task, observed, x, size)
+    size = rows.size or observed.number
+    valid = None if rows.counts is None else rows.counts[0]
+    traced = trace_rows(task, observed, x, size, valid)
+    return traced._replace(axes=rows.axes, like=x)
+
+
+class Rows(NamedTuple):
+    """All rows, and the functions of them that a fit asks for.
+
+    They are cut into chunks of one size, of which the last may overlap the one before.
+    A pytree: what is an array in it may be replaced by another.
+    """
+
+    observed: Observed
+    residuals: Residuals  # of one chunk
+    loss: Loss | None
+    size: int | None  # None: visit all arrays whole, whatever their axes mean
+    valid: Int[Array, ""] | None = None  # how many of the first rows count; None: all
+    omit: bool = False  # rows with NaN
+    axes: tuple[str, ...] | None = None  # of the devices that have the other rows
+    like: Vector | None = None  # varies over devices as the rows do
+
+    def linearize(self, x: Vector, frame: Frame) -> Linearization:
+        """The linearization of all rows."""
+        here = varying_with((x, frame), self.like)
+        if self._is_one:
+            lin = self._linearization(*self._one, *here)
+        else:
+            inverse = here[1].inverse
+            nothing = RunningSum.of_nothing(here[0], inverse, is_linear(self.loss))
+            lin = self.add_to(nothing, *here).total()
+        if self.axes is None:
+            return lin
+        return over_devices(self.axes, dataclasses.replace(lin, frame=frame.inverse))
+
+    def slope(self, x: Vector) -> Vector:
+        """The gradient of the cost by reverse mode, which derivatives of every kind
+        can be taken of."""
+        slope = jax.grad(self._cost)(varying_with(x, self.like))
+        return slope if self.axes is None else lax.psum(slope, self.axes)
+
+    def _cost(self, x: Vector) -> Scalar:
+        """Half the sum of the loss, over the rows of this device."""
+
+        def add(total, chunk):
+            pieces, counts = chunk
+            residual = self.residuals.value(x, pieces)
+            weights = self.weights(pieces, x.dtype)
+            return total + robust_cost(residual, weights, self.loss, counts)
+
+        return self._over_chunks(add, 0 * x[0])
+
+    def evaluated(self, x: Vector, directions: Matrix) -> tuple:
+        """Residuals, their derivatives along directions, and weights, of rows whole."""
+        pieces, _ = self._one
+        rows = self.residuals.evaluate(x, directions, pieces)
+        return *rows, self.weights(pieces, x.dtype)
+
+    def residual_and_jacobian(self, x: Vector) -> tuple[Array, Array]:
+        """The weighted residuals (m,), and J_s, the Jacobian (m, n) with rows scaled
+        for the loss, of rows whole."""
+        residual, columns, weights = self.evaluated(x, identity(x))
+        return scaled_for_loss(residual, columns, weights, self.loss)
+
+    def agreed(self, tree: PyTree) -> PyTree:
+        """What all devices go on with."""
+        return tree if self.axes is None else of_first(self.axes, tree)
+
+    def add_to(
+        self, running: RunningSum, x: Vector, frame: Frame, number=None
+    ) -> RunningSum:
+        """A sum with the linearizations of chunks of this device added to it.
+
+        Args:
+            number: of chunks, if not all are to be visited.
+        """
+
+        def add(running, chunk):
+            pieces, counts = chunk
+            return running.plus(self._linearization(pieces, counts, x, frame))
+
+        return self._over_chunks(add, running, number)
+
+    @property
+    def _has_known_loss(self) -> bool:
+        return self.loss is None or type(self.loss).__module__ == Loss.__module__
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether the cost can have no kink. (Our losses have a continuous slope.)"""
+        return self._has_known_loss and self.residuals.is_smooth
+
+    def can_be_one_function(self, x: Vector) -> bool:
+        """Whether a visit of all rows at once holds but what was tried."""
+        whole = self.size is None and self.axes is None
+        if not (whole and self.residuals.can_be_one_function(len(x))):
+            return False
+        if holds(self.residuals.jaxpr, "custom_jvp_call"):  # of which a rule is seen so
+            rows = jax.make_jaxpr(lambda x: self.evaluated(x, identity(x)))(x)
+            if not can_be_one_function(rows.jaxpr, 1):
+                return False
+        if self._has_known_loss:
+            return True
+        number = self.residuals.number
+        jaxpr = jax.make_jaxpr(self.loss.evaluate)(jnp.ones(number, x.dtype)).jaxpr
+        return can_be_one_function(jaxpr, 1)
+
+    def in_columns(self, choice: bool) -> "Rows":
+        """The same, with or without short arrays as columns; see `_programs/short.py`."""
+        return self._replace(residuals=self.residuals._replace(in_columns=choice))
+
+    @property
+    def valid_chunks(self) -> Int[Array, ""]:
+        """The number of chunks that have valid rows."""
+        rows = self.observed.number if self.valid is None else self.valid
+        return jnp.asarray(-(-rows // self._size), jnp.int32)
+
+    @property
+    def _size(self) -> int:
+        """Rows of a chunk."""
+        return self.observed.number if self.size is None else self.size
+
+    @property
+    def _is_one(self) -> bool:
+        """Whether all rows are one chunk."""
+        return self.size is None or self.size == self.observed.number
+
+    @property
+    def _one(self) -> tuple[list[Array], Bool[Array, " m"] | None]:
+        """All rows as one chunk."""
+        if self.size is None:
+            return self.observed.rows, None
+        return self._chunk(0)
+
+    def _over_chunks(self, add: Callable, total: PyTree, number=None) -> PyTree:
+        """(total, (pieces, counts)) -> total, for one chunk after the other.
+
+        In reverse mode a chunk is evaluated again, instead of kept.
+        """
+        if self._is_one:
+            return add(total, self._one)
+        if number is None:
+            number = np.int32(-(-self.observed.number // self._size))
+
+        def step(i, total):
+            return add(total, self._chunk(i))
+
+        total = varying_with(total, self.observed.rows)
+        step = jax.checkpoint(step, prevent_cse=False)
+        return lax.fori_loop(np.int32(0), number, step, total)
+
+    def _chunk(self, chunk) -> tuple[list[Array], Bool[Array, " m"] | None]:
+        """One chunk, and which of its residuals count: not those of the chunk before,
+        nor of rows that are not valid."""
+        rows, size = self.observed.number, self._size
+        index = index_dtype(rows)
+        begin = jnp.asarray(chunk, index) * index(size)
+        first = jnp.minimum(begin, index(rows - size))
+        pieces = [
+            lax.dynamic_slice_in_dim(leaf, first, size) for leaf in self.observed.rows
+        ]
+        counts = None
+        if rows % size or self.valid is not None:
+            end = index(rows) if self.valid is None else self.valid.astype(index)
+            place = jnp.arange(size, dtype=index)
+            counts = (place >= begin - first) & (place < end - first)
+        if self.omit:
+            whole = _without_nan(pieces)
+            counts = whole if counts is None else counts & whole
+        if counts is not None:
+            counts = row_vector(counts, self.residuals.structure)
+        return pieces, counts
+
+    def _linearization(self, pieces, counts, x, frame) -> Linearization:
+        residual, columns = self.residuals.evaluate(x, frame.directions, pieces)
+        weights = self.weights(pieces, x.dtype)
+        return reduce_rows(residual, columns, weights, self.loss, frame, counts)
+
+    def weights(self, pieces: list[Array], dtype) -> Float[Array, " m"] | None:
+        """Of the residuals of a chunk."""
+        _, weights = self.observed.with_rows(pieces)
+        if weights is None:
+            return None
+        return weight_vector(weights, self.residuals.structure, dtype)
+
+
+def _without_nan(rows: list[Array]) -> Bool[Array, " rows"]:
+    flags = [
+        jnp.all(~jnp.isnan(leaf), axis=range(1, leaf.ndim))
+        for leaf in rows
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return functools.reduce(jnp.logical_and, flags, jnp.ones(len(rows[0]), bool))
+
+
+def trace_rows(
+    task: Task,
+    observed: Observed,
+    x: Vector,
+    size: int | None,
+    valid: Int[Array, ""] | None = None,
+    omit: bool = False,
+) -> Rows:
+    """Cut rows into chunks, and trace the residual function on one; see `Rows`."""
+    pieces, is_masked = observed.rows, observed.has_weights
+    if size is not None:
+        size = min(size, observed.number)
+        pieces = [leaf[:size] for leaf in pieces]
+        is_masked |= observed.number % size != 0 or valid is not None or omit
+
+    def on_piece(fn):
+        if not callable(fn):
+            return fn
+        return lambda parameters, piece: fn(parameters, observed.with_rows(piece)[0])
+
+    residuals = trace_residuals(
+        *(on_piece(task.fn), on_piece(task.jac), task.unravel, x, pieces),
+        is_masked=is_masked,
+    )
+    for path, leaf in jax.tree.leaves_with_path(residuals.structure):
+        if size is not None and leaf.shape[:1] != (size,):
+            raise ValueError(
+                f"fn(x, data){jax.tree_util.keystr(path)} has the shape {leaf.shape} "
+                f"for {size} rows of data. Where rows are visited in parts, every "
+                "residual array has the rows as its leading axis."
+            )
+    return Rows(observed, residuals, task.loss, size, valid, omit)
+
+
+def index_dtype(rows: int) -> type:
+    """Integers that count so many rows."""
+    if rows < 2**31:
+        return np.int32
+    if jax.dtypes.canonicalize_dtype(np.int64) == np.int64:
+        return np.int64
+    if rows < 2**32:
+        return np.uint32
+    raise ValueError(
+        f"There are {rows} rows on one device, and JAX counts to 2^32 unless x64 is "
+        "on. Turn it on, jax.config.update('jax_enable_x64', True), or use more "
+        "devices, or solve_stream."
+    )
+
+
+def default_size(observed: Observed, n: int, dtype) -> int:
+    """So many rows that they stay in cache, or keep the device busy."""
+    width = max(math.prod(leaf.shape[1:]) for leaf in observed.rows)
+    return room(CPU, OTHER).holds(width * (n + 2) * np.dtype(dtype).itemsize)
+
+
+# All devices
+
+
+def placed(rows: Sharded, data: PyTree, weights: PyTree | None):
+    """Arrays of one process that lie elsewhere, on the devices of the mesh."""
+    leaves = jax.tree.leaves((data, weights))
+    if rows.mesh is None or jax.process_count() > 1 or rows.counts is not None:
+        return rows, data, weights
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return rows, data, weights
+    return rows.place(data, weights)

@@ -1,0 +1,489 @@
+"""`curve_fit` with the signature, the results and the errors of SciPy's."""
+
+import functools
+import inspect
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxfit._core.derivative import Outcome
+from jaxfit._core.options import Options
+from jaxfit._core.solution import CERTIFIED_COSINE, Status
+from jaxfit._core.solve import Setup, check_callable, set_up, solution
+from jaxfit._linalg.seldom import uncertainty_of
+from jaxfit._programs.compiled import bound
+from jaxfit._scipy import arguments as _arguments
+from jaxfit._scipy import run as _host
+from jaxfit._scipy import watch as _watch
+from jaxfit._scipy.observations import Data, padded, prepare
+
+DEFAULTS = Options()
+
+
+def curve_fit(
+    f: Callable,
+    xdata: PyTree,
+    ydata: Any,
+    p0: Any = None,
+    sigma: Any = None,
+    absolute_sigma: bool = False,
+    check_finite: bool | None = None,
+    bounds: Any = _arguments.UNBOUNDED,
+    method: str | None = None,
+    jac: Callable | str | None = None,
+    *,
+    full_output: bool = False,
+    nan_policy: str | None = None,
+    rowwise: bool = False,
+    **kwargs: Any,
+) -> tuple:
+    """Fit `f(xdata, *parameters)` to `ydata`: SciPy's `curve_fit`, compiled.
+
+    Write the model with `jax.numpy`. It is compiled once, also when it is a lambda made
+    anew on every call; the numbers are free. Everything is computed in float64.
+
+    Whatever `method` is named, one algorithm runs: bounded Trust Region Reflective
+    (Branch, Coleman and Li, SIAM J. Sci. Comput. 21, 1999) with exact derivatives and
+    parameters scaled by their Jacobian columns. Without a tolerance it stops where
+    `jaxfit.solve` does, at many more digits than SciPy. A tolerance that is given means
+    SciPy's test; the fit still ends only at a point that the certificate of
+    `jaxfit.Solution` accepts.
+
+    Args:
+        f: the model, `f(x, a, b, ...)` or `f(x, *p)`: a function, method, partial,
+            jitted function or callable `eqx.Module`.
+        xdata: what `f` takes first: an array of any shape, SciPy's (k, m) for k
+            predictors, a pytree of arrays, or None. Numbers become float64, and so do
+            dates and times as SciPy has them: in the array's own unit, since 1970.
+        ydata: observations; more than one dimension is ravelled. The model's output has
+            this shape, or is a scalar, or is as long as `ydata` has elements. Points
+            that are masked in `xdata`, `ydata` or `sigma` are left out.
+        p0: the start. None is 1 for each parameter, or a point inside the bounds.
+        sigma: standard errors of `ydata`, a number or one for each, or their covariance
+            matrix (m, m).
+        absolute_sigma: whether `sigma` has the units of `ydata`, or is relative.
+        check_finite: whether to refuse NaN and infinity in the data. None: unless
+            `nan_policy` is given.
+        bounds: (lower, upper), each a number or one for each parameter, or a
+            `scipy.optimize.Bounds`. Equal bounds fix a parameter.
+        method: None, "trf", "dogbox" or "lm", whose conventions about bounds and the
+            number of points are kept.
+        jac: None for automatic differentiation, or a function `jac(x, a, b, ...)` that
+            returns (m, n). SciPy's "2-point", "3-point" and "cs" are accepted and
+            replaced by automatic differentiation.
+        full_output: return SciPy's five-tuple.
+        nan_policy: None, "raise", or "omit" to leave out points with NaN.
+        rowwise: `f` treats each point by itself, so that the data may be padded to one
+            of a few lengths: then another number of points compiles nothing. The points
+            are the last axis of `xdata`, or else its first.
+        **kwargs: keywords of `least_squares`: ftol, xtol, gtol, x_scale, loss, f_scale,
+            max_nfev, verbose, callback, diff_step, tr_solver, tr_options; and of
+            `leastsq`: maxfev, diag, epsfcn.
+
+    Returns:
+        popt (n,) and pcov (n, n). With `full_output` also a dictionary (nfev, fvec,
+        fjac, ipvt, qtf), the message and the status.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot be fitted.
+        RuntimeError: the fit failed; the message says where it stood and what to try.
+
+    Warns:
+        scipy.optimize.OptimizeWarning: the data do not determine every parameter, or
+            leave no degree of freedom. `pcov` is infinite.
+    """
+    check_callable(f, "f", "a model (x, a, b, ...) -> y")
+    settings = _settings(kwargs, method, jac)
+    if p0 is None:
+        n = _number_of_parameters(f)
+        limits = _arguments.bound_arrays(bounds, n)
+        p0 = _inside(limits, n)
+    else:
+        p0 = _arguments.start_array(p0, "p0")
+        limits = _arguments.bound_arrays(bounds, len(p0))
+        _arguments.check_inside(p0, limits)
+    n = len(p0)
+    if method == "lm" and limits is not None:
+        raise ValueError(
+            "Method 'lm' only works for unconstrained problems. Leave `method` out, or "
+            "use 'trf' or 'dogbox'."
+        )
+    data = prepare(xdata, ydata, sigma, check_finite, nan_policy)
+    m = data.y.size
+    uses_lm = method == "lm" or (method is None and limits is None)
+    if uses_lm and m != 1:
+        _check_enough(n, m)
+    weights = None
+    if rowwise and m > 1:
+        data, weights = padded(data)
+    request = _Request(
+        *(p0, data, limits, weights, settings.loss),
+        settings.options(n),
+        _arguments.scales(settings.x_scale, n),
+        np.bool_(absolute_sigma),
+    )
+    pose = bound(_pose, settings.scipy_tests)
+    report = bound(_report, bool(full_output))
+    callables = f, jac if callable(jac) else None
+    with _host.double_precision(f):
+        vector, rows = _watch.run_fit(
+            pose, report, callables, request, settings.watch, _residual_at
+        )
+    fit = _host.unpack(vector, _shapes(n))
+    status = Status(int(fit["status"]))
+    if uses_lm and status != Status.NONFINITE_START:
+        _check_enough(n, int(fit["count"]))  # one y may stand for all of the model's
+    if settings.verbose:
+        _watch.print_summary(status.message, fit)
+    if status == Status.NONFINITE_START:
+        with _host.double_precision(f):
+            count = m if m > 1 else None
+            wrong = _host.not_finite(pose, callables, request, count)
+        raise ValueError(
+            f"Residuals are not finite in the initial point, or their derivatives are "
+            f"not: at p = {_shown(p0)} {wrong}. Give a p0 at which the model is finite "
+            "and differentiable, and look for NaN in the data."
+        )
+    if status <= 0:
+        raise _failure(status, fit)
+    covariance = _known_covariance(fit["covariance"], limits, status)
+    if not full_output:
+        return fit["x"], covariance
+    details = _details(int(fit["nfev"]), *rows, count=m if m > 1 else None)
+    return fit["x"], covariance, details, status.message, int(status)
+
+
+# Keywords
+
+
+class _Settings(NamedTuple):
+    """Checked keywords."""
+
+    tolerances: dict[str, float] | None
+    max_nfev: int | None
+    x_scale: Any
+    loss: Any
+    verbose: int
+    watch: _watch.Watch
+
+    @property
+    def scipy_tests(self) -> bool:
+        return self.tolerances is not None
+
+    def options(self, n: int) -> Options:
+        """The tolerances and the limit; the scale is an input of its own."""
+        if self.tolerances is None and self.max_nfev is None:
+            return DEFAULTS
+        tolerances = self.tolerances or dict.fromkeys(("ftol", "xtol", "gtol"))
+        return _arguments.options(**tolerances, max_steps=self.max_nfev)
+
+
+_DEFAULT_SETTINGS = _Settings(None, None, "jac", None, 0, _watch.Watch(None, 0))
+_NO_MEANING = ("diff_step", "epsfcn", "tr_options")  # nothing is approximated
+
+
+def _settings(kwargs: dict[str, Any], method, jac) -> _Settings:
+    _arguments.one_of("method", method, (None, "trf", "lm", "dogbox"))
+    if not callable(jac):
+        _arguments.one_of("jac", jac, (None, "2-point", "3-point", "cs"))
+    if not kwargs:
+        return _DEFAULT_SETTINGS
+    kwargs = dict(kwargs)
+    if "args" in kwargs or "kwargs" in kwargs:
+        raise ValueError(
+            "'args' is not a supported keyword argument. Bind further arguments of the "
+            "model with functools.partial."
+        )
+    for name in ("factor", "col_deriv"):
+        if name in kwargs:
+            raise TypeError(
+                f"'{name}' belongs to MINPACK, which does not run here. Leave it out."
+            )
+    for name in _NO_MEANING:
+        kwargs.pop(name, None)
+    _arguments.refuse_unsupported(
+        kwargs.pop("jac_sparsity", None), kwargs.pop("workers", None)
+    )
+    _arguments.one_of(
+        "tr_solver", kwargs.pop("tr_solver", None), (None, "exact", "lsmr")
+    )
+    maxfev = kwargs.pop("maxfev", None)
+    if maxfev == 0 and method in (None, "lm"):
+        maxfev = None  # leastsq's word for its default
+    max_nfev = kwargs.pop("max_nfev", maxfev)
+    x_scale = kwargs.pop("x_scale", None)
+    diag = kwargs.pop("diag", None)
+    if x_scale is None:
+        x_scale = "jac" if diag is None else 1 / _arguments.real_array(diag, "`diag`")
+    loss = _arguments.as_loss(kwargs.pop("loss", "linear"), kwargs.pop("f_scale", 1.0))
+    if method == "lm" and loss is not None:
+        raise ValueError("method='lm' supports only 'linear' loss function.")
+    verbose = kwargs.pop("verbose", 0)
+    _arguments.one_of("verbose", int(verbose), (0, 1, 2))
+    callback = kwargs.pop("callback", None)
+    names = [name for name in ("ftol", "xtol", "gtol") if name in kwargs]
+    tolerances = None
+    if names:
+        given: dict[str, Any] = dict.fromkeys(
+            ("ftol", "xtol", "gtol"), _arguments.SCIPY_TOLERANCE
+        )
+        given.update({name: kwargs.pop(name) for name in names})
+        tolerances = _arguments.tolerances(given, all_above_eps=method == "lm")
+    if kwargs:
+        raise TypeError(
+            f"curve_fit() got an unexpected keyword argument {next(iter(kwargs))!r}."
+        )
+    return _Settings(
+        tolerances,
+        _arguments.evaluation_limit(max_nfev, None),
+        x_scale,
+        loss,
+        int(verbose),
+        _watch.Watch(callback, int(verbose)),
+    )
+
+
+# Parameters
+
+
+def _check_enough(n: int, m: int) -> None:
+    """Refuse more parameters than residuals, as MINPACK does."""
+    if n > m:
+        raise TypeError(
+            f"The number of func parameters={n} must not exceed the number of data "
+            f"points={m}. With method='trf' such a model is fitted, without covariance."
+        )
+
+
+def _number_of_parameters(f: Callable) -> int:
+    """The positional parameters of the model after x."""
+    if isinstance(f, types.FunctionType) and not hasattr(f, "__wrapped__"):
+        n = f.__code__.co_argcount - 1
+    else:
+        try:
+            parameters = inspect.signature(f).parameters.values()
+        except (ValueError, TypeError):
+            parameters = ()
+        n = sum(
+            p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters
+        )
+        n = n - 1
+    if n < 1:
+        raise ValueError(
+            "Unable to determine number of fit parameters. Write the model as "
+            "f(x, a, b, ...), or give p0."
+        )
+    return n
+
+
+def _inside(bounds, n: int) -> np.ndarray:
+    """SciPy's start: 1, or the middle of the bounds, or 1 away from the only one."""
+    if bounds is None:
+        return np.ones(n)
+    lower, upper = bounds
+    has_lower, has_upper = np.isfinite(lower), np.isfinite(upper)
+    with np.errstate(invalid="ignore"):
+        middle = lower + 0.5 * (upper - lower)
+    one_sided = np.where(has_lower, lower + 1, np.where(has_upper, upper - 1, 1.0))
+    return np.where(has_lower & has_upper, middle, one_sided)
+
+
+# The program
+
+
+class _Request(NamedTuple):
+    """All that is no function, as one pytree."""
+
+    p0: np.ndarray
+    data: Data
+    bounds: tuple[np.ndarray, np.ndarray] | None
+    weights: np.ndarray | None
+    loss: Any
+    options: Options
+    x_scale: np.ndarray | None  # None: 'jac'
+    absolute_sigma: Any
+
+
+def _pose(
+    scipy_tests: bool, callables, request: _Request, is_lean: bool = False
+) -> Setup:
+    """The least-squares problem of a request."""
+    f, jac = callables
+    if jac is not None:
+        jac = functools.partial(_jacobian, jac)
+    options = request.options
+    if request.x_scale is not None:
+        options = options.scaled(request.x_scale)
+    return set_up(
+        functools.partial(_residual, f),
+        jac,
+        request.p0,
+        request.data,
+        request.bounds,
+        request.weights,
+        request.loss,
+        options,
+        scipy_tests=scipy_tests,
+        is_lean=is_lean,
+    )
+
+
+def _residual(f, parameters, data: Data) -> Float[Array, " m"]:
+    """(model - y) / sigma; for a covariance L Lᵀ, L⁻¹ (model - y)."""
+    model = _checked_output(f(data.x, *parameters), "f", data.y)
+    y = jnp.ravel(data.y)
+    return _in_units_of(data.sigma, (model if model.size > 1 else jnp.ravel(model)) - y)
+
+
+def _jacobian(jac, parameters, data: Data) -> Float[Array, "m n"]:
+    matrix = _arguments.real_output(jac(data.x, *parameters), "jac")
+    n = len(parameters)
+    matrix = jnp.reshape(matrix, (-1, n)) if matrix.shape[-1:] == (n,) else matrix
+    if matrix.ndim != 2 or (data.y.size > 1 and len(matrix) != data.y.size):
+        raise ValueError(
+            "The return value of `jac` has wrong shape: expected "
+            f"({data.y.size}, {n}), actual {matrix.shape}."
+        )
+    return _in_units_of(data.sigma, matrix)
+
+
+def _in_units_of(sigma, rows):
+    if sigma is None:
+        return rows
+    if sigma.ndim == 2:
+        return jax.scipy.linalg.solve_triangular(sigma, rows, lower=True)
+    return rows / jnp.reshape(sigma, (-1,) + (1,) * (rows.ndim - 1))
+
+
+def _checked_output(output, name, y):
+    """The model's output as a vector, or as a number for all points."""
+    output = _arguments.real_output(output, name)
+    expected = y.shape, (y.size,), ()
+    if output.size > 1 and y.size > 1 and output.shape not in expected:
+        raise ValueError(
+            f"`{name}` returned an array of shape {output.shape}; expected "
+            f"{y.shape}, one number for each of `ydata`."
+        )
+    return jnp.ravel(output)
+
+
+def _residual_at(callables, request, x):
+    return np.asarray(_residual(callables[0], jnp.asarray(x), request.data))
+
+
+def _shapes(n: int) -> dict[str, tuple[int, ...]]:
+    numbers = "cost", "start_cost", "optimality", "status", "nfev", "count"
+    return {"x": (n,), "covariance": (n, n), **dict.fromkeys(numbers, ())}
+
+
+def _report(full_output: bool, setup: Setup, outcome: Outcome, request: _Request):
+    """One vector, and with `full_output` the residuals and their Jacobian."""
+    found = solution(setup, outcome)
+    values = {
+        "x": found.x,
+        "covariance": uncertainty_of(found, request.absolute_sigma).covariance,
+        "cost": found.cost,
+        "start_cost": outcome.start_cost,
+        "optimality": found.optimality,
+        "status": found.status,
+        "nfev": found.nfev,
+        "count": jnp.asarray(found.count),
+    }
+    rows = None
+    if full_output:
+        rows = setup.rows.residual_and_jacobian(found.x)
+    return _host.pack(values), rows
+
+
+# Results
+
+
+def _known_covariance(covariance: np.ndarray, bounds, status: Status) -> np.ndarray:
+    """SciPy's convention: infinite throughout if it cannot be estimated.
+
+    But on a kink only for what that holds.
+    """
+    if np.isfinite(covariance).all():
+        return covariance
+    from scipy.optimize import OptimizeWarning
+
+    held = np.isinf(np.diag(covariance))
+    if status == Status.KINK and not held.all():
+        warnings.warn(
+            "The best fit lies on a kink of the model: there is no variance of "
+            f"parameter {', '.join(map(str, np.flatnonzero(held)))}",
+            category=OptimizeWarning,
+            stacklevel=3,
+        )
+        return np.where(np.isnan(covariance), np.inf, covariance)
+    warnings.warn(
+        "Covariance of the parameters could not be estimated",
+        category=OptimizeWarning,
+        stacklevel=3,
+    )
+    covariance = np.full_like(covariance, np.inf)
+    if bounds is not None:
+        fixed = bounds[0] == bounds[1]
+        covariance[fixed] = covariance[:, fixed] = 0
+    return covariance
+
+
+def _details(nfev: int, residual, jacobian, count: int | None) -> dict[str, Any]:
+    """SciPy's `infodict`; fjac, ipvt and qtf are MINPACK's pivoted QR of the Jacobian.
+
+    Args:
+        count: how many of the rows are no padding; None: all.
+    """
+    import scipy.linalg
+
+    residual, jacobian = np.array(residual)[:count], np.asarray(jacobian)[:count]
+    m, n = jacobian.shape
+    qr: Any = scipy.linalg.qr(jacobian, mode="economic", pivoting=True)
+    q, r, pivots = qr
+    fjac = np.zeros((n, m))
+    fjac[:, : len(r)] = r.T
+    return {
+        "nfev": nfev,
+        "fvec": residual,
+        "fjac": fjac,
+        "ipvt": pivots + 1,
+        "qtf": q.T @ residual,
+    }
+
+
+_REASONS = {
+    Status.MAX_STEPS: (
+        "the maximum number of function evaluations (max_nfev) is exceeded",
+        " Give a start p0 nearer to the solution, or bounds that keep the model "
+        "sensible, or raise max_nfev.",
+    ),
+    Status.STALLED: (
+        "no step lowers the cost any more, and yet the gradient is not small",
+        " Check that the model is continuous and differentiable in its parameters and "
+        "that jac, if given, is its derivative; try another p0.",
+    ),
+    Status.STOPPED: ("the callback stopped the fit", ""),
+}
+
+
+def _shown(x: np.ndarray) -> str:
+    return np.array2string(x, precision=8, threshold=20)
+
+
+def _failure(status: Status, fit: dict[str, Any]) -> Exception:
+    """The error of a fit that found nothing."""
+    where = f"p = {_shown(fit['x'])}"
+    reason, advice = _REASONS[status]
+    return RuntimeError(
+        f"Optimal parameters not found: {reason}. After {fit['nfev']:.0f} evaluations "
+        f"the fit stood at {where} with half sum of squares {fit['cost']:.6g} (at the "
+        f"start {fit['start_cost']:.6g}). The cosine between the residuals and the "
+        f"model's derivatives was {fit['optimality']:.1e}; success needs "
+        f"{CERTIFIED_COSINE:.0e}.{advice}"
+    )

@@ -1,0 +1,313 @@
+"""`least_squares` with the signature, the results and the errors of SciPy's."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfit._core.derivative import Outcome
+from jaxfit._core.options import Options
+from jaxfit._core.solution import Status
+from jaxfit._core.solve import Setup, check_callable, set_up
+from jaxfit._programs.arrays import native, refuse_masks
+from jaxfit._programs.compiled import Static
+from jaxfit._programs.errors import what_is_not_finite
+from jaxfit._scipy import arguments as _arguments
+from jaxfit._scipy import run as _host
+from jaxfit._scipy import watch as _watch
+
+# The sentences of scipy.optimize.least_squares, which programs compare.
+MESSAGES = {
+    Status.STOPPED: (
+        "Stopped because `callback` function raised `StopIteration` or returned `True`"
+    ),
+    Status.MAX_STEPS: "The maximum number of function evaluations is exceeded.",
+    Status.GRADIENT: "`gtol` termination condition is satisfied.",
+    Status.COST: "`ftol` termination condition is satisfied.",
+    Status.STEP: "`xtol` termination condition is satisfied.",
+    Status.COST_AND_STEP: (
+        "Both `ftol` and `xtol` termination conditions are satisfied."
+    ),
+}
+
+
+def least_squares(
+    fun: Callable,
+    x0: Any,
+    jac: Callable | str = "2-point",
+    bounds: Any = _arguments.UNBOUNDED,
+    method: str = "trf",
+    ftol: float | None = 1e-8,
+    xtol: float | None = 1e-8,
+    gtol: float | None = 1e-8,
+    x_scale: Any = None,
+    loss: Any = "linear",
+    f_scale: float = 1.0,
+    diff_step: Any = None,
+    tr_solver: str | None = None,
+    tr_options: Mapping[str, Any] | None = None,
+    jac_sparsity: Any = None,
+    max_nfev: int | None = None,
+    verbose: int = 0,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    callback: Callable | None = None,
+    workers: Any = None,
+) -> Any:
+    """Minimise half the sum of squares of `fun`: SciPy's `least_squares`, compiled.
+
+    Write `fun` with `jax.numpy`. The path, the stopping tests and the results are those
+    of SciPy's method "trf" with an exact Jacobian; the whole fit is one compiled
+    program, in float64. Status and success follow SciPy's tests, which can pass far
+    from a solution: `certified` says whether the point satisfies the certificate of
+    `jaxfit.Solution`.
+
+    Args:
+        fun: `fun(x, *args, **kwargs)` returns the residuals (m,), or a number.
+        x0: the start, (n,) or a number.
+        jac: a function like `fun` that returns (m, n), or "2-point", "3-point" or "cs",
+            which are replaced by automatic differentiation.
+        bounds: (lower, upper), each a number or (n,), or a `scipy.optimize.Bounds`.
+            Equal bounds fix a parameter.
+        method: "trf", "dogbox" or "lm"; "trf" runs, under the conventions of the method
+            that is named (no bounds or loss, m >= n, and x_scale="jac" for "lm").
+        ftol, xtol, gtol: SciPy's tolerances: the relative reduction of the cost, the
+            relative length of a step, the scaled gradient. None turns a test off.
+        x_scale: characteristic sizes of the parameters, or "jac". None is 1.
+        loss: "linear", "soft_l1", "huber", "cauchy", "arctan", a callable
+            rho(z) -> (3, m) written with `jax.numpy`, or one of `jaxfit.losses`.
+        f_scale: the residual beyond which a point is an outlier.
+        diff_step: accepted; derivatives are exact.
+        tr_solver, tr_options: accepted; the subproblem is solved exactly on an n x n
+            matrix, whatever m is.
+        jac_sparsity, workers: not supported.
+        max_nfev: the largest number of evaluations of `fun`; None is 100 n.
+        verbose: 0; 1 for a report at the end; 2 for a line for every iteration.
+        args, kwargs: further arguments of `fun` and `jac`. Arrays and floats are inputs
+            of the compiled program; other values, integers among them, part of it.
+        callback: called after every iteration with x or, if its only parameter is named
+            `intermediate_result`, with an `OptimizeResult`. StopIteration ends the fit.
+            The fit then runs one compiled step at a time.
+
+    Returns:
+        `scipy.optimize.OptimizeResult` with x, cost, fun, jac (scaled for the loss),
+        grad, optimality, active_mask, nfev, njev, status, message, success, certified.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot be used.
+    """
+    check_callable(fun, "fun", "a function x -> residuals")
+    _arguments.one_of("method", method, ("trf", "dogbox", "lm"))
+    if not callable(jac):
+        _arguments.one_of("jac", jac, ("2-point", "3-point", "cs"))
+    _arguments.one_of("tr_solver", tr_solver, (None, "exact", "lsmr"))
+    _arguments.one_of("verbose", int(verbose), (0, 1, 2))
+    _arguments.refuse_unsupported(jac_sparsity, workers)
+    x0 = _arguments.start_array(x0, "x0")
+    limits = _arguments.bound_arrays(bounds, len(x0))
+    if method == "lm" and limits is not None:
+        raise ValueError("Method 'lm' doesn't support bounds.")
+    _arguments.check_inside(x0, limits)
+    loss = _arguments.as_loss(loss, f_scale)
+    if method == "lm" and loss is not None:
+        raise ValueError("method='lm' supports only 'linear' loss function.")
+    tolerances = _arguments.tolerances(
+        {"ftol": ftol, "xtol": xtol, "gtol": gtol}, all_above_eps=method == "lm"
+    )
+    if x_scale is None:
+        x_scale = "jac" if method == "lm" else 1.0
+    request = _Request(
+        x0,
+        _inputs(args, kwargs),
+        limits,
+        loss,
+        _arguments.options(
+            **tolerances, max_steps=_arguments.evaluation_limit(max_nfev, 100 * len(x0))
+        ),
+        _arguments.scales(x_scale, len(x0)),
+    )
+    callables = fun, jac if callable(jac) else None
+    watch = _watch.Watch(callback, int(verbose))
+    with _host.double_precision(fun):
+        vector, residual, jacobian = _watch.run_fit(
+            _pose, _report, callables, request, watch, _residual_at
+        )
+    fit = _host.unpack(vector, _shapes(len(x0)))
+    if method == "lm" and len(residual) < len(x0):
+        raise ValueError(
+            "Method 'lm' doesn't work when the number of residuals is less than the "
+            f"number of variables; there are {len(residual)} and {len(x0)}. Use 'trf'."
+        )
+    result = _result(fit, residual, jacobian, limits, tolerances["xtol"])
+    if verbose:
+        _watch.print_summary(result.message, fit)
+    return result
+
+
+def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple, dict]:
+    """Arrays and floats in double precision; what else there is as `Static`."""
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(
+            f"`args` is {_arguments.shorten(args)}; expected a tuple, such as (a,)."
+        )
+    if not (kwargs is None or isinstance(kwargs, Mapping)):
+        raise TypeError(
+            f"`kwargs` is {_arguments.shorten(kwargs)}; expected a dictionary."
+        )
+
+    def is_leaf(value):
+        return isinstance(value, list) or hasattr(value, "__array__")
+
+    inputs = tuple(args), dict(kwargs or {})
+    refuse_masks(inputs, ("`args`", "`kwargs`"))
+    return jax.tree.map(_input, inputs, is_leaf=is_leaf)
+
+
+def _input(value: Any) -> Any:
+    _arguments.refuse_tracers(value, "`args`")
+    if isinstance(value, (bool, int, str, bytes, np.bool_, np.integer)):
+        return Static(value.item() if isinstance(value, np.generic) else value)
+    if isinstance(value, list) or hasattr(value, "__array__"):
+        try:
+            array = np.asarray(value)
+        except ValueError:  # a ragged list
+            return Static(value)
+        if array.dtype.kind == "f":
+            return array.astype(np.float64, copy=False)
+        return native(array) if array.dtype.kind in "buic" else Static(value)
+    return value
+
+
+class _Request(NamedTuple):
+    """All that is no function, as one pytree."""
+
+    x0: np.ndarray
+    inputs: tuple[tuple, dict]
+    bounds: tuple[np.ndarray, np.ndarray] | None
+    loss: Any
+    options: Options
+    x_scale: np.ndarray | None  # None: 'jac'
+
+
+def _pose(callables, request: _Request, is_lean: bool = False) -> Setup:
+    """The least-squares problem of a request, to be solved along SciPy's path."""
+    fun, jac = callables
+    if jac is not None:
+        jac = functools.partial(_jacobian, jac)
+    options = request.options
+    if request.x_scale is not None:
+        options = options.scaled(request.x_scale)
+    return set_up(
+        functools.partial(_residual, fun),
+        jac,
+        request.x0,
+        request.inputs,
+        request.bounds,
+        None,
+        request.loss,
+        options,
+        scipy_steps=True,
+        is_lean=is_lean,
+    )
+
+
+def _residual(fun, x, inputs):
+    residual = _arguments.real_output(_call(fun, x, inputs), "fun")
+    if residual.ndim > 1:
+        raise ValueError(
+            "`fun` must return at most 1-d array_like. It returned the shape "
+            f"{residual.shape}; ravel it."
+        )
+    return jnp.atleast_1d(residual)
+
+
+def _jacobian(jac, x, inputs):
+    matrix = _call(jac, x, inputs)
+    if not isinstance(matrix, jax.Array) and hasattr(matrix, "dot"):
+        if not isinstance(matrix, np.ndarray):
+            raise TypeError(
+                f"`jac` returned a {type(matrix).__name__}; sparse matrices and "
+                "LinearOperators are not supported. Return a dense array, or leave "
+                "`jac` out."
+            )
+    return jnp.atleast_2d(_arguments.real_output(matrix, "jac"))
+
+
+def _call(function, x, inputs):
+    args, kwargs = jax.tree.map(
+        lambda value: value.value if isinstance(value, Static) else value,
+        inputs,
+        is_leaf=lambda value: isinstance(value, Static),
+    )
+    return function(x, *args, **kwargs)
+
+
+def _residual_at(callables, request, x):
+    return np.asarray(_residual(callables[0], jnp.asarray(x), request.inputs))
+
+
+def _shapes(n: int) -> dict[str, tuple[int, ...]]:
+    numbers = "cost", "start_cost", "optimality", "status", "nfev", "njev", "certified"
+    return {"x": (n,), "grad": (n,), **dict.fromkeys(numbers, ())}
+
+
+def _report(setup: Setup, found: Outcome, request: _Request):
+    """One vector, the residuals, and their Jacobian scaled for the loss."""
+    values = {
+        "x": found.x,
+        "grad": found.linearization.gradient,
+        "cost": found.linearization.cost,
+        "start_cost": found.start_cost,
+        "optimality": found.optimality,
+        "status": found.status,
+        "nfev": found.nfev,
+        "njev": found.steps + 1,
+        "certified": found.certified,
+    }
+    rows = setup.rows.residual_and_jacobian(found.x)
+    return _host.pack(values), *rows
+
+
+def _result(fit, residual, jacobian, bounds, xtol):
+    """SciPy's result."""
+    from scipy.optimize import OptimizeResult
+
+    status = Status(int(fit["status"]))
+    x = fit["x"]
+    if status == Status.NONFINITE_START:
+        raise ValueError(
+            "Residuals are not finite in the initial point, or their derivatives are "
+            f"not: at x0 = {x} {what_is_not_finite(residual, jacobian)}. Start where "
+            "`fun` is finite and differentiable."
+        )
+    return OptimizeResult(
+        x=x,
+        cost=fit["cost"],
+        fun=np.array(residual),
+        jac=np.array(jacobian),
+        grad=fit["grad"],
+        optimality=fit["optimality"],
+        active_mask=_active_mask(x, bounds, xtol),
+        nfev=int(fit["nfev"]),
+        njev=int(fit["njev"]),
+        status=int(status),
+        message=MESSAGES[status],
+        success=status > 0,
+        certified=bool(fit["certified"]),
+    )
+
+
+def _active_mask(x, bounds, xtol) -> np.ndarray:
+    """-1 or 1 for a parameter within SciPy's distance, xtol max(1, |bound|), of one."""
+    if bounds is None:
+        return np.zeros(len(x), int)
+    lower, upper = bounds
+    to_lower, to_upper = x - lower, upper - x
+    with np.errstate(invalid="ignore"):
+        at_lower = to_lower <= np.minimum(to_upper, xtol * np.maximum(1, np.abs(lower)))
+        at_upper = to_upper <= np.minimum(to_lower, xtol * np.maximum(1, np.abs(upper)))
+    at_lower, at_upper = at_lower & np.isfinite(lower), at_upper & np.isfinite(upper)
+    return np.where(at_upper, 1, np.where(at_lower, -1, 0))

@@ -1,0 +1,125 @@
+"""Watching a fit, as SciPy shows it: callbacks, and a line for every iteration."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxfit._core.solution import RUNNING, Status
+from jaxfit._core.trip import State
+from jaxfit._scipy.run import report_on, trips, whole_fit
+
+
+class Watch(NamedTuple):
+    """Who wants to see every iteration."""
+
+    callback: Callable | None
+    verbose: int
+
+    @property
+    def is_needed(self) -> bool:
+        return self.callback is not None or self.verbose == 2
+
+
+def run_fit(
+    pose: Callable,
+    report: Callable,
+    callables: Any,
+    request: Any,
+    watch: Watch,
+    residual: Callable,
+) -> Any:
+    """The report of a fit: one program, or one trip after the other if watched.
+
+    Args:
+        pose, report, callables, request: see `run.whole_fit`.
+        residual: (callables, request, x) -> the residuals at x, for a callback.
+    """
+    if not watch.is_needed:
+        return whole_fit(pose, report, callables, request)
+    residual = functools.partial(residual, callables, request)
+    state = _watched(pose, callables, request, watch, residual)
+    return report_on(pose, report, callables, request, state)
+
+
+def _watched(pose, callables, request, watch, residual) -> State:
+    """Run a fit trip by trip, and show every iteration as SciPy does.
+
+    An iteration ends when a step was accepted, or with the fit.
+    """
+    notify = None if watch.callback is None else _notifier(watch.callback, residual)
+    if watch.verbose == 2:
+        print(_HEADER)
+    iteration, old = 0, None
+    for state in trips(pose, callables, request):
+        if old is not None:
+            accepted = state.steps > old.steps
+            if (not accepted and state.status == RUNNING) or old.status != RUNNING:
+                continue
+            iteration += 1
+        if watch.verbose == 2:
+            print(_row(iteration, state, old))
+        if old is not None and notify is not None and notify(iteration, state):
+            return dataclasses.replace(state, status=np.int32(Status.STOPPED))
+        old = state
+    return state
+
+
+def _notifier(callback, residual):
+    """SciPy's two kinds of callback; both stop the fit by StopIteration."""
+    from scipy.optimize import OptimizeResult
+
+    wants_result = set(inspect.signature(callback).parameters) == {
+        "intermediate_result"
+    }
+
+    def notify(iteration, state):
+        x = np.array(state.point.x)
+        try:
+            if not wants_result:
+                callback(x)
+                return False
+            result = OptimizeResult(
+                x=x,
+                fun=residual(x),
+                nit=iteration,
+                nfev=int(state.nfev),
+                cost=float(state.point.linearization.cost),
+            )
+            callback(intermediate_result=result)
+        except StopIteration:
+            return True
+        return False
+
+    return notify
+
+
+_TITLES = (
+    *("Iteration", "Total nfev", "Cost", "Cost reduction"),
+    *("Step norm", "Optimality"),
+)
+_HEADER = "".join(f"{title:^15}" for title in _TITLES)
+
+
+def _row(iteration, state, old):
+    cost = float(state.point.linearization.cost)
+    reduction = step = " " * 15
+    if old is not None:
+        moved = np.asarray(state.point.x) - np.asarray(old.point.x)
+        gained = float(old.point.linearization.cost) - cost
+        reduction, step = f"{gained:^15.2e}", f"{np.linalg.norm(moved):^15.2e}"
+    head = f"{iteration:^15}{int(state.nfev):^15}{cost:^15.4e}"
+    return f"{head}{reduction}{step}{float(state.point.optimality):^15.2e}"
+
+
+def print_summary(message: str, fit: Mapping[str, Any]) -> None:
+    """SciPy's last two lines."""
+    print(message)
+    print(
+        f"Function evaluations {fit['nfev']:.0f}, initial cost "
+        f"{fit['start_cost']:.4e}, final cost {fit['cost']:.4e}, first-order "
+        f"optimality {fit['optimality']:.2e}."
+    )

@@ -1,0 +1,367 @@
+"""Data that do not fit in memory: a fit whose every trip is a pass over blocks of rows.
+
+    state = start
+    while the fit runs:
+        sum = nothing
+        for block in blocks:  sum = sum + linearization of the block at the trial point
+        state = what a trip decides from the sum
+
+The three steps are the functions of `solve`, each a compiled program. What lies between
+them is a few n x n arrays, which a checkpoint keeps, so that a fit that was killed goes
+on to the same bits.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from jaxfit._core.derivative import Outcome
+from jaxfit._core.options import Options
+from jaxfit._core.parameters import Parameters
+from jaxfit._core.solution import Solution
+from jaxfit._core.solve import (
+    DEFAULTS,
+    check_arguments,
+    check_callable,
+    is_running,
+    problem_of,
+    solution_of,
+    without_callable,
+)
+from jaxfit._core.trip import State, decide, frame_of, initial_state
+from jaxfit._programs.arrays import ordinary
+from jaxfit._programs.compiled import Static, compiled
+from jaxfit._programs.fingerprint import lasting_digest
+from jaxfit._rows.linearization import RunningSum
+from jaxfit._rows.table import split_rows
+from jaxfit._rows.visit import Task, default_size, trace_rows
+from jaxfit._stream.checkpoint import Checkpoint, digest_of_numbers, digest_of_program
+from jaxfit._stream.feed import Block, Feed, Layout, check_source, known_size
+from jaxfit.losses import Loss
+
+NAN_POLICIES = "raise", "omit", "propagate"
+
+EXAMPLE = 8  # rows of a block by which programs are compared
+SHOWN_EVERY = 0.2  # seconds
+
+
+def solve_stream(
+    fn: Callable[[PyTree, PyTree], PyTree],
+    x0: PyTree,
+    blocks: Iterable[PyTree],
+    *,
+    bounds: tuple[PyTree, PyTree] | None = None,
+    loss: Loss | None = None,
+    options: Options | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 16,
+    nan_policy: str = "raise",
+    progress: bool = False,
+) -> Solution:
+    """Fit data that are read block by block, from a disk for example.
+
+    The exact least-squares answer, that of `solve` on all rows but for rounding: every
+    trial point is one pass over all blocks, and nothing is averaged. Memory is that of
+    three blocks, whatever their number.
+
+    Args:
+        fn, x0, bounds, loss, options: see `solve`. Every leaf of a block and every
+            residual array has the rows as its leading axis, and `fn` treats rows
+            independently; a leaf that is not rows is wrapped, `Shared(leaf)`.
+        blocks: the data: what gives blocks of rows each time it is iterated over, such
+            as a list, `npy_blocks(...)`, or an object with `__iter__`. A block is a
+            pytree of arrays, or `Weighted(data, weights)`. If there is a method
+            `iter_from(k)`, a resumed pass starts at block k without reading what lies
+            before it. Blocks may differ in length; a longer one than all before
+            compiles again.
+        checkpoint: a file that keeps the state of the fit. If it is there, the fit goes
+            on from it, to the same bits; if that fit had ended, its solution is
+            returned at once. It is replaced as a whole, so that a fit can be killed at
+            any moment.
+        checkpoint_every: blocks after which the file is written again within a pass.
+        nan_policy: "raise" an error for NaN or infinity in a row whose weight is not
+            zero; "omit" rows with NaN; or "propagate", without a check.
+        progress: show a line with pass, rows per second, cost, radius, and the time
+            left in the pass.
+
+    Returns:
+        A `Solution`. Its `success` is a certificate.
+
+    Raises:
+        ValueError, TypeError: for arguments of the wrong kind; a block with other
+            arrays than the first, or with NaN; passes with different numbers of rows; a
+            checkpoint that is damaged or belongs to another fit.
+        RuntimeError: if a block could not be read. Errors name the block, and the
+            checkpoint stays valid.
+    """
+    check_callable(fn, "fn", "a function (x, data) -> residuals")
+    options = DEFAULTS if options is None else options
+    check_arguments(loss, options, None)
+    check_source(blocks)
+    if nan_policy not in NAN_POLICIES:
+        raise ValueError(f"nan_policy is {nan_policy!r}; give one of {NAN_POLICIES}.")
+    if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+        raise ValueError(
+            f"checkpoint_every is {checkpoint_every!r}; give a whole number of blocks."
+        )
+    options, jac = without_callable(options)
+    x0, bounds = ordinary((x0, bounds), ("x0", "bounds"))
+    fit = _Fit((fn, jac), (x0, bounds, loss, options), nan_policy == "omit")
+    saved = _Saved(fit, checkpoint, checkpoint_every, known_size(blocks))
+    feed = Feed(blocks, check_numbers=nan_policy == "raise")
+    line = _Line(saved.description["rows"]) if progress else None
+    return _run(fit, feed, saved, line)
+
+
+# The fit as three programs
+
+
+class _Fit(NamedTuple):
+    """A fit of blocks of rows."""
+
+    callables: tuple[Callable, Any]  # (fn, jac)
+    setting: tuple  # (x0, bounds, loss, options)
+    omit: bool
+
+    def start(self) -> "_Progress":
+        state, running = compiled(_started, (), self.setting)
+        return _Progress(state, running, *(np.zeros((), np.int64) for _ in range(5)))
+
+    def with_block(self, running, state, block: Block) -> RunningSum:
+        """The sum with the rows of another block."""
+        arguments = (
+            *(self.setting, state, block.data, block.weights),
+            *(np.int32(block.rows), Static(self.omit)),
+        )
+        return compiled(_accumulated, self.callables, arguments, running)
+
+    def decided(self, running, state) -> tuple[State, RunningSum]:
+        """The state after a pass, and the empty sum of the next."""
+        return compiled(_decided, (), (self.setting, state, running))
+
+    def solution(self, state) -> Solution:
+        return compiled(_solved, (), (self.setting, state))
+
+
+def _posed(setting):
+    x0, bounds, loss, options = setting
+    parameters = Parameters(x0)
+    return parameters, problem_of(parameters, bounds, loss, options)
+
+
+def _started(_, setting):
+    parameters, problem = _posed(setting)
+    state = initial_state(problem, parameters.ravel(setting[0], "x0"))
+    return state, _nothing(problem, state)
+
+
+def _nothing(problem, state) -> RunningSum:
+    """The empty sum of a pass at the trial point of a state."""
+    frame = frame_of(state)
+    return RunningSum.of_nothing(state.trial.x, frame.inverse, problem.is_linear)
+
+
+def _accumulated(callables, arguments, running):
+    (x0, _, loss, _), state, data, weights, rows, omit = arguments
+    fn, jac = callables
+    task = Task(fn, jac, Parameters(x0).unravel, loss)
+    observed, x = split_rows(data, weights), state.trial.x
+    size = default_size(observed, len(x), x.dtype)
+    traced = trace_rows(task, observed, x, size, rows, omit.value)
+    return traced.add_to(running, x, frame_of(state), traced.valid_chunks)
+
+
+def _decided(_, arguments):
+    setting, state, running = arguments
+    _, problem = _posed(setting)
+    state = decide(problem, state, running.total())
+    return state, _nothing(problem, state)
+
+
+def _solved(_, arguments):
+    setting, state = arguments
+    parameters, problem = _posed(setting)
+    return solution_of(parameters, problem.bounds, Outcome.of(state))
+
+
+# From pass to pass
+
+
+class _Progress(NamedTuple):
+    """How far a fit has come: all that a checkpoint keeps."""
+
+    state: State
+    running: RunningSum  # of the blocks of this pass so far
+    block: Int[np.ndarray, ""]  # the next to read
+    rows: Int[np.ndarray, ""]  # read in this pass
+    all_blocks: Int[np.ndarray, ""]  # of a whole pass; 0 during the first
+    all_rows: Int[np.ndarray, ""]
+    capacity: Int[np.ndarray, ""]  # rows of the longest block
+
+    @property
+    def is_first_pass(self) -> bool:
+        return int(self.all_blocks) == 0
+
+
+def _run(fit: _Fit, feed: Feed, saved: "_Saved", line: "_Line | None") -> Solution:
+    progress = saved.resumed() or fit.start()
+    if not (is_running(progress.state) or saved.is_of_this_code):
+        for block in feed.read(0):  # is it the same program, though?
+            saved.identify(block)
+            break
+    try:
+        while is_running(progress.state):
+            progress = _one_pass(fit, feed, saved, line, progress)
+    finally:
+        if line is not None:
+            line.end()
+    return fit.solution(progress.state)
+
+
+def _one_pass(fit, feed, saved, line, progress: _Progress) -> _Progress:
+    """All blocks, or those that a pass which was cut short had left."""
+    feed.capacity = max(feed.capacity, int(progress.capacity))
+    if line is not None:
+        line.begin(progress)
+    feed.check_numbers &= progress.is_first_pass
+    for block in feed.read(int(progress.block)):
+        saved.identify(block)
+        running = fit.with_block(progress.running, progress.state, block)
+        progress = progress._replace(
+            running=jax.block_until_ready(running),
+            block=np.int64(block.index + 1),
+            rows=progress.rows + block.rows,
+            capacity=np.int64(block.capacity),
+        )
+        saved.after_block(progress)
+        if line is not None:
+            line.show(progress)
+    size = progress.block, progress.rows
+    if progress.rows == 0:
+        raise ValueError("blocks has no rows; a fit needs at least one residual.")
+    if not progress.is_first_pass and size != (progress.all_blocks, progress.all_rows):
+        raise ValueError(
+            f"This pass found {size[1]} rows in {size[0]} blocks, and the one before "
+            f"{progress.all_rows} in {progress.all_blocks}. Every pass must give the "
+            "same data in the same order."
+        )
+    state, running = fit.decided(progress.running, progress.state)
+    zero = np.zeros((), np.int64)
+    progress = progress._replace(state=state, running=running, block=zero, rows=zero)
+    progress = progress._replace(all_blocks=size[0], all_rows=size[1])
+    saved.write(progress)
+    return progress
+
+
+class _Saved:
+    """The checkpoint of a fit, if it has one."""
+
+    def __init__(self, fit: _Fit, path, every: int, size: dict[str, int | None]):
+        x0, bounds, loss, options = fit.setting
+        self.fit, self.every, self.since = fit, every, 0
+        self.file = None if path is None else Checkpoint(path)
+        self.found: dict[str, Any] = {}
+        self.description: dict[str, Any] = {
+            **size,
+            "x0": digest_of_numbers(x0),
+            "bounds": digest_of_numbers(bounds),
+            "loss": digest_of_numbers(loss),
+            "options": digest_of_numbers(options),
+            "nan_policy": "omit" if fit.omit else "keep",
+            "x64": jax.dtypes.canonicalize_dtype(np.float64) == np.float64,
+        }
+        # before it is traced, which may change what it holds
+        self.code = None if path is None else lasting_digest(fit.callables)
+
+    @property
+    def is_of_this_code(self) -> bool:
+        """Whether the functions of the file are known to be these."""
+        return self.code is not None and self.code == self.found.get("code")
+
+    def resumed(self) -> _Progress | None:
+        """Where an earlier fit stopped; None if there was none."""
+        if self.file is None or (found := self.file.read()) is None:
+            return None
+        self.found, arrays = found
+        self.file.check(self.found, self.description)
+        return self.file.restore(jax.eval_shape(self.fit.start), arrays)
+
+    def identify(self, block: Block) -> None:
+        """Describe data and program by the first block that was read."""
+        if self.file is None or "program" in self.description:
+            return
+        (fn, jac), (x0, _, loss, _) = self.fit.callables, self.fit.setting
+        parameters = Parameters(x0)
+        x = jax.ShapeDtypeStruct((parameters.size,), parameters.dtype)
+        observed = split_rows(block.data, block.weights)
+        rows = [
+            jax.ShapeDtypeStruct((EXAMPLE, *leaf.shape[1:]), leaf.dtype)
+            for leaf in observed.rows
+        ]
+
+        def program(fn):
+            def of_vector(x, rows):
+                return fn(parameters.unravel(x), observed.with_rows(rows)[0])
+
+            return digest_of_program(of_vector, x, rows)
+
+        self.description["data"] = str(Layout.of(observed))
+        self.file.check(self.found, self.description)
+        programs = [program(f) for f in (fn, jac) if callable(f)]
+        if loss is not None:
+            programs.append(digest_of_program(loss.evaluate, x))
+        self.description |= {"program": programs, "code": self.code}
+        if self.found.get("program") != programs:
+            self.file.check(self.found, self.description)
+
+    def after_block(self, progress: _Progress) -> None:
+        self.since += 1
+        if self.since >= self.every:
+            self.write(progress)
+
+    def write(self, progress: _Progress) -> None:
+        self.since = 0
+        if self.file is not None:
+            self.file.write(self.description, progress)
+
+
+class _Line:
+    """One line that says how far a fit has come.
+
+    Args:
+        rows: of a pass, if they are known before the first.
+    """
+
+    def __init__(self, rows: int | None):
+        self.rows = rows
+        self.started = self.shown = 0.0
+        self.skipped = 0
+
+    def begin(self, progress: _Progress) -> None:
+        self.started, self.skipped = time.perf_counter(), int(progress.rows)
+        self.rows = int(progress.all_rows) or self.rows
+
+    def show(self, progress: _Progress) -> None:
+        now = time.perf_counter()
+        if now - self.shown < SHOWN_EVERY:
+            return
+        self.shown = now
+        rate = (int(progress.rows) - self.skipped) / max(now - self.started, 1e-9)
+        state = progress.state
+        parts = [f"pass {int(state.nfev) + 1}: {rate:,.0f} rows/s"]
+        if state.nfev > 0:
+            cost, radius = state.point.linearization.cost, state.radius
+            parts.append(f"cost {float(cost):.6g}, radius {float(radius):.3g}")
+        if self.rows is not None:
+            left = (self.rows - int(progress.rows)) / max(rate, 1e-9)
+            parts.append(f"{left:.0f} s left in the pass")
+        print(f"\r{', '.join(parts):<79}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        print(file=sys.stderr)

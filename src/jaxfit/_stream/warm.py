@@ -1,0 +1,173 @@
+"""Better starts for fits of many rows, from few of them at a time."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+from jaxfit._core.options import Options
+from jaxfit._core.parameters import Parameters
+from jaxfit._core.solve import check_callable, check_loss, solve
+from jaxfit._linalg.kernels import identity
+from jaxfit._programs.arrays import ordinary, refuse_masks
+from jaxfit._programs.compiled import Static, compiled
+from jaxfit._rows.linearization import Frame
+from jaxfit._rows.table import Observed, split_rows
+from jaxfit._rows.visit import Task, index_dtype, trace_rows
+from jaxfit.losses import Loss
+
+if TYPE_CHECKING:
+    import optax
+
+
+def warm_start(
+    fn: Callable[[PyTree, PyTree], PyTree],
+    x0: PyTree,
+    data: PyTree,
+    *,
+    optimizer: "optax.GradientTransformation | None" = None,
+    steps: int = 1000,
+    batch_rows: int = 256,
+    key: Array | None = None,
+    loss: Loss | None = None,
+    bounds: tuple[PyTree, PyTree] | None = None,
+    weights: PyTree | None = None,
+) -> PyTree:
+    """Descend the cost on random rows: a start for a fit that would start too far away.
+
+    Stochastic gradient descent of the cost that `solve` minimises, divided by the
+    number of rows, in one `lax.scan`. Each step costs `batch_rows` rows, so that a
+    thousand of them may be cheaper than a single pass, and the noise of the batches
+    carries it over dents of the cost that hold a trust region. It comes near to the
+    solution and stays there; `solve` takes it from there to all digits.
+
+    Args:
+        fn, x0, data, loss, bounds, weights: see `solve`; data and weights as for
+            `Chunked`. Bounds hold after every step.
+        optimizer: from optax; None is `optax.adam(0.01)`. It sees parameters in the
+            structure of `x0`. Its step is in units of the parameters: scale them, or
+            the optimizer, so that a step is small for each.
+        steps: how many.
+        batch_rows: rows of a batch, drawn anew for each step.
+        key: of `jax.random`; None is `jax.random.key(0)`.
+
+    Returns:
+        a start in the structure of `x0`. Steps whose gradient is not finite are left
+        out.
+
+    Raises:
+        ValueError, TypeError: for arguments of the wrong kind or shape.
+    """
+    if optimizer is None:
+        import optax
+
+        optimizer = optax.adam(0.01)
+    check_callable(fn, "fn", "a function (x, data) -> residuals")
+    check_loss(loss)
+    _check_positive("steps", steps)
+    _check_positive("batch_rows", batch_rows)
+    key = jax.random.key(0) if key is None else key
+    x0, data, bounds, weights = ordinary((x0, data, bounds, weights))
+    arguments = x0, data, weights, bounds, loss, key, Static((steps, batch_rows))
+    return compiled(_descended, (fn, optimizer), arguments)
+
+
+def _descended(callables, arguments):
+    fn, optimizer = callables
+    x0, data, weights, bounds, loss, key, sizes = arguments
+    steps, batch_rows = sizes.value
+    parameters = Parameters(x0)
+    x, limits = parameters.ravel(x0, "x0"), parameters.bounds(bounds)
+    observed = split_rows(data, weights)
+    task = Task(fn, "fwd", parameters.unravel, loss)
+    size = min(batch_rows, observed.number)
+    batch = trace_rows(task, observed, x, size)
+    eye = identity(x)
+    frame = Frame(eye, eye)
+
+    def step(carry, key):
+        x, memory = carry
+        sample = _sample(observed, key, size)
+        lin = batch._replace(observed=sample).linearize(x, frame)
+        gradient = lin.gradient / jnp.maximum(lin.count, 1)
+        here = parameters.unravel(x)
+        with jax.numpy_dtype_promotion("standard"):  # which optax needs
+            updates, after = optimizer.update(
+                parameters.unravel(gradient), memory, here
+            )
+        moved = parameters.ravel(jax.tree.map(jnp.add, here, updates), "an update")
+        if limits is not None:
+            moved = limits.project(moved)
+        fine = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(moved))
+        new = jax.tree.map(
+            lambda new, old: jnp.where(fine, new, old), (moved, after), (x, memory)
+        )
+        return new, None
+
+    start = x, optimizer.init(parameters.unravel(x))
+    (x, _), _ = lax.scan(step, start, jax.random.split(key, steps))
+    return parameters.unravel(x)
+
+
+def subsample_start(
+    fn: Callable[[PyTree, PyTree], PyTree],
+    x0: PyTree,
+    data: PyTree,
+    *,
+    sample_rows: int = 10_000,
+    key: Array | None = None,
+    bounds: tuple[PyTree, PyTree] | None = None,
+    weights: PyTree | None = None,
+    loss: Loss | None = None,
+    options: Options | None = None,
+) -> PyTree:
+    """A full fit of some random rows: a start that is a few passes from the solution.
+
+    A sample of k of m rows gives the solution to about sqrt(m / k) standard errors of
+    the whole, and every trip of its fit costs k rows instead of m.
+
+    Args:
+        fn, x0, data, bounds, weights, loss, options: see `solve`; data and weights as
+            for `Chunked`. Of NumPy arrays, `numpy.memmap`s for example, only the
+            sampled rows are read.
+        sample_rows: how many, drawn with replacement.
+        key: of `jax.random`; None is `jax.random.key(0)`.
+
+    Returns:
+        a start in the structure of `x0`: the `x` of that fit.
+
+    Raises:
+        ValueError, TypeError: for arguments of the wrong kind or shape.
+    """
+    _check_positive("sample_rows", sample_rows)
+    refuse_masks((x0, data, bounds, weights))
+    observed = split_rows(data, weights)
+    key = jax.random.key(0) if key is None else key
+    sample = _sample(observed, key, min(sample_rows, observed.number))
+    data, weights = sample.marked(sample.rows, sample.shared)
+    return solve(
+        fn, x0, data, bounds=bounds, weights=weights, loss=loss, options=options
+    ).x
+
+
+def _sample(observed: Observed, key, number: int) -> Observed:
+    """Random rows."""
+    most = observed.number
+    chosen = jax.random.randint(key, (number,), 0, most, index_dtype(most))
+
+    def rows(leaf):
+        if isinstance(leaf, np.ndarray) and not isinstance(chosen, Tracer):
+            return leaf[np.asarray(chosen)]
+        return jnp.take(leaf, chosen, axis=0)
+
+    return observed._replace(rows=[rows(leaf) for leaf in observed.rows])
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; give a whole number of at least 1.")
