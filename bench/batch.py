@@ -18,7 +18,7 @@ import jaxfit
 from bench.report import is_installed, markdown, section
 from bench.workloads import G5, MIXED, PSF, T2, Workload, problems, residual
 from jaxfit import Options
-from jaxfit._core.solve import set_up
+from jaxfit._core.fit import set_up
 from jaxfit._programs.one_function import one_function
 from jaxfit._rows.linearization import Frame
 

@@ -11,7 +11,7 @@ from problems import decay, exponential
 import jaxfit
 from jaxfit import Options, Status, losses, solve_batch, solve_blocks
 from jaxfit._batch import parts as _parts
-from jaxfit._programs import compiled as _compile
+from jaxfit._programs.program import Program
 
 N, LANES = 150, 32
 AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
@@ -107,13 +107,13 @@ def test_all_cores(looped, monkeypatch, cores, capsys):
     parts, of any length, by one program."""
     x0, y, found = looped
     compiled = []
-    original = _compile._Program._compiled
+    original = Program._compiled
 
     def counted(program, operands):
         compiled.append(program)
         return original(program, operands)
 
-    monkeypatch.setattr(_compile._Program, "_compiled", counted)
+    monkeypatch.setattr(Program, "_compiled", counted)
     monkeypatch.setattr(_parts, "cores", lambda: cores)
     monkeypatch.setattr(_parts, "NUMBERS", (10 + cores) * (3 + len(T)))
     monkeypatch.setattr(_parts, "MOST", 16 + cores)

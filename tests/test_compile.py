@@ -14,6 +14,7 @@ from problems import START, decay, residual
 import jaxfit
 from jaxfit import Options, losses
 from jaxfit._programs import compiled as _compile
+from jaxfit._programs.backend import _no_trace
 
 DATA, _ = decay()
 
@@ -346,7 +347,7 @@ def test_a_constant_fit_inside_jit():
 
     @jax.jit
     def fit(s):
-        _compile._no_trace.cache_clear()  # as in a process that begins with this
+        _no_trace.cache_clear()  # as in a process that begins with this
         return s * jaxfit.solve(residual, START, data).x
 
     expected = jaxfit.solve(residual, START, data).x

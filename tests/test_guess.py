@@ -6,11 +6,12 @@ import pytest
 
 import jaxfit
 from jaxfit import models
-from jaxfit._linalg.kernels import Room
+from jaxfit._programs.memory import Budget
+from jaxfit._scipy.observations import Points
 from jaxfit.fitting import _guesses
 from jaxfit.fitting import _multistart as _starts
 from jaxfit.fitting import _programs as _program
-from jaxfit.fitting._problem import Data, pose
+from jaxfit.fitting._problem import pose
 from jaxfit.models import _guess as _start
 
 NUMBER = 20
@@ -118,12 +119,12 @@ def test_guesses_by_a_program_in_chunks_are_those_of_numpy(monkeypatch):
     height = np.random.default_rng(0).uniform(1, 2, 9)
     y = height[:, None] * np.exp(-0.5 * (x - 4) ** 2)
     problem, _ = pose(model)
-    cases = _program.Case(Data(x, y, None), None, {})
+    cases = _program.Case(Points(x, y, None), None, {})
     axes = _program.Axes(sigma=None, valid=None)
     by_numpy = _guesses.run_starts(problem, cases, axes)
     np.testing.assert_allclose(by_numpy[:, 0], height, rtol=1e-3)
     monkeypatch.setattr(_start, "GUESSES_IN_NUMPY", 0)
-    monkeypatch.setattr(_guesses, "GUESSES", 2 * [Room(8 * 3 * 44, 1, 64)])
+    monkeypatch.setattr(_guesses, "GUESSES", 2 * [Budget(8 * 3 * 44, 1, 64)])
     monkeypatch.setattr(
         _guesses, "padded_length", lambda problem, points, is_for_few: points
     )
@@ -135,7 +136,7 @@ def test_further_starts_are_guesses_from_parts_of_the_data():
     x = jnp.linspace(0, 10, 40)
     valid = np.arange(40) != 7
     problem, _ = pose(models.Gaussian() + models.Constant())
-    case = _program.Case(Data(x, x, None), valid, {})
+    case = _program.Case(Points(x, x, None), valid, {})
     parts = _starts._parts(problem, case, 8, seed=0)
     assert parts.shape == (8, 40)
     np.testing.assert_array_equal(parts[0], valid)

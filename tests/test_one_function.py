@@ -18,6 +18,7 @@ from jaxfit import Options
 from jaxfit._core import solve as _solve
 from jaxfit._programs import compiled as _compile
 from jaxfit._programs import one_function as _one_function
+from jaxfit._programs import program
 from jaxfit._programs.one_function import PRIMITIVES, can_be_one_function
 from jaxfit._programs.smooth import inner_jaxprs
 
@@ -181,14 +182,14 @@ def test_not_in_a_program_that_may_be_for_several_devices():
 def test_in_our_own_programs(monkeypatch):
     """Eager calls are marked, and not where their arrays lie on several devices."""
     was_used = []
-    original = _compile.program_of_ours
+    original = program.program_of_ours
 
     def watched(platform):
         manager = original(platform)
         was_used.append(manager)
         return manager
 
-    monkeypatch.setattr(_compile, "program_of_ours", watched)
+    monkeypatch.setattr(program, "program_of_ours", watched)
 
     def own(p, data):
         return 1.0 * residual(p, data)
@@ -352,5 +353,5 @@ def test_what_does_not_compile_is_compiled_without(monkeypatch):
 
     for _ in range(2):
         assert fit(fn=own, options=None).success
-    (program,) = [p for p in _compile._programs.values() if id(p) not in programs]
+    (made,) = [p for p in _compile._programs.values() if id(p) not in programs]
     assert not program._bears_it

@@ -10,12 +10,14 @@ import pytest
 from scipy.optimize import least_squares
 
 from jaxfit import losses
-from jaxfit._core import trip as _trip
+from jaxfit._core.certificate import RUNNING
 from jaxfit._core.options import Limits
 from jaxfit._core.parameters import Parameters
-from jaxfit._core.solution import RUNNING
+from jaxfit._core.rules import SCIPY
+from jaxfit._core.setting import Setting, initial_state
+from jaxfit._core.trip import trip
 from jaxfit._rows.linearization import is_linear
-from jaxfit._rows.visit import Task, visit
+from jaxfit._rows.visit import ResidualModel, visit
 
 SCIPY_LOSSES = {
     "soft_l1": losses.SoftL1,
@@ -28,20 +30,20 @@ SCIPY_LOSSES = {
 def our_path(residual, x0, data, bounds, loss, tolerance=1e-8):
     """Accepted points and status of the core with SciPy's tests and acceptance."""
     parameters = Parameters(x0)
-    task = Task(residual, None, parameters.unravel, loss)
-    evaluate = visit(None, task, data, None, x0).linearize
-    problem = _trip.Problem(
+    model = ResidualModel(residual, None, parameters.unravel, loss)
+    evaluate = visit(None, model, data, None, x0).linearize
+    setting = Setting(
         limits=Limits(*[jnp.asarray(tolerance)] * 3, jnp.int32(100 * len(x0))),
         bounds=parameters.bounds(bounds),
         x_scale=jnp.ones(len(x0)),
         is_linear=is_linear(loss),
-        scipy_steps=True,
+        rules=SCIPY,
     )
-    state = _trip.initial_state(problem, x0)
-    trip = jax.jit(functools.partial(_trip.trip, evaluate, problem))
+    state = initial_state(setting, x0)
+    one_trip = jax.jit(functools.partial(trip, evaluate, setting))
     path = []
     while state.status == RUNNING:
-        steps, state = state.steps, trip(state)
+        steps, state = state.steps, one_trip(state)
         if state.steps > steps:
             path.append(np.asarray(state.point.x))
     return np.array(path), int(state.status), int(state.nfev)

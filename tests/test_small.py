@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfit._core import quadratic as _model
-from jaxfit._linalg import inverse as _inverse
-from jaxfit._linalg import kernels as _small
-from jaxfit._linalg.inverse import inverse_gram
+from jaxfit._core.quadratic import Quadratic, reduce_quadratic, trust_region_step
+from jaxfit._linalg.branches import lanes_first, lanes_last
+from jaxfit._linalg.gram import gram
+from jaxfit._linalg.inverse import inverse_gram, swept
+from jaxfit._linalg.kernels import norm
+from jaxfit._linalg.rotations import diagonalised, inverse_of
 
 SIZES = [1, 2, 3, 5, 14]
 
@@ -30,7 +32,7 @@ def models(n, rank=None, batch=4, seed=0, framed=False):
     rhs = np.einsum("bji,bj->bi", inverse, g)
     squared = np.diagonal(b, axis1=1, axis2=2)
     model = b, g, gram, rhs, frame, np.ones_like(g), np.zeros_like(g), squared
-    return _model.Model(*map(jnp.asarray, model))
+    return Quadratic(*map(jnp.asarray, model))
 
 
 def single(model, i):
@@ -47,7 +49,7 @@ def in_lanes(kernel):
     """A kernel on a batch whose axis is the first, run on lanes."""
 
     def run(*args):
-        return _small.lanes_first(kernel(*_small.lanes_last(args)))
+        return lanes_first(kernel(*lanes_last(args)))
 
     return jax.jit(run)
 
@@ -57,7 +59,7 @@ def in_lanes(kernel):
 def test_reduction(n, framed):
     """Q T Qᵀ = B, Qᵀg, and the Newton step; lanes as single."""
     model = models(n, framed=framed)
-    batch, one = in_lanes(_model.reduce_model)(model), alone(_model.reduce_model)
+    batch, one = in_lanes(reduce_quadratic)(model), alone(reduce_quadratic)
     for i in range(4):
         b, g = np.asarray(model.matrix[i]), np.asarray(model.gradient[i])
         newton = np.linalg.solve(b, g)
@@ -79,7 +81,7 @@ def test_reduction(n, framed):
 @pytest.mark.parametrize("framed", [False, True])
 def test_deficient_newton_step_has_least_norm(n, framed):
     model = models(n, rank=n - 1, framed=framed)
-    batch, one = in_lanes(_model.reduce_model)(model), alone(_model.reduce_model)
+    batch, one = in_lanes(reduce_quadratic)(model), alone(reduce_quadratic)
     for i in range(4):
         expected = np.linalg.pinv(model.matrix[i], rcond=1e-11) @ model.gradient[i]
         for reduced in (single(batch, i), one(i, model)):
@@ -101,7 +103,7 @@ def test_frame(n):
     def reduced(gram, rhs, frame):
         b, g = frame.T @ gram @ frame, frame.T @ rhs
         model = b, g, gram, rhs, frame, ones, 0 * ones, np.diag(b)
-        return _model.reduce_model(_model.Model(*map(jnp.asarray, model)))
+        return reduce_quadratic(Quadratic(*map(jnp.asarray, model)))
 
     first = reduced(gram, rhs, np.eye(n))
     directions = np.asarray(first.frame.directions)
@@ -122,9 +124,9 @@ def test_trust_region_step(n, fraction):
     model = models(n, seed=1)
 
     def step(model, fraction):
-        reduced = _model.reduce_model(model)
-        radius = fraction * _small.norm(reduced.newton)
-        return _model.trust_region_step(reduced, radius, jnp.zeros_like(radius)), radius
+        reduced = reduce_quadratic(model)
+        radius = fraction * norm(reduced.newton)
+        return trust_region_step(reduced, radius, jnp.zeros_like(radius)), radius
 
     fractions = jnp.full(4, fraction)
     (batch, radii), alone_step = in_lanes(step)(model, fractions), alone(step)
@@ -151,7 +153,7 @@ def test_sweeps(n):
     matrix = np.asarray(models(n).matrix)
     free = np.ones((4, n), bool)
     free[1, : n // 2] = False
-    found, alone_swept = in_lanes(_inverse.swept)(matrix, free), alone(_inverse.swept)
+    found, alone_swept = in_lanes(swept)(matrix, free), alone(swept)
     for i in range(4):
         size = np.sqrt(np.diag(matrix[i]))
         unit = (matrix[i] / np.outer(size, size))[np.ix_(free[i], free[i])]
@@ -170,8 +172,8 @@ def test_rotations(n):
     model, rng = models(n), np.random.default_rng(1)
     vectors, curvature = rng.normal(size=(4, n, n)), rng.uniform(size=(4, n))
     arguments = model.gram, vectors, curvature
-    found = in_lanes(_inverse.diagonalised)(*arguments)
-    alone_form = alone(_inverse.diagonalised)
+    found = in_lanes(diagonalised)(*arguments)
+    alone_form = alone(diagonalised)
     for i in range(4):
         for one in (single(found, i), alone_form(i, *arguments)):
             v, images = np.asarray(one.basis), vectors[i] @ one.basis
@@ -190,7 +192,7 @@ def test_rotations_keep_small_values(n):
     rng = np.random.default_rng(0)
     q, _ = np.linalg.qr(rng.normal(size=(n, n)))
     sizes = np.logspace(0, -14, n)
-    form = _inverse.diagonalised(jnp.eye(n), jnp.asarray(q * sizes) @ jnp.eye(n))
+    form = diagonalised(jnp.eye(n), jnp.asarray(q * sizes) @ jnp.eye(n))
     np.testing.assert_allclose(np.sort(form.values)[::-1], sizes**2, rtol=1e-10)
 
 
@@ -199,10 +201,10 @@ def test_rotations_of_an_indefinite_matrix(n):
     """Without vectors the values are the eigenvalues, of either sign."""
     matrix = np.random.default_rng(n).normal(size=(n, n))
     matrix = matrix + matrix.T
-    form = _inverse.diagonalised(jnp.asarray(matrix))
+    form = diagonalised(jnp.asarray(matrix))
     expected = np.linalg.eigvalsh(matrix)
     np.testing.assert_allclose(np.sort(form.values), expected, atol=1e-13 * n)
-    inverse = _inverse.inverse_of(jnp.asarray(matrix))
+    inverse = inverse_of(jnp.asarray(matrix))
     np.testing.assert_allclose(inverse @ matrix, np.eye(n), atol=1e-9)
 
 
@@ -231,19 +233,19 @@ def test_inverse(n):
 
 def test_gram():
     rows = np.random.default_rng(0).normal(size=(3, 4, 50))
-    batch = jax.vmap(lambda rows: _small.gram(list(rows)))(rows)
-    lanes = _small.gram(list(np.moveaxis(rows, 0, -1)))
+    batch = jax.vmap(lambda rows: gram(list(rows)))(rows)
+    lanes = gram(list(np.moveaxis(rows, 0, -1)))
     for i in range(3):
         expected = rows[i] @ rows[i].T
-        for found in (batch[i], lanes[..., i], _small.gram(list(rows[i]))):
+        for found in (batch[i], lanes[..., i], gram(list(rows[i]))):
             np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("lanes", [False, True])
 def test_no_library_routine_for_a_dozen_parameters(lanes):
     def step(model):
-        reduced = _model.reduce_model(model)
-        return _model.trust_region_step(reduced, 1.0 + reduced.slope, reduced.slope)
+        reduced = reduce_quadratic(model)
+        return trust_region_step(reduced, 1.0 + reduced.slope, reduced.slope)
 
     model = models(12)
     run = in_lanes(step) if lanes else jax.jit(lambda model: step(single(model, 0)))

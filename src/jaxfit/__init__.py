@@ -3,12 +3,13 @@
 from jaxfit import losses, models
 from jaxfit._batch.batch import solve_batch
 from jaxfit._batch.blocks import solve_blocks
+from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options
-from jaxfit._core.solution import Solution, Status
+from jaxfit._core.solution import Solution
 from jaxfit._core.solve import solve
 from jaxfit._rows.linearization import Linearization, merge
 from jaxfit._rows.table import Shared
-from jaxfit._rows.visit import Chunked, Sharded, Whole
+from jaxfit._rows.ways import Chunked, Sharded, Whole
 from jaxfit._scipy.curve_fit import curve_fit
 from jaxfit._scipy.least_squares import least_squares
 from jaxfit._stream.feed import Weighted, npy_blocks

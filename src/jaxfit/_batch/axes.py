@@ -9,7 +9,7 @@ import jax
 from jaxtyping import PyTree
 
 
-class Fits(NamedTuple):
+class BatchArguments(NamedTuple):
     """The arguments of all fits: leaves with a leading batch axis, and shared ones."""
 
     each: PyTree  # (x0, data, bounds, weights), None where a leaf is shared
@@ -29,7 +29,7 @@ def is_none(node) -> bool:
     return node is None
 
 
-def split(arguments: tuple, in_axes: Any, numpy: ModuleType) -> Fits:
+def split(arguments: tuple, in_axes: Any, numpy: ModuleType) -> BatchArguments:
     """(x0, data, bounds, weights) with their batch axes first, of equal length.
 
     Args:
@@ -64,7 +64,7 @@ def split(arguments: tuple, in_axes: Any, numpy: ModuleType) -> Fits:
         *(each, arguments),
         is_leaf=is_none,
     )
-    return Fits(each, shared)
+    return BatchArguments(each, shared)
 
 
 def _batch_first(name: str, axes: PyTree, tree: PyTree, numpy: ModuleType) -> PyTree:

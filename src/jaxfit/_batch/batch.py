@@ -1,7 +1,7 @@
 """Many fits of one model, in one program: `solve_batch`.
 
-`_programs/many.py` and `_core/lanes.py` go from fit to fit; here are the arguments, the devices and
-the derivatives.
+`_programs/many.py` and `_core/lanes.py` go from fit to fit; here are the arguments, the
+devices and the derivatives.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, PyTree
 
-from jaxfit._batch.axes import Fits, split
+from jaxfit._batch.axes import BatchArguments, split
 from jaxfit._batch.parts import (
     NotNumbers,
     in_parts,
@@ -25,24 +25,34 @@ from jaxfit._batch.parts import (
     size_on_cpu,
     to_device,
 )
-from jaxfit._core.derivative import Outcome, derived_from, differentiable_batch
-from jaxfit._core.options import Options
-from jaxfit._core.solution import Solution
-from jaxfit._core.solve import (
-    DEFAULTS,
+from jaxfit._core.derivative import (
+    Differentiable,
+    Outcome,
+    derived_from,
+    differentiable_batch,
+)
+from jaxfit._core.fit import (
+    Request,
     Setup,
-    check_arguments,
-    check_callable,
+    outcome_at_start,
     run,
     set_up,
     solution,
-    started,
     whole_outcome,
+)
+from jaxfit._core.options import (
+    DEFAULTS,
+    Options,
+    check_arguments,
+    check_callable,
     without_callable,
 )
+from jaxfit._core.solution import Solution
 from jaxfit._linalg.seldom import note, reporting
 from jaxfit._programs.arrays import ordinary
-from jaxfit._programs.compiled import Static, bound, compiled, is_eager_on_cpu
+from jaxfit._programs.backend import is_eager_on_cpu
+from jaxfit._programs.call import Static
+from jaxfit._programs.compiled import compiled, specialised
 from jaxfit._programs.errors import explained
 from jaxfit._programs.hoist import hoisted
 from jaxfit._programs.one_function import can_be_one_function
@@ -106,23 +116,68 @@ def solve_batch(
         ValueError, TypeError: for arguments of the wrong kind or shape; what only the
             numbers show is a status of its fit.
     """
-    callables, options = checked_setting(fn, keep, loss, options, lanes)
+    layout = DeviceLayout(lanes, mesh, axis)
+    request = batch_request(fn, keep, loss, options, layout)
     arguments = ordinary((x0, unwrap_shared(data), bounds, weights))
-    placement = Placement(lanes, mesh, axis)
-    by_itself = placement == Placement(None, None, None)
-    if by_itself and is_eager_on_cpu((callables, arguments, loss, options)):
-        fits = split(arguments, in_axes, np)
-        size = size_on_cpu(numbers_of_one(fits.each))
-        setting = callables, fits, loss, options, placement, size
+    by_itself = layout == DeviceLayout(None, None, None)
+    if by_itself and is_eager_on_cpu((request, arguments)):
+        request = request._replace(fits=split(arguments, in_axes, np))
+        size = size_on_cpu(numbers_of_one(request.fits.each))
         with contextlib.suppress(NotNumbers):
-            return to_device(run_in_parts(*setting, is_on_cpu=True, progress=progress))
+            return to_device(
+                run_in_parts(request, size, is_on_cpu=True, progress=progress)
+            )
     if progress:
         raise ValueError(
             "progress is shown where fits are done part by part: called eagerly on a "
             "CPU, without lanes or mesh. Leave it out, or use solve_blocks."
         )
-    fits = split(arguments, in_axes, jnp)
-    return run_batch(callables, fits, loss, options, placement)
+    request = request._replace(fits=split(arguments, in_axes, jnp))
+    with explained(fn):
+        return compiled(specialised(_solve_batch, False), request)
+
+
+class DeviceLayout(NamedTuple):
+    """Where the fits are computed."""
+
+    lanes: int | None
+    mesh: Mesh | None
+    axis: str | None
+
+
+class BatchRequest(NamedTuple):
+    """What is asked of a batch: the arguments of `solve_batch`, checked; a pytree."""
+
+    fn: Any
+    jac: Any  # of `Options`, apart
+    keep: Any
+    fits: BatchArguments
+    loss: Loss | None
+    options: Options
+    layout: Static  # a `DeviceLayout`
+
+
+NO_FITS = BatchArguments(None, None)
+
+
+def batch_request(
+    fn: Any,
+    keep: Any,
+    loss: Loss | None,
+    options: Options | None,
+    layout: DeviceLayout,
+) -> BatchRequest:
+    """A request but for its fits."""
+    check_callable(fn, "fn", "a function (x, data) -> residuals")
+    if keep is not None:
+        check_callable(keep, "keep", "a function of a Solution")
+    options = DEFAULTS if options is None else options
+    check_arguments(loss, options, None)
+    lanes = layout.lanes
+    if not (lanes is None or (isinstance(lanes, int) and lanes >= 1)):
+        raise ValueError(f"lanes is {lanes!r}; give a whole number of at least 1.")
+    options, jac = without_callable(options)
+    return BatchRequest(fn, jac, keep, NO_FITS, loss, options, Static(layout))
 
 
 def batch_of_fits(
@@ -145,65 +200,39 @@ def batch_of_fits(
     A batch of one is a single fit. Lean ones give a pair, with flags of which are
     incomplete.
     """
-    (fn, jac, keep), options = checked_setting(fn, keep, loss, options, None)
+    layout = DeviceLayout(None, mesh, None)
     fits = split((x0, data, bounds, weights), in_axes, jnp)._replace(idle=idle)
-    batch = batch_of(fn, jac, keep, fits, loss, options, is_lean)
+    request = batch_request(fn, keep, loss, options, layout)._replace(fits=fits)
+    batch = batch_of(request, is_lean)
     if fits.number > 1:
-        return _placed(batch, fits, Placement(None, mesh, None))
+        return _laid_out(batch, fits, layout)
     one = run(batch.setup(jax.tree.map(_first, fits.each)), batch.keep)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], one)
 
 
-class Placement(NamedTuple):
-    """Where the fits are computed."""
-
-    lanes: int | None
-    mesh: Mesh | None
-    axis: str | None
-
-
-def checked_setting(fn, keep, loss, options, lanes):
-    """The user's functions (fn, jac, keep), and options without one."""
-    check_callable(fn, "fn", "a function (x, data) -> residuals")
-    if keep is not None:
-        check_callable(keep, "keep", "a function of a Solution")
-    options = DEFAULTS if options is None else options
-    check_arguments(loss, options, None)
-    if not (lanes is None or (isinstance(lanes, int) and lanes >= 1)):
-        raise ValueError(f"lanes is {lanes!r}; give a whole number of at least 1.")
-    options, jac = without_callable(options)
-    return (fn, jac, keep), options
-
-
-def run_batch(callables, fits: Fits, loss, options, placement: Placement) -> Any:
-    """All fits, by a program that is compiled once for what is alike."""
-    with explained(callables[0]):
-        setting = fits, loss, options, Static(placement)
-        return compiled(bound(_solve_batch, False), callables, setting)
-
-
 def run_in_parts(
-    callables,
-    fits: Fits,
-    loss: Loss | None,
-    options: Options,
-    placement: Placement,
-    size: int,
-    is_on_cpu: bool,
-    progress: bool,
+    request: BatchRequest, size: int, is_on_cpu: bool, progress: bool
 ) -> Any:
     """All fits, from arrays on the host to arrays on the host, so many at a time."""
+    each = request.fits.each
 
-    def arguments(each, idle):
-        part = Fits(each, fits.shared, idle)
-        return part, loss, options, Static(placement)
+    def arguments(part: PyTree, idle: np.ndarray) -> tuple[BatchRequest]:
+        fits = request.fits._replace(each=part, idle=idle)
+        return (request._replace(fits=fits),)
 
-    with explained(callables[0]):
-        own = callables, arguments, fits.each, size
-        if is_on_cpu and placement.lanes is None:
-            return lean_first_in_parts(_solve_batch, *own, progress=progress)
-        whole = bound(_solve_batch, False)
-        return in_parts(whole, *own, is_on_cpu=is_on_cpu, progress=progress)
+    with explained(request.fn):
+        if is_on_cpu and request.layout.value.lanes is None:
+            return lean_first_in_parts(
+                _solve_batch, arguments, each, size, progress=progress
+            )
+        return in_parts(
+            specialised(_solve_batch, False),
+            arguments,
+            each,
+            size,
+            is_on_cpu=is_on_cpu,
+            progress=progress,
+        )
 
 
 class Keep(NamedTuple):
@@ -212,8 +241,8 @@ class Keep(NamedTuple):
     function: Callable | None  # (solution, *constants) -> what is kept; None: all
     constants: list
 
-    def __call__(self, setup: Setup, found: Outcome) -> Any:
-        whole = solution(setup, found)
+    def __call__(self, setup: Setup, outcome: Outcome) -> Any:
+        whole = solution(setup, outcome)
         if self.function is None:
             return whole
         kept, flags = self.function(whole, *self.constants)
@@ -226,42 +255,54 @@ class Batch(NamedTuple):
     """Fits of one model: a pytree of arrays and of what is none."""
 
     first: Setup  # the model, traced; each fit has arrays of its own
-    shared: PyTree  # of `Fits`
+    shared: PyTree  # of `BatchArguments`
     keep: Keep
 
-    def setup(self, own) -> Setup:
+    def setup(self, own: PyTree) -> Setup:
         """One fit."""
-        return self.first.of_others(*Fits(own, self.shared).one(own))
+        return self.first.of_others(*BatchArguments(own, self.shared).one(own))
 
 
-def _solve_batch(is_lean: bool, callables, arguments) -> Any:
+def _solve_batch(is_lean: bool, request: BatchRequest) -> Any:
     """`solve_batch` without its compilation; lean with flags of what is incomplete."""
-    fits, loss, options, placement = arguments
-    batch = batch_of(*callables, fits, loss, options, is_lean)
-    return _placed(batch, fits, placement.value)
+    batch = batch_of(request, is_lean)
+    return _laid_out(batch, request.fits, request.layout.value)
 
 
-def _placed(batch: "Batch", fits: Fits, placement: Placement) -> Any:
+def _laid_out(batch: Batch, fits: BatchArguments, layout: DeviceLayout) -> Any:
     """What is kept of all fits, wherever they are computed."""
-    if placement.mesh is not None:
-        return _on_mesh(batch, fits, placement.mesh, placement.axis, placement.lanes)
-    if placement.axis is not None:
-        raise ValueError(f"axis is {placement.axis!r}, and there is no mesh.")
-    return _fitted(batch, fits.each, fits.idle, placement.lanes)
+    if layout.mesh is not None:
+        return _on_mesh(batch, fits, layout.mesh, layout.axis, layout.lanes)
+    if layout.axis is not None:
+        raise ValueError(f"axis is {layout.axis!r}, and there is no mesh.")
+    return _fitted(batch, fits.each, fits.idle, layout.lanes)
 
 
-def batch_of(fn, jac, keep, fits: Fits, loss, options, is_lean: bool = False) -> Batch:
+def batch_of(request: BatchRequest, is_lean: bool = False) -> Batch:
     """The batch, its functions traced at the first fit."""
+    fits = request.fits
     x0, data, bounds, weights = fits.one(jax.tree.map(_first, fits.each))
-    setup = set_up(fn, jac, x0, data, bounds, weights, loss, options, is_lean=is_lean)
+    setup = set_up(
+        Request(
+            fn=request.fn,
+            jac=request.jac,
+            x0=x0,
+            data=data,
+            bounds=bounds,
+            weights=weights,
+            loss=request.loss,
+            options=request.options,
+        ),
+        is_lean=is_lean,
+    )
     batch = Batch(setup, fits.shared, Keep(None, []))
-    if keep is None:
+    if request.keep is None:
         return batch
-    example = jax.eval_shape(lambda: solution(setup, started(setup)))
+    example = jax.eval_shape(lambda: solution(setup, outcome_at_start(setup)))
 
-    def noting(solution):
+    def noting(solution: Solution) -> tuple[Any, list]:
         with reporting(is_lean) as flags:
-            return keep(solution), flags
+            return request.keep(solution), flags
 
     function, constants, jaxpr = hoisted(noting, example)
     batch = batch._replace(keep=Keep(function, constants))
@@ -270,7 +311,7 @@ def batch_of(fn, jac, keep, fits: Fits, loss, options, is_lean: bool = False) ->
     return batch._replace(first=setup._replace(is_one_function=False, in_parts=False))
 
 
-def _first(leaf):
+def _first(leaf: Array) -> Array:
     """What one fit looks like: the first, if it can be had."""
     if len(leaf) and not is_explicit(leaf):
         return leaf[0]
@@ -278,7 +319,7 @@ def _first(leaf):
 
 
 def _on_mesh(
-    batch: Batch, fits: Fits, mesh: Mesh, axis: str | None, lanes: int | None
+    batch: Batch, fits: BatchArguments, mesh: Mesh, axis: str | None, lanes: int | None
 ) -> Any:
     """The fits in equal parts on the devices along an axis of the mesh."""
     if axis is None and len(mesh.axis_names) == 1:
@@ -291,11 +332,11 @@ def _on_mesh(
     extra = -number % mesh.shape[axis]
     numbers, rest = eqx.partition(batch, eqx.is_array)
 
-    def part(each, numbers):
+    def part(each: tuple, numbers: PyTree) -> Any:
         own, idle = each
         return _fitted(eqx.combine(numbers, rest), own, idle, lanes)
 
-    def run(each, numbers):
+    def run(each: tuple, numbers: PyTree) -> Any:
         each = jax.tree.map(lambda leaf: lengthened(leaf, extra), each)
         parts = jax.shard_map(
             part,
@@ -316,38 +357,38 @@ def _on_mesh(
     return jax.sharding.auto_axes(run, out_sharding=out)(*arguments)
 
 
-def _fitted(batch: Batch, each: PyTree, idle, lanes: int | None):
+def _fitted(batch: Batch, each: PyTree, idle: Any, lanes: int | None) -> Any:
     """What is kept of all fits, with derivatives.
 
     These are those of `keep` on whole outcomes.
     """
     arrays, rest = eqx.partition(batch, eqx.is_array)
 
-    def reported(each, arrays, report):
+    def reported(each: PyTree, arrays: PyTree, report: Callable) -> Any:
         batch = eqx.combine(arrays, rest)
 
-        def of_one(own, idle):
+        def of_one(own: PyTree, idle: Any) -> Any:
             return run(batch.setup(own), report(batch), lanes, idle)
 
         return jax.vmap(of_one)(each, idle)
 
-    def outcomes(each, arrays):
+    def outcomes(each: PyTree, arrays: PyTree) -> Outcome:
         return reported(each, arrays, lambda _: whole_outcome)
 
-    def posed(own, arrays):
-        return eqx.combine(arrays, rest).setup(own).posed
+    def differentiable(own: PyTree, arrays: PyTree) -> Differentiable:
+        return eqx.combine(arrays, rest).setup(own).differentiable
 
-    def kept_of_outcomes(all):
-        found, batch = differentiable_batch(outcomes, posed)(*all), all[1]
+    def kept_of_outcomes(both: tuple) -> Any:
+        outcome, batch = differentiable_batch(outcomes, differentiable)(*both), both[1]
         batch = eqx.combine(batch, rest)
-        return jax.vmap(lambda own, found: batch.keep(batch.setup(own), found))(
-            all[0], found
+        return jax.vmap(lambda own, outcome: batch.keep(batch.setup(own), outcome))(
+            both[0], outcome
         )
 
-    def kept(all):
-        each, arrays = all
+    def kept(both: tuple) -> Any:
+        each, arrays = both
         return reported(each, arrays, lambda batch: batch.keep)
 
-    if batch.first.problem.is_lean:
+    if batch.first.setting.is_lean:
         return kept((each, arrays))
     return derived_from(kept, kept_of_outcomes)((each, arrays))

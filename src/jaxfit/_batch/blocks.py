@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxfit._batch.axes import split
-from jaxfit._batch.batch import Placement, checked_setting, run_in_parts
+from jaxfit._batch.batch import DeviceLayout, batch_request, run_in_parts
 from jaxfit._batch.parts import numbers_of_one, size_on_cpu
 from jaxfit._core.options import Options
 from jaxfit._core.solution import Solution
 from jaxfit._programs.arrays import native, refuse_masks
-from jaxfit._programs.compiled import is_eager_on_cpu
+from jaxfit._programs.backend import is_eager_on_cpu
 from jaxfit._rows.table import unwrap_shared
 from jaxfit.losses import Loss
 
@@ -58,16 +58,14 @@ def solve_blocks(
     """
     if not (isinstance(block, int) and block >= 1):
         raise ValueError(f"block is {block!r}; give a whole number of at least 1.")
-    callables, options = checked_setting(fn, keep, loss, options, lanes)
+    request = batch_request(fn, keep, loss, options, DeviceLayout(lanes, mesh, axis))
     arguments = x0, unwrap_shared(data), bounds, weights
     refuse_masks(arguments)
     fits = split(arguments, in_axes, np)
     fits = fits._replace(shared=jax.tree.map(native, fits.shared))
-    placement = Placement(lanes, mesh, axis)
+    request = request._replace(fits=fits)
     block = max(1, min(block, fits.number))
     is_on_cpu = mesh is None and is_eager_on_cpu((fits.shared, loss, options))
     if is_on_cpu and lanes is None:
         block = min(block, size_on_cpu(numbers_of_one(fits.each)))
-    return run_in_parts(
-        callables, fits, loss, options, placement, block, is_on_cpu, progress
-    )
+    return run_in_parts(request, block, is_on_cpu, progress)

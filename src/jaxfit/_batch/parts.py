@@ -8,10 +8,8 @@ parts of its own; elsewhere one part computes while the next is sent.
 import itertools
 import math
 import os
-import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -20,7 +18,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._programs.arrays import is_extended, native
-from jaxfit._programs.compiled import bound, prepared
+from jaxfit._programs.compiled import prepared, specialised
+from jaxfit._programs.progress import shown
 from jaxfit._rows.table import lengthened
 
 MOST = 4096  # of one part, on a CPU
@@ -51,8 +50,7 @@ def numbers_of_one(each: PyTree) -> int:
 
 def in_parts(
     function: Callable,
-    callables: Any,
-    arguments: Callable[[PyTree, np.ndarray], Any],
+    arguments: Callable[[PyTree, np.ndarray], tuple],
     each: PyTree,
     size: int,
     *,
@@ -60,11 +58,11 @@ def in_parts(
     is_hasty: bool = False,
     progress: bool = False,
 ) -> PyTree:
-    """`compiled(function, callables, arguments)` of all parts, as NumPy arrays.
+    """`compiled(function, *arguments)` of all parts, as NumPy arrays.
 
     Args:
-        function, callables: those of `compiled`.
-        arguments: (part, idle) -> arguments; flags of what fills the part up.
+        function: that of `compiled`.
+        arguments: (part, idle) -> its arguments; `idle` flags what fills the part up.
         each: arrays on the host with a leading axis.
         size: of a part.
         is_on_cpu: whether it is computed there, on one device.
@@ -76,29 +74,29 @@ def in_parts(
     workers = 1 if is_small or not is_on_cpu else cores()
     parts = list(_parts(number, size, workers))
 
-    def of_part(begin: int, count: int) -> Any:
-        def cut(leaf):
+    def of_part(begin: int, count: int) -> tuple:
+        def cut(leaf: np.ndarray) -> np.ndarray:
             part = native(leaf[begin : begin + count])
             return lengthened(part, size - count)
 
         return arguments(jax.tree.map(cut, each), np.arange(size) >= count)
 
-    call = prepared(function, callables, of_part(*parts[0]), is_hasty)
+    call = prepared(function, *of_part(*parts[0]), is_hasty=is_hasty)
     results = _results_like(call.results, number)
 
-    def store(begin: int, count: int, found: PyTree) -> int:
-        def stored(whole, part):
+    def store(begin: int, count: int, part_results: PyTree) -> int:
+        def stored(whole: np.ndarray, part: Any) -> None:
             whole[begin : begin + count] = np.asarray(part)[:count]
 
-        jax.tree.map(stored, results, found)
+        jax.tree.map(stored, results, part_results)
         return count
 
     def work(part: tuple[int, int]) -> int:
         begin, count = part
-        return store(begin, count, call(of_part(begin, count)))
+        return store(begin, count, call(*of_part(begin, count)))
 
     if workers == 1 or len(parts) == 1:
-        done = _one_ahead(lambda part: call(of_part(*part)), store, parts)
+        done = _one_ahead(lambda part: call(*of_part(*part)), store, parts)
     else:
         done = _in_threads(work, parts)
     for _ in shown(done, number, progress):
@@ -108,28 +106,28 @@ def in_parts(
 
 def lean_first_in_parts(
     function: Callable,
-    callables: Any,
-    arguments: Callable[[PyTree, np.ndarray], Any],
+    arguments: Callable[[PyTree, np.ndarray], tuple],
     each: PyTree,
     size: int,
-    **setting: Any,
+    **options: Any,
 ) -> PyTree:
     """`in_parts` on a CPU, of a function that can leave out what is seldom needed.
 
     Args:
-        function: (is_lean, callables, arguments) -> results; if it is lean, with flags
-            of which are incomplete. These are done anew by the whole.
+        function: (is_lean, *arguments) -> results; if it is lean, with flags of which
+            are incomplete. These are done anew by the whole.
+        **options: of `in_parts`.
     """
 
-    def done(is_lean, each):
-        own = bound(function, is_lean), callables, arguments, each, size
-        return in_parts(*own, is_on_cpu=True, **setting)
+    def done(is_lean: bool, each: PyTree) -> Any:
+        own = specialised(function, is_lean)
+        return in_parts(own, arguments, each, size, is_on_cpu=True, **options)
 
     results, incomplete = done(True, each)
     if incomplete.any():
         again = done(False, jax.tree.map(lambda leaf: leaf[incomplete], each))
 
-        def put(whole, part):
+        def put(whole: np.ndarray, part: np.ndarray) -> None:
             whole[incomplete] = part
 
         jax.tree.map(put, results, again)
@@ -137,7 +135,7 @@ def lean_first_in_parts(
 
 
 def _results_like(shapes: PyTree, number: int) -> PyTree:
-    """Room for the results of all parts."""
+    """Budget for the results of all parts."""
     if any(map(is_extended, jax.tree.leaves(shapes))):
         raise NotNumbers()
     return jax.tree.map(
@@ -188,32 +186,6 @@ def _in_threads(work: Callable, parts: list) -> Iterator[int]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def shown(done: Iterable[int], number: int, progress: bool) -> Iterator[int]:
-    """How many fits were done, with a bar: by tqdm, or else as a line of text."""
-    if not progress:
-        yield from done
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield from _told(done, number)
-        return
-    with tqdm(total=number, unit=" fits", unit_scale=True) as bar:
-        for count in done:
-            yield count
-            bar.update(count)
-
-
-def _told(done: Iterable[int], number: int) -> Iterator[int]:
-    begin, total = time.perf_counter(), 0
-    for count in done:
-        yield count
-        total += count
-        rate = total / (time.perf_counter() - begin)
-        print(f"\r{total} of {number} fits, {rate:.0f}/s", end="", file=sys.stderr)
-    print(file=sys.stderr)
 
 
 ALIGNED = 64  # bytes, as JAX wants memory that it takes over on a CPU

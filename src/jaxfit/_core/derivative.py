@@ -24,20 +24,20 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Int, PyTree
 
 from jaxfit._core.bounds import Bounds
-from jaxfit._core.solution import Status
-from jaxfit._core.trip import State
-from jaxfit._linalg.inverse import inverse_of, pseudo_inverse
+from jaxfit._core.certificate import Status
+from jaxfit._core.state import State
+from jaxfit._linalg.branches import batched_in_lanes, branch
+from jaxfit._linalg.inverse import pseudo_inverse
 from jaxfit._linalg.kernels import (
     Flag,
     Matrix,
     Scalar,
     Vector,
-    batched_in_lanes,
-    branch,
     is_framed,
     matvec,
     transpose,
 )
+from jaxfit._linalg.rotations import inverse_of
 from jaxfit._rows.linearization import Frame, Linearization
 from jaxfit._rows.visit import Rows
 
@@ -72,7 +72,7 @@ class Outcome(NamedTuple):
         )
 
 
-class Posed(NamedTuple):
+class Differentiable(NamedTuple):
     """A fit as a function of what can be differentiated."""
 
     rows: Rows
@@ -81,13 +81,13 @@ class Posed(NamedTuple):
 
 
 def differentiable(
-    solve: Callable[[PyTree], Outcome], pose: Callable[[PyTree], Posed]
+    solve: Callable[[PyTree], Outcome], rebuild: Callable[[PyTree], Differentiable]
 ) -> Callable[[PyTree], Outcome]:
     """`solve` with derivatives.
 
     Args:
         solve: from arrays to the outcome.
-        pose: the fit that these arrays make.
+        rebuild: the fit that these arrays make.
     """
 
     words = Words()
@@ -100,7 +100,7 @@ def differentiable(
         (arrays,), (directions,) = primals, tangents
         out, moving = solved(arrays), Moving(arrays, directions)
         moved = tangent(
-            lambda values: pose(moving.put(values)),
+            lambda values: rebuild(moving.put(values)),
             *(moving.values, moving.directions, words.read(out)),
         )
         return out, _completed(moved, out)
@@ -111,13 +111,13 @@ def differentiable(
 
 def differentiable_batch(
     solve: Callable[[PyTree, PyTree], Outcome],
-    pose: Callable[[PyTree, PyTree], Posed],
+    rebuild: Callable[[PyTree, PyTree], Differentiable],
 ) -> Callable[[PyTree, PyTree], Outcome]:
     """The same for many fits, one block after the other.
 
     Args:
         solve: from arrays with a leading batch axis, and shared ones, to the outcomes.
-        pose: from the arrays of one fit, and the shared ones.
+        rebuild: from the arrays of one fit, and the shared ones.
     """
 
     words = Words()
@@ -134,7 +134,7 @@ def differentiable_batch(
         def of_one(one):
             leaves, values, directions, out = one
             return tangent(
-                lambda v: pose(each.put(v[0], leaves), common.put(v[1])),
+                lambda v: rebuild(each.put(v[0], leaves), common.put(v[1])),
                 (values, common.values),
                 (directions, common.directions),
                 words.read(out),
@@ -261,10 +261,10 @@ def _is_zero(direction) -> bool:
 
 
 def tangent(
-    pose: Callable[[PyTree], Posed],
+    rebuild: Callable[[PyTree], Differentiable],
     values: PyTree,
     directions: PyTree,
-    found: Outcome,
+    outcome: Outcome,
 ) -> Outcome:
     """How the outcome of one fit moves; None in the place of integers.
 
@@ -273,32 +273,32 @@ def tangent(
     succeeded on a kink has no derivative: NaN.
 
     Args:
-        pose: the fit as a function of the arrays that move.
+        rebuild: the fit as a function of the arrays that move.
         values, directions: these arrays, and how they move.
-        found: the outcome.
+        outcome: of the fit.
     """
-    succeeded, x = found.status > 0, found.x
-    proper = jnp.where(found.status == Status.KINK, jnp.nan, 1).astype(x.dtype)
+    succeeded, x = outcome.status > 0, outcome.x
+    proper = jnp.where(outcome.status == Status.KINK, jnp.nan, 1).astype(x.dtype)
 
     def gate(tree, factor=1):
         return jax.tree.map(lambda t: jnp.where(succeeded, factor * t, 0), tree)
 
     directions = gate(directions)
-    hessian, change = _changes_of_slope(pose, values, directions, found)
-    bounds = pose(values).bounds
+    hessian, change = _changes_of_slope(rebuild, values, directions, outcome)
+    bounds = rebuild(values).bounds
     if bounds is None:
         free, along = jnp.ones(x.shape, bool), jnp.zeros_like(x)
     else:
-        _, moved = jax.jvp(lambda v: pose(v).bounds, (values,), (directions,))
-        free, along = _on_face(x, found.linearization.gradient, bounds, moved)
+        _, moved = jax.jvp(lambda v: rebuild(v).bounds, (values,), (directions,))
+        free, along = _on_face(x, outcome.linearization.gradient, bounds, moved)
     needed = jnp.where(free, change + matvec(hessian, along), 0)
     dx = gate(along - matvec(pseudo_inverse(hessian, free), needed), proper)
-    frame = _same_frame(found.linearization)
+    frame = _same_frame(outcome.linearization)
     _, moved = jax.jvp(
-        lambda x, v: pose(v).rows.linearize(x, frame), (x, values), (dx, directions)
+        lambda x, v: rebuild(v).rows.linearize(x, frame), (x, values), (dx, directions)
     )
     moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
-    none, zero = None, jnp.zeros_like(found.optimality)
+    none, zero = None, jnp.zeros_like(outcome.optimality)
     return Outcome(
         x=dx,
         linearization=gate(moved, proper),
@@ -311,16 +311,16 @@ def tangent(
     )
 
 
-def _changes_of_slope(pose, values, directions, found):
+def _changes_of_slope(rebuild, values, directions, outcome):
     """Derivatives of the gradient of the cost: by x, and along the directions."""
-    x = found.x
+    x = outcome.x
 
     def slope(x, values):
-        return pose(values).rows.slope(x)
+        return rebuild(values).rows.slope(x)
 
     _, change = jax.jvp(lambda v: slope(x, v), (values,), (directions,))
-    if pose(values).gauss_newton:
-        return found.linearization.hessian, change
+    if rebuild(values).gauss_newton:
+        return outcome.linearization.hessian, change
     hessian = jax.jacfwd(slope)(x, values)
     return 0.5 * (hessian + hessian.T), change
 

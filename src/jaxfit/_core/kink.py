@@ -28,27 +28,22 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxfit._core.bounds import Bounds, coleman_li
-from jaxfit._core.solution import RUNNING, Status, certificate_limit
+from jaxfit._core.bounds import Bounds
+from jaxfit._core.certificate import RUNNING, Status
+from jaxfit._core.hull import Here, along_kink, first_corner, least_norm
+from jaxfit._linalg.branches import branch, choose, for_each, varying_with
 from jaxfit._linalg.kernels import (
     Flag,
-    Matrix,
     Scalar,
     Vector,
-    bordered,
-    branch,
-    choose,
     diagonal,
-    for_each,
-    identity,
+    first_of,
     inner,
     is_lanes,
     matmul,
     matvec,
     norm,
-    outer,
     transpose,
-    varying_with,
 )
 from jaxfit._rows.linearization import Columns, Linearization, columns_of
 
@@ -56,18 +51,9 @@ OFF, SAMPLE, ADOPT, ALONG, CHECK, OVER = range(6)  # modes of a search
 
 MOST = 8  # the hull has room for the gradients of so many kinks at one point
 
-# Samples are so far away, in units of the certificate's limit, columns scaled to one:
-# so near that a smooth gradient is the same, so far that the cost shows its slope.
-RADIUS = 0.05
-NEARER = 1 / 32  # of it, the second time
-
-RESOLVED = 16  # and not nearer than so many units of rounding of x
-
 PROGRESS = 0.99  # of the least norm, if a sample was worth while
 DESCENT = 0.1  # of what the least-norm element promises, if the cost falls
-KINKED = 4  # times what the radius changes in a smooth gradient: a kink
 ALIKE = 0.8  # of the size of the hull further out: that of the same kink
-HULL_TRIPS = 1000
 
 
 class Search(eqx.Module):
@@ -116,7 +102,7 @@ class Search(eqx.Module):
         numbers = varying_with((sample.normal, sample.frame), point.x)
         normal, frame = branch(
             self.adopts,
-            for_each(_along_kink, is_lanes(point.x)),
+            for_each(along_kink, is_lanes(point.x)),
             lambda numbers, *_: numbers,
             *(numbers, self, point),
         )
@@ -166,7 +152,7 @@ def searched(bounds: Bounds | None, before, after, sample: Linearization) -> Tur
         before, after: its states about the trip; `after` knows of no search.
         sample: the linearization at the trial point.
     """
-    here = _Here.of(bounds, after.point)
+    here = Here.of(bounds, after.point)
     return branch(
         before.search.samples, _sampled, _stepped, here, before, after, sample
     )
@@ -185,7 +171,7 @@ def _stepped(here, before, after, sample) -> Turn:
     passes = won & ~off & ~leaves
     nears = passes & ~search.near
     begins = off | (along & running & moved) | nears
-    mode = _first_of(
+    mode = first_of(
         (begins, SAMPLE),
         (passes, CHECK),
         (running, ALONG),
@@ -200,7 +186,7 @@ def _stepped(here, before, after, sample) -> Turn:
         near=jnp.where(begins, nears, search.near),
         extent=jnp.where(begins, extent, search.extent),
         corners=jnp.where(begins, gradient, search.corners),
-        weights=jnp.where(begins, _first(search.weights), search.weights),
+        weights=jnp.where(begins, first_corner(search.weights), search.weights),
     )
     samples = (mode == SAMPLE) | (mode == CHECK)
     trial = dataclasses.replace(
@@ -223,7 +209,7 @@ def _sampled(here, before, after, sample) -> Turn:
     m, checking = len(search.weights), search.mode == CHECK
 
     # one more corner, unless the hull is complete or there is no kink
-    spare = jnp.where(_first(search.weights) > 0, jnp.inf, search.weights)
+    spare = jnp.where(first_corner(search.weights) > 0, jnp.inf, search.weights)
     spare = _first_true(spare == jnp.min(spare))
     corners = jnp.where(spare[:, None], seen.gradient, search.corners)
     scaled = here.size * corners
@@ -241,7 +227,7 @@ def _sampled(here, before, after, sample) -> Turn:
     kinked = here.extent(corners) >= search.extent
 
     complete = jnp.max(jnp.abs(terms)) <= here.limit
-    mode = _first_of(
+    mode = first_of(
         (grows & ~complete & more, SAMPLE),
         (sampling & (kinked | descends), ADOPT),
         (checking & seen.level & more, CHECK),
@@ -264,22 +250,9 @@ def _sampled(here, before, after, sample) -> Turn:
     )
 
 
-def _first(weights):
-    """All weight on the first corner."""
-    return jnp.where(jnp.arange(len(weights)) == 0, 1, jnp.zeros_like(weights))
-
-
 def _first_true(flags):
     """The first flag that is true, alone."""
     return flags & (jnp.cumsum(flags) == 1)
-
-
-def _first_of(*cases, otherwise):
-    """The first number whose condition holds."""
-    number = jnp.asarray(otherwise, jnp.int32)
-    for condition, value in reversed(cases):
-        number = jnp.where(condition, jnp.int32(value), number)
-    return number
 
 
 def _visit(trial, x):
@@ -303,43 +276,6 @@ def _shortened(trial, x):
 
 
 # At a point
-
-
-class _Here(NamedTuple):
-    """A point, with its columns scaled to one."""
-
-    point: Any
-    bounds: Bounds | None
-    size: Vector  # 1 / |J_i|, less near the bound ahead: as in `hat_model`
-    limit: Scalar  # of the certificate
-    radius: Scalar  # of samples
-    smooth: Scalar  # the most that a smooth gradient changes in it
-
-    @classmethod
-    def of(cls, bounds, point):
-        limit = certificate_limit(point.linearization, point.rounding)
-        squared = point.largest_norms
-        size = jnp.sqrt(jnp.where(squared > 0, 1 / squared, 0))
-        if bounds is not None:
-            ahead, _ = coleman_li(point.x, point.gradient, bounds)
-            size = jnp.sqrt(size * jnp.minimum(ahead, size))
-        radius = RADIUS * limit
-        return cls(point, bounds, size, limit, radius, KINKED * len(size) * radius)
-
-    def extent(self, corners) -> Scalar:
-        """How far the corners of a hull lie from the first."""
-        across = self.size * (corners - corners[0])
-        return jnp.sqrt(jnp.max(jnp.sum(across**2, axis=1)))
-
-    def at(self, down, near) -> Vector:
-        """Down a gradient from the point, as far as the sampling radius."""
-        down = self.size * down
-        length = norm(down)
-        radius = jnp.where(near, NEARER * self.radius, self.radius)
-        radius = jnp.maximum(radius, RESOLVED * self.point.rounding)
-        step = radius / jnp.where(length > 0, length, 1) * self.size * down
-        x = self.point.x - step
-        return x if self.bounds is None else self.bounds.project(x)
 
 
 class _Seen(NamedTuple):
@@ -373,72 +309,3 @@ class _Seen(NamedTuple):
             level=continuous & (change >= -rounding),
             lower=continuous & (change < -rounding),
         )
-
-
-def least_norm(gram: Float[Array, "m m"]) -> Float[Array, " m"]:
-    """Weights of the point of least norm in the convex hull of m points.
-
-    By pairwise Frank-Wolfe steps (Lacoste-Julien and Jaggi, NeurIPS 2015): weight moves
-    from the worst corner that has any to the best, as far as that pays.
-
-    Args:
-        gram: inner products of the points.
-    """
-    m, eps = len(gram), jnp.finfo(gram.dtype).eps
-    closeness = m * eps * jnp.max(jnp.abs(gram))
-
-    def unfinished(carry):
-        _, gap, trips = carry
-        return (gap > closeness) & (trips < HULL_TRIPS)
-
-    def move(carry):
-        weights, _, trips = carry
-        images = matvec(gram, weights)
-        most = jnp.max(jnp.where(weights > 0, images, -jnp.inf))
-        gap = most - jnp.min(images)
-        worst = _shares((images == most) & (weights > 0), weights.dtype)
-        best = _shares(images == jnp.min(images), weights.dtype)
-        direction = best - worst
-        curvature = inner(direction, matvec(gram, direction))
-        whole = jnp.min(jnp.where(worst > 0, weights / worst, jnp.inf))
-        step = jnp.minimum(gap / jnp.where(curvature > 0, curvature, 1), whole)
-        step = jnp.where(curvature > 0, step, 0)
-        return jnp.maximum(weights + step * direction, 0), gap, trips + 1
-
-    start = _first(gram[0]), jnp.asarray(jnp.inf, gram.dtype), jnp.asarray(0)
-    return lax.while_loop(unfinished, move, varying_with(start, gram))[0]
-
-
-def _shares(flags, dtype):
-    """Equal parts of one for those that are true."""
-    shares = flags.astype(dtype)
-    return shares / jnp.sum(shares)
-
-
-def _along_kink(numbers, search, point) -> tuple[Matrix, Matrix]:
-    """Of a linearization: the slope for a gradient, and the Jacobian along the kink.
-
-    Only in directions in which all corners agree has the cost a curvature, and only
-    there may a step go; a frame that leaves out the others, which the kink holds, says
-    so to all that reads it.
-    """
-    norms, here = point.largest_norms, _Here.of(None, point)
-    scale = jnp.sqrt(jnp.where(norms > 0, norms, 1))
-    across = (search.corners - search.corners[0]) / scale
-    rounding = jnp.finfo(scale.dtype).eps ** 0.5
-
-    def without(k, onto):
-        left = matvec(onto, across[k])
-        left = jnp.where(jnp.abs(left) > here.smooth / KINKED, left, 0)
-        length = norm(left)
-        unit = left / jnp.where(length > 0, length, 1)
-        onto = onto - outer(unit, unit)
-        return jnp.where(jnp.abs(onto) > rounding, onto, 0)
-
-    eye = varying_with(identity(scale), across)
-    onto = lax.fori_loop(1, len(across), without, eye)
-    frame = onto * scale / scale[:, None]
-    normal, _ = numbers
-    gram = matmul(transpose(frame), matmul(normal[:-1, :-1], frame))
-    gram = gram + outer(scale, scale) * (eye - onto)  # which the frame leaves out
-    return bordered(gram, search.slope, normal[-1, -1]), frame

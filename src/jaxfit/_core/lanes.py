@@ -22,24 +22,19 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree
 
+from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import Outcome
-from jaxfit._core.solution import Status
-from jaxfit._core.trip import (
-    Problem,
-    State,
-    initial_state,
-    is_running,
-    reached,
-    restarted,
-    trip,
-)
-from jaxfit._linalg.kernels import Room, choose, varying_with
+from jaxfit._core.setting import Setting, initial_state
+from jaxfit._core.state import State, is_running, reached, restarted
+from jaxfit._core.trip import trip
+from jaxfit._linalg.branches import choose, varying_with
+from jaxfit._programs.memory import Budget
 
 # Lanes wait until this part of them has finished.
 REFILL = 8
 
 # The rows and columns of all lanes together should take no more memory than this.
-ROOM = Room(2**29, 1024, 65536)
+ROOM = Budget(2**29, 1024, 65536)
 
 
 class Many(NamedTuple):
@@ -49,34 +44,34 @@ class Many(NamedTuple):
     each: PyTree  # leaves with a leading axis; None for those that all share
     shared: PyTree  # the others
     idle: Bool[Array, " N"] | None  # not fitted
-    posed: Callable  # from the arrays of one fit to its setup and its report
+    rebuild: Callable  # from the arrays of one fit to its setup and its report
 
     def setup(self, own: PyTree) -> Any:
         """One fit."""
-        return self.posed(eqx.combine(own, self.shared))[0]
+        return self.rebuild(eqx.combine(own, self.shared))[0]
 
     def some(self, places: Int[Array, " K"]) -> PyTree:
         """The arrays of some fits."""
         return _some(self.each, places)
 
-    def started(self, own: PyTree) -> tuple[State, Problem]:
-        """States of some fits before their first trip, and their problems."""
+    def started(self, own: PyTree) -> tuple[State, Setting]:
+        """States of some fits before their first trip, and their settings."""
 
         def of_one(own):
             setup = self.setup(own)
-            return setup.problem, setup.start
+            return setup.setting, setup.start
 
-        problem, start = jax.vmap(of_one, out_axes=-1)(own)
-        return initial_state(problem, start), problem
+        setting, start = jax.vmap(of_one, out_axes=-1)(own)
+        return initial_state(setting, start), setting
 
-    def entered(self, places, own: PyTree) -> tuple[State, Problem]:
+    def entered(self, places, own: PyTree) -> tuple[State, Setting]:
         """`started` of the fits in some places; what is not fitted rests."""
-        state, problem = self.started(own)
+        state, setting = self.started(own)
         idle = places >= self.number
         if self.idle is not None:
             idle = idle | self.idle.at[places].get(mode="clip")
         status = jnp.where(idle, jnp.int32(Status.MAX_STEPS), state.status)
-        return dataclasses.replace(state, status=status), problem
+        return dataclasses.replace(state, status=status), setting
 
     @property
     def rows(self) -> Any:
@@ -95,9 +90,9 @@ class Many(NamedTuple):
     def reports(self, own: PyTree, state: State) -> PyTree:
         """What is reported of some fits."""
 
-        def of_one(own, found):
-            setup, report = self.posed(eqx.combine(own, self.shared))
-            return report(setup, found)
+        def of_one(own: PyTree, outcome: Outcome) -> Any:
+            setup, report = self.rebuild(eqx.combine(own, self.shared))
+            return report(setup, outcome)
 
         return jax.vmap(of_one, in_axes=(0, -1))(own, Outcome.of(state))
 
@@ -106,7 +101,7 @@ class Queue(eqx.Module):
     """Lanes at work, and what they have done."""
 
     state: State
-    problem: Problem  # of the lanes
+    setting: Setting  # of the lanes
     own: PyTree  # of `Many.each`, those in the lanes
     index: Int[Array, " L"]  # the fit in each lane; the number of fits where none is
     taken: Int[Array, ""]  # fits that have entered
@@ -114,19 +109,24 @@ class Queue(eqx.Module):
 
 
 def worked_through(
-    posed: Callable, lanes: int | None, each: PyTree, shared: PyTree, idle, number: int
+    rebuild: Callable,
+    lanes: int | None,
+    each: PyTree,
+    shared: PyTree,
+    idle,
+    number: int,
 ) -> PyTree:
     """What is reported of each of so many fits.
 
     Args:
-        posed: from the arrays of one fit to its setup and its report.
+        rebuild: from the arrays of one fit to its setup and its report.
         lanes: fits in flight; None: so many that they keep the device busy.
         each: the arrays that differ among the fits; None for others.
         shared: those that all share.
         idle: marks what is not fitted; None: nothing.
         number: of fits.
     """
-    many = Many(number, each, shared, idle, posed)
+    many = Many(number, each, shared, idle, rebuild)
     if lanes is None:
         lanes = _default_lanes(many)
     if number + lanes > np.iinfo(np.int32).max:
@@ -164,13 +164,13 @@ def _filled(many: Many, lanes: int) -> Queue:
     """The first fits in the lanes."""
     index = jnp.arange(lanes, dtype=jnp.int32)
     own = many.some(index)
-    state, problem = many.entered(index, own)
+    state, setting = many.entered(index, own)
     number = many.number
     kept = jax.eval_shape(many.reports, own, state)
     results = jax.tree.map(lambda x: jnp.zeros((number, *x.shape[1:]), x.dtype), kept)
     return Queue(
         state=state,
-        problem=problem,
+        setting=setting,
         own=own,
         index=jnp.minimum(index, number),
         taken=jnp.int32(min(lanes, number)),
@@ -192,7 +192,7 @@ def _until_refill(many: Many, refill: int, queue: Queue) -> Queue:
         return jnp.any(running) & ((resting < refill) | (queue.taken >= many.number))
 
     def one_trip(state):
-        new = agreed(trip(linearize, queue.problem, state))
+        new = agreed(trip(linearize, queue.setting, state))
         return choose(is_running(state), new, state)
 
     state = lax.while_loop(goes_on, one_trip, queue.state)
@@ -221,13 +221,13 @@ def _refilled(many: Many, refill: int, queue: Queue) -> Queue:
     enters = (place < lanes) & (new < number)
     new = jnp.where(enters, new, number)
     own = many.some(new)
-    fresh, problem = many.entered(new, own)
+    fresh, setting = many.entered(new, own)
     filled = jnp.where(enters, place, lanes)
     return Queue(
         state=restarted(queue.state, fresh, filled),
-        problem=jax.tree.map(
+        setting=jax.tree.map(
             lambda old, new: old.at[..., filled].set(new, mode="drop"),
-            *(queue.problem, problem),
+            *(queue.setting, setting),
         ),
         own=jax.tree.map(
             lambda old, new: old.at[filled].set(new, mode="drop"), queue.own, own

@@ -11,6 +11,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxfit._linalg.precision import precision_of
+from jaxfit._rows.ways import Chunked, Sharded, Whole
+from jaxfit.losses import Loss
+
 
 def _is_known(value) -> bool:
     return value is not None and not isinstance(value, Tracer)
@@ -102,13 +106,13 @@ class Options(eqx.Module):
 
 def filled(options: Options, n: int, dtype: Any = np.float64) -> Options:
     """The same with the defaults for n parameters of this dtype filled in."""
-    double = dtype == np.float64
-    defaults = (1e-19, 1e-12, 1e-14) if double else (1e-9, 1e-6, 1e-6)
+    precision = precision_of(dtype)
     numbers: dict[str, Any] = {
-        name: np.asarray(default, dtype)
-        for name, default in zip(("ftol", "xtol", "gtol"), defaults, strict=True)
+        "ftol": np.asarray(precision.ftol, dtype),
+        "xtol": np.asarray(precision.xtol, dtype),
+        "gtol": np.asarray(precision.gtol, dtype),
+        "max_steps": max(1000, 100 * n),
     }
-    numbers["max_steps"] = max(1000, 100 * n)
     missing = {k: v for k, v in numbers.items() if getattr(options, k) is None}
     return dataclasses.replace(options, **missing)
 
@@ -128,3 +132,40 @@ def resolve(options: Options, n: int, dtype) -> Limits:
     tolerances = options.ftol, options.xtol, options.gtol
     ftol, xtol, gtol = (jnp.asarray(value, dtype) for value in tolerances)
     return Limits(ftol, xtol, gtol, jnp.asarray(options.max_steps, jnp.int32))
+
+
+DEFAULTS = Options()
+
+
+def without_callable(options: Options) -> tuple[Options, Any]:
+    """Options as numbers alone, and the way to the Jacobian."""
+    if options.jac is None:
+        return options, None
+    return dataclasses.replace(options, jac=None), options.jac
+
+
+def check_callable(fn, name: str, expected: str) -> None:
+    """Refuse what is no function."""
+    if not callable(fn):
+        raise TypeError(f"{name} is {fn!r}; expected {expected}.")
+
+
+def check_arguments(loss, options, rows) -> None:
+    """Refuse arguments of the wrong class."""
+    if not isinstance(options, Options):
+        raise TypeError(f"options is {options!r}; expected jaxfit.Options(...).")
+    check_loss(loss)
+    if not (rows is None or isinstance(rows, (Whole, Chunked, Sharded))):
+        raise TypeError(
+            f"rows is {rows!r}; expected None, jaxfit.Whole(), jaxfit.Chunked(size) or "
+            "jaxfit.Sharded(mesh, axis)."
+        )
+
+
+def check_loss(loss) -> None:
+    """Refuse what is no loss."""
+    if not (loss is None or isinstance(loss, Loss)):
+        raise TypeError(
+            f"loss is {loss!r}; expected None or an instance of a loss, such as "
+            "jaxfit.losses.Huber(1.0)."
+        )

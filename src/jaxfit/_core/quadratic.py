@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxfit._linalg.inverse import diagonalised_together, is_lossy, swept
+from jaxfit._linalg.branches import branch
+from jaxfit._linalg.inverse import is_lossy, swept
 from jaxfit._linalg.kernels import (
     Flag,
     Matrix,
     Scalar,
     Vector,
     add_diagonal,
-    branch,
     diagonal,
     every,
     identity,
@@ -34,13 +34,14 @@ from jaxfit._linalg.kernels import (
     norm,
     transpose,
 )
+from jaxfit._linalg.rotations import diagonalised_together
 from jaxfit._rows.linearization import Frame
 
 SECULAR_MAX_TRIPS = 10
 SECULAR_RTOL = 0.01
 
 
-class Model(NamedTuple):
+class Quadratic(NamedTuple):
     """The quadratic model, as a matrix and in factors.
 
     B = d frameᵀ gram frame d + diag(curvature) and g = d frameᵀ rhs.
@@ -69,28 +70,45 @@ class Reduced(eqx.Module):
     full_rank: Flag
     frame: Frame  # in which a Jacobian near by is nearly orthonormal, if B is lossy
 
+    @classmethod
+    def of_nothing(cls, x: Vector) -> "Reduced":
+        """That of a model that expects nothing."""
+        zeros, eye = jnp.zeros_like(x), identity(x)
+        zero = jnp.zeros_like(x[0])
+        return cls(
+            matrix=eye,
+            basis=eye,
+            rhs=zeros,
+            newton=zeros,
+            slope=zero,
+            decrement=zero,
+            pivot=zero,
+            full_rank=zero != 0,
+            frame=Frame(eye, eye),
+        )
+
     def images(self, vectors: Float[Array, "n k *lanes"]) -> Array:
         """B times k vectors, accurate along the directions of small eigenvalues."""
         z = matmul(transpose(self.basis), vectors)
         return matmul(self.basis, matmul(self.matrix, z))
 
 
-def reduce_model(model: Model, is_lean: bool = False) -> Reduced:
+def reduce_quadratic(quadratic: Quadratic, is_lean: bool = False) -> Reduced:
     """What every damped step needs: B itself where it has all its digits.
 
     Args:
         is_lean: B itself in any case; whoever reads it looks at the pivot.
     """
-    squared, framed = diagonal(model.matrix), is_framed(model.frame)
-    inverse, pivot = swept(model.matrix, squared != 0)
-    newton, eye = matvec(inverse, model.gradient), identity(model.gradient)
+    squared, framed = diagonal(quadratic.matrix), is_framed(quadratic.frame)
+    inverse, pivot = swept(quadratic.matrix, squared != 0)
+    newton, eye = matvec(inverse, quadratic.gradient), identity(quadratic.gradient)
     reduced = Reduced(
-        matrix=model.matrix,
+        matrix=quadratic.matrix,
         basis=eye,
-        rhs=model.gradient,
+        rhs=quadratic.gradient,
         newton=newton,
         slope=inner(newton, matvec(inverse, newton)),
-        decrement=0.5 * inner(model.gradient, newton),
+        decrement=0.5 * inner(quadratic.gradient, newton),
         pivot=pivot,
         full_rank=every(squared > 0),
         frame=Frame(eye, eye),
@@ -101,25 +119,25 @@ def reduce_model(model: Model, is_lean: bool = False) -> Reduced:
         framed | is_lossy(pivot),
         _reduced_by_rotations,
         lambda _, reduced: reduced,
-        *(model, reduced),
+        *(quadratic, reduced),
     )
 
 
-def _reduced_by_rotations(model, reduced):
+def _reduced_by_rotations(quadratic: Quadratic, reduced: Reduced) -> Reduced:
     """The same from the factors, without what is rounding.
 
     And a frame, from the same rotations of the columns alone.
     """
-    moves = model.squared_norms > 0
-    norms = jnp.sqrt(jnp.where(moves, model.squared_norms, 1))
-    units = jnp.where(moves[None], model.frame / norms[None], 0)
+    moves = quadratic.squared_norms > 0
+    norms = jnp.sqrt(jnp.where(moves, quadratic.squared_norms, 1))
+    units = jnp.where(moves[None], quadratic.frame / norms[None], 0)
     step, columns = diagonalised_together(
-        model.gram,
-        [model.frame * model.scaling[None], units],
-        [model.curvature, jnp.zeros_like(norms)],
+        quadratic.gram,
+        [quadratic.frame * quadratic.scaling[None], units],
+        [quadratic.curvature, jnp.zeros_like(norms)],
     )
     values = jnp.where(step.proper, step.values, 0)
-    rhs = jnp.where(step.proper, matvec(transpose(step.images), model.rhs), 0)
+    rhs = jnp.where(step.proper, matvec(transpose(step.images), quadratic.rhs), 0)
     newton = rhs / jnp.where(step.proper, values, 1)
     pivot = least(jnp.where(moves, columns.values, jnp.inf)) / largest(columns.values)
     root = jnp.where(moves, columns.root, 1)[:, None]
@@ -143,7 +161,7 @@ def _reduced_by_rotations(model, reduced):
 # The damped step
 
 
-class Step(NamedTuple):
+class TrustRegionStep(NamedTuple):
     """A step of the trust-region method in the variables of the model."""
 
     p: Vector
@@ -153,7 +171,9 @@ class Step(NamedTuple):
     length: Scalar  # |p|
 
 
-def trust_region_step(reduced: Reduced, radius: Scalar, alpha: Scalar) -> Step:
+def trust_region_step(
+    reduced: Reduced, radius: Scalar, alpha: Scalar
+) -> TrustRegionStep:
     """The minimiser p of q(p) over |p| <= radius.
 
     The step solves (B + αI) p = -g with α = 0 where the Newton step is short enough,
@@ -213,7 +233,7 @@ def trust_region_step(reduced: Reduced, radius: Scalar, alpha: Scalar) -> Step:
     z = z * stretch
     slope = inner(reduced.rhs, z)
     curvature = inner(z, matvec(reduced.matrix, z))
-    return Step(
+    return TrustRegionStep(
         p=-matvec(reduced.basis, z),
         alpha=jnp.where(inside, 0, alpha),
         predicted=slope - 0.5 * curvature,

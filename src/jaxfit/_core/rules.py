@@ -1,64 +1,39 @@
-"""Decisions of the trust-region method: acceptance, radius, and when to stop.
+"""The rules of a fit: how its region grows and shrinks, and when it ends.
 
 The constants are those of `scipy.optimize.least_squares(method="trf")`, which follows
-Branch, Coleman and Li (1999); what is done otherwise, and why, stands where it is done.
+Branch, Coleman and Li (1999). Where SciPy and we do not agree, a `Rules` says which it
+is: see the three of them at the end.
+
+    ratio = (cost before - cost after) / (reduction that the quadratic promised)
+
+    ratio < 0.25                      radius <- shrinkage · |step|
+    ratio > 0.75, step at the edge    radius <- 2 · radius
+    else                              radius stays
+
+A step is accepted if it lowers the cost at all. (SciPy's rule; Moré 1978 has the same
+shape with other numbers.)
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxfit._core.bounds import Bounds, coleman_li
+from jaxfit._core.bounds import Bounds, scaled_gradient_norm
+from jaxfit._core.certificate import RUNNING, Status
 from jaxfit._core.options import Limits
-from jaxfit._core.quadratic import Model
-from jaxfit._core.solution import RUNNING, Status
-from jaxfit._linalg.kernels import Scalar, Vector, add_diagonal, largest, norm, outer
-from jaxfit._rows.linearization import Columns, Linearization
+from jaxfit._core.state import Point, Trial
+from jaxfit._linalg.kernels import Flag, Scalar, Vector, first_of, norm
+from jaxfit._rows.linearization import Linearization, cost_rounding
+
+# The region
 
 
-def hat_model(
-    x: Vector,
-    linearization: Linearization,
-    columns: Columns,
-    scale: Vector,
-    bounds: Bounds | None,
-) -> Model:
-    """The Gauss-Newton model in Coleman-Li variables (Branch, Coleman, Li, eq. 2.8).
-
-    First the parameters are scaled, then the distance to the bounds is, both in
-    x = x_k + d p. A fixed parameter has d = 0 and a unit diagonal. A bound so far away
-    that a step of the scale is rounding beside the way to it counts as none: d would
-    leave the other parameters no digits, or overflow.
-    """
-    gradient = columns.gradient
-    d, curvature = jnp.broadcast_to(scale, x.shape), jnp.zeros_like(x)
-    if bounds is not None:
-        v, dv = coleman_li(x, gradient, bounds)
-        far = v > scale / jnp.finfo(x.dtype).eps
-        v, dv = jnp.where(far, 1, v), jnp.where(far, 0, dv)
-        d = jnp.sqrt(jnp.where(dv != 0, v / scale, v)) * scale
-        curvature = jnp.where(bounds.free, gradient * dv * scale, 1)
-    return Model(
-        matrix=add_diagonal(columns.hessian * outer(d, d), curvature),
-        gradient=d * gradient,
-        gram=linearization.gram,
-        rhs=linearization.rhs,
-        frame=linearization.frame,
-        scaling=d,
-        curvature=curvature,
-        squared_norms=columns.squared_norms,
-    )
-
-
-def scaled_gradient_norm(x: Vector, gradient: Vector, bounds: Bounds | None) -> Scalar:
-    """The largest component of the gradient, scaled by Coleman and Li; SciPy's test."""
-    v = 1 if bounds is None else coleman_li(x, gradient, bounds)[0]
-    return largest(jnp.abs(gradient * v))
-
-
-def first_radius(x: Vector, d: Vector) -> Scalar:
+def first_radius(x: Vector, scaling: Vector) -> Scalar:
     """The length of the start in the scaled variables, or 1."""
-    movable = d > 0
-    divisor = jnp.where(movable, d, 1)
+    movable = scaling > 0
+    divisor = jnp.where(movable, scaling, 1)
     length = norm(jnp.where(movable, x / divisor, 0))
     return jnp.where(length > 0, length, 1)
 
@@ -70,7 +45,7 @@ def gain_ratio(gain: Scalar, predicted: Scalar) -> Scalar:
     return jnp.where(jnp.isfinite(gain), ratio, jnp.nan)
 
 
-def shrinkage(gain: Scalar, slope: Scalar) -> Scalar:
+def by_parabola(gain: Scalar, slope: Scalar) -> Scalar:
     """By how much to shorten a step that gained too little: 0.3 to 0.6.
 
     The minimum of the parabola through both costs with the slope at the old point
@@ -82,67 +57,180 @@ def shrinkage(gain: Scalar, slope: Scalar) -> Scalar:
     return jnp.clip(vertex, 0.3, 0.6)
 
 
-def update_radius(
-    radius: Scalar, alpha: Scalar, ratio: Scalar, length: Scalar, shrinkage: Scalar
-) -> tuple[Scalar, Scalar]:
-    """The radius after a step was accepted, and the damping to try first in it.
+def by_a_quarter(gain: Scalar, slope: Scalar) -> float:
+    """By how much SciPy shortens such a step."""
+    return 0.25
+
+
+class Region(NamedTuple):
+    """The trust region, and the damping to try first in it."""
+
+    radius: Scalar
+    alpha: Scalar
+
+
+def after_step(
+    region: Region, ratio: Scalar, length: Scalar, shrinkage: Scalar | float
+) -> Region:
+    """The region after a step was accepted.
 
     Args:
         ratio: of actual to predicted gain.
         length: of the step.
         shrinkage: of a step that gained too little.
     """
-    longer = (ratio > 0.75) & (length > 0.95 * radius)
-    new = jnp.where(longer, 2 * radius, radius)
+    radius = region.radius
+    is_longer = (ratio > 0.75) & (length > 0.95 * radius)
+    new = jnp.where(is_longer, 2 * radius, radius)
     new = jnp.where(ratio >= 0.25, new, shrinkage * length)
-    return new, alpha * (radius / jnp.where(new > 0, new, 1))
+    return Region(new, region.alpha * (radius / jnp.where(new > 0, new, 1)))
 
 
-def stopping_tests(
-    limits: Limits, point, step: Scalar, length: Scalar
+def after_refusal(region: Region, gain: Scalar, radius: Scalar) -> Region:
+    """The region, with this radius, after a step was refused."""
+    alpha = region.alpha * (region.radius / jnp.where(radius > 0, radius, 1))
+    return Region(radius, jnp.where(jnp.isfinite(gain), alpha, region.alpha))
+
+
+# When a change of cost is rounding
+
+
+def cost_noise(point: Point) -> Scalar:
+    """A change of cost that is rounding: whether the Newton decrement falls decides.
+
+    The cost cannot resolve the last half of the digits of x; the gradient can.
+    """
+    size = jnp.sqrt(point.linearization.squared_residual)
+    return cost_rounding(point.linearization) + size * point.rounding
+
+
+def no_noise(point: Point) -> Scalar:
+    """None: every rise of the cost is one."""
+    return jnp.asarray(-jnp.inf, point.x.dtype)
+
+
+# When to stop
+
+
+class Tried(NamedTuple):
+    """A trial that was accepted or refused."""
+
+    trial: Trial
+    old: Point  # where the fit stood before
+    point: Point  # where it stands now: the trial point, or the old one
+    gain: Scalar  # NaN where it is not known
+    accepted: bool
+    is_step: Flag  # the trial point was reached by a step
+    scale: Vector  # of the parameters
+
+
+def our_tests(
+    limits: Limits, bounds: Bounds | None, tried: Tried
 ) -> Int[Array, "*lanes"]:
     """The tests of `Options` at a point just accepted: a `Status`, or RUNNING.
 
-    A Newton step that changes the model
-    values by less than the rounding of x does can gain nothing. `step` is infinite if
-    the point was not reached by an accepted step.
+    A Newton step that changes the model values by less than the rounding of x does can
+    gain nothing. A refused step tells nothing.
     """
-    cost = point.linearization.cost
-    gradient = (point.optimality <= limits.gtol) & (limits.gtol > 0)
-    little = jnp.maximum(limits.ftol * cost, 0.5 * point.rounding**2)
-    reduction = (point.hat.reduced.decrement <= little) & (limits.ftol > 0)
-    short = (step <= limits.xtol * length) & (limits.xtol > 0)
-    status = _first_of(
-        (gradient, Status.GRADIENT),
-        (reduction & short, Status.COST_AND_STEP),
-        (reduction, Status.COST),
-        (short, Status.STEP),
+    point = tried.point
+    if not tried.accepted:
+        return jnp.full_like(point.certified, RUNNING, jnp.int32)
+    step = norm((point.x - tried.old.x) / tried.scale)
+    step = jnp.where(tried.is_step, step, jnp.inf)
+    length = norm(point.x / tried.scale)
+    little = limits.ftol * point.linearization.cost
+    little = jnp.maximum(little, 0.5 * point.rounding**2)
+    return _status_of(
+        gradient=(point.optimality <= limits.gtol) & (limits.gtol > 0),
+        reduction=(point.model.reduced.decrement <= little) & (limits.ftol > 0),
+        short=(step <= limits.xtol * length) & (limits.xtol > 0),
     )
-    return status
 
 
 def scipy_tests(
-    limits: Limits,
-    old,
-    gradient_norm: Scalar,
-    gain: Scalar,
-    ratio: Scalar,
-    step: Scalar,
+    limits: Limits, bounds: Bounds | None, tried: Tried
 ) -> Int[Array, "*lanes"]:
-    """The tests of `scipy.optimize.least_squares` after a trial: status or RUNNING."""
-    gradient = gradient_norm < limits.gtol
-    reduction = (gain < limits.ftol * old.linearization.cost) & (ratio > 0.25)
-    short = step < limits.xtol * (limits.xtol + norm(old.x))
-    return _first_of(
+    """Those of `scipy.optimize.least_squares` after a trial, accepted or refused."""
+    old, point, gain = tried.old, tried.point, tried.gain
+    ratio = gain_ratio(gain, tried.trial.predicted)
+    step = norm(tried.trial.x - old.x)
+    step = jnp.where(jnp.isfinite(gain), step, jnp.inf)
+    gradient = scaled_gradient_norm(point.x, point.gradient, bounds)
+    return _status_of(
+        gradient=gradient < limits.gtol,
+        reduction=(gain < limits.ftol * old.linearization.cost) & (ratio > 0.25),
+        short=step < limits.xtol * (limits.xtol + norm(old.x)),
+    )
+
+
+def _status_of(gradient: Flag, reduction: Flag, short: Flag) -> Int[Array, "*lanes"]:
+    return first_of(
         (gradient, Status.GRADIENT),
         (reduction & short, Status.COST_AND_STEP),
         (reduction, Status.COST),
         (short, Status.STEP),
+        otherwise=RUNNING,
     )
 
 
-def _first_of(*cases) -> Int[Array, "*lanes"]:
-    status = jnp.asarray(RUNNING, jnp.int32)
-    for condition, value in reversed(cases):
-        status = jnp.where(condition, jnp.int32(value), status)
-    return status
+# What is reported as optimality
+
+
+def cosine(
+    x: Vector,
+    gradient: Vector,
+    linearization: Linearization,
+    projected: Scalar,
+    bounds: Bounds | None,
+) -> Scalar:
+    """The angle between residuals and Jacobian columns, projected at bounds."""
+    size = jnp.sqrt(linearization.squared_residual)
+    return projected / jnp.where(size > 0, size, 1)
+
+
+def scaled_gradient(
+    x: Vector,
+    gradient: Vector,
+    linearization: Linearization,
+    projected: Scalar,
+    bounds: Bounds | None,
+) -> Scalar:
+    """SciPy's optimality: the gradient, scaled by the distance to the bound ahead."""
+    return scaled_gradient_norm(x, gradient, bounds)
+
+
+# The three sets of rules
+
+
+class Rules(NamedTuple):
+    """What a fit does where SciPy and we do not agree."""
+
+    shrinkage: Callable  # (gain, slope) -> of a step that gained too little
+    noise: Callable  # a point -> how large a rise of the cost may be rounding
+    tests: Callable  # (limits, bounds, tried) -> a status, or RUNNING
+    optimality: Callable  # what is reported of a point
+    certifies: bool  # a success is certified, after a last trip on its bounds
+    strictly_inside: bool  # parameters stay off their bounds, at the next number
+
+
+OURS = Rules(
+    shrinkage=by_parabola,
+    noise=cost_noise,
+    tests=our_tests,
+    optimality=cosine,
+    certifies=True,
+    strictly_inside=False,
+)
+
+# `curve_fit` with a tolerance: SciPy's meaning of it, on our path, certified.
+SCIPY_TESTS = OURS._replace(tests=scipy_tests)
+
+# `least_squares`: SciPy's path and end.
+SCIPY = Rules(
+    shrinkage=by_a_quarter,
+    noise=no_noise,
+    tests=scipy_tests,
+    optimality=scaled_gradient,
+    certifies=False,
+    strictly_inside=True,
+)

@@ -1,6 +1,5 @@
 """What a fit returns: the solution, its status, its certificate, its covariance."""
 
-import enum
 import functools
 import math
 from collections.abc import Callable
@@ -13,140 +12,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxfit._core.bounds import Bounds
+from jaxfit._core.certificate import Status
 from jaxfit._core.covariance import Uncertainty, uncertainty
-from jaxfit._linalg.kernels import Flag, Scalar, Vector, diagonal, inner, largest
-from jaxfit._programs.compiled import compiled, is_eager_on_cpu
-from jaxfit._rows.linearization import COUNT_BASE, Columns, Linearization, cost_rounding
-
-RUNNING = 9  # not a status: the fit goes on
-INCOMPLETE = -9  # neither: it needs what its program leaves out
-
-CERTIFIED_COSINE = 1e-6  # τ of the certificate in float64
-
-
-class Status(enum.IntEnum):
-    """How a fit ended; positive is success. SciPy's numbers where SciPy has one."""
-
-    MAX_STEPS = 0
-    GRADIENT = 1
-    COST = 2
-    STEP = 3
-    COST_AND_STEP = 4
-    KINK = 5
-    NONFINITE_START = -1
-    STOPPED = -2
-    STALLED = -3
-    INVALID_BOUNDS = -4
-
-    @property
-    def message(self) -> str:
-        """A sentence for the user: what happened and what to do."""
-        return _MESSAGES[self]
-
-
-_MESSAGES = {
-    Status.MAX_STEPS: (
-        "The limit of function evaluations was reached before any stopping test "
-        "passed. Start nearer to the solution, or raise max_steps."
-    ),
-    Status.GRADIENT: (
-        "Converged: the residuals are orthogonal to every column of the Jacobian."
-    ),
-    Status.COST: "Converged: another step would not lower the cost noticeably.",
-    Status.STEP: "Converged: the last step was too short to matter.",
-    Status.COST_AND_STEP: (
-        "Converged: another step would not lower the cost noticeably, and the last "
-        "one was too short to matter."
-    ),
-    Status.KINK: (
-        "Converged on a kink: the residuals are not differentiable there, and no "
-        "direction lowers the cost. What the kink holds has no standard error."
-    ),
-    Status.NONFINITE_START: (
-        "The residuals, their derivatives or the weights are not finite at the start, "
-        "or a weight is negative. Check data and weights for NaN, infinity and minus "
-        "signs, and start where the model is finite and differentiable."
-    ),
-    Status.STOPPED: "The fit was stopped by a callback.",
-    Status.STALLED: (
-        "No step lowers the cost any more, and yet the gradient is not small. The "
-        "function may be discontinuous or not differentiable there, its derivative "
-        "wrong, or every residual beyond the scale of the loss."
-    ),
-    Status.INVALID_BOUNDS: (
-        "A lower bound exceeds its upper bound, a bound or a start is NaN, or the "
-        "start lies outside the bounds."
-    ),
-}
-
+from jaxfit._programs.backend import is_eager_on_cpu
+from jaxfit._programs.compiled import compiled
+from jaxfit._rows.linearization import COUNT_BASE, Linearization
 
 # The certificate
-
-
-def _least_square(dtype) -> float:
-    """Of squares with all digits: below it what has underflowed may count."""
-    kind = jnp.finfo(dtype)
-    return float(kind.tiny) / float(kind.eps)
-
-
-def projected_gradient(
-    x: Vector, columns: Columns, linearization: Linearization, bounds: Bounds | None
-) -> Scalar:
-    """max_i D_i |P(x_i - g_i / D_i²) - x_i|, with D_i = |J_i|, P the projection.
-
-    Each term is what the best move of one parameter alone changes in the model values:
-    |g_i| / |J_i|, or D_i times the way to the bound ahead if that is less. Free of the
-    scale of every parameter. Where squares underflow, it is the most that it can be.
-    """
-    gradient, squared = columns.gradient, columns.squared_norms
-    size = jnp.abs(gradient)
-    lost = linearization.count * jnp.finfo(x.dtype).tiny  # at most, by each sum
-    tiny = squared < _least_square(x.dtype)
-    terms = jnp.where(tiny, size + lost, size) / jnp.sqrt(squared)
-    largest_term = jnp.sqrt(linearization.squared_residual + lost)
-    terms = jnp.where(tiny, jnp.minimum(terms, largest_term), terms)
-    if bounds is not None:
-        ahead = jnp.where(gradient > 0, x - bounds.lower, bounds.upper - x)
-        terms = jnp.minimum(terms, jnp.sqrt(squared + lost) * ahead)
-    return largest(jnp.where(columns.moves, terms, 0))
-
-
-def model_rounding(x: Vector, squared_norms: Vector) -> Scalar:
-    """ε sum_k D_k |x_k|: how far rounding x alone moves the residual vector."""
-    return jnp.finfo(x.dtype).eps * inner(jnp.sqrt(squared_norms), jnp.abs(x))
-
-
-def certificate_limit(linearization: Linearization, rounding: Scalar) -> Scalar:
-    """τ |r| + 8 ε sum_k D_k |x_k|: see `Solution`."""
-    size = jnp.sqrt(linearization.squared_residual)
-    tau = CERTIFIED_COSINE if size.dtype == jnp.float64 else 1e-3
-    return tau * size + 8 * rounding
-
-
-def is_certified(
-    x: Vector,
-    linearization: Linearization,
-    projected: Scalar,
-    rounding: Scalar,
-    start_cost: Scalar,
-    bounds: Bounds | None,
-) -> Flag:
-    """Whether a returned point may be called a success; see `Solution`.
-
-    Args:
-        projected: from `projected_gradient`.
-        rounding: from `model_rounding`.
-    """
-    cost, limit = linearization.cost, certificate_limit(linearization, rounding)
-    seen = largest(diagonal(linearization.normal)) >= _least_square(x.dtype)
-    stationary = (projected <= limit) & seen
-    solved = cost < jnp.finfo(x.dtype).eps ** 1.5 * start_cost
-    not_worse = cost <= start_cost + cost_rounding(linearization)
-    certified = (stationary | solved) & not_worse & (linearization.influence > 0)
-    if bounds is not None:
-        certified = certified & bounds.contains(x)
-    return certified
 
 
 # The result
@@ -161,18 +33,17 @@ def _at_once(method: Callable) -> Callable:
     One operation after the other compiles each, and a branch on every call.
     """
 
-    def program(_, arguments):
-        solution, values, named = arguments
+    def program(solution: "Solution", values: tuple, named: dict[str, Any]) -> Any:
         return method(solution, *values, **named)
 
     program.__name__ = method.__name__
 
     @functools.wraps(method)
-    def called(self, *values, **named):
-        arguments = self, values, named
-        if not is_eager_on_cpu(arguments):
+    def called(self: "Solution", *values: Any, **named: Any) -> Any:
+        if not is_eager_on_cpu((self, values, named)):
             return method(self, *values, **named)
-        return compiled(program, (), arguments, is_hasty=jnp.size(self.status) <= FEW)
+        is_hasty = jnp.size(self.status) <= FEW
+        return compiled(program, self, values, named, is_hasty=is_hasty)
 
     return called
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from jaxfit._linalg.kernels import Flag, branch
+from jaxfit._linalg.branches import branch
+from jaxfit._linalg.kernels import Flag
 
 
 class _Here(threading.local):

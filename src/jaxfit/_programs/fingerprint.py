@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxfit._programs.names import imports_in, is_pure, names_in, package_of
 from jaxfit._programs.places import Place, Snapshot, noted
 from jaxfit._programs.splits import (
     CONSTANTS,
@@ -42,11 +43,7 @@ from jaxfit._programs.splits import (
     ModuleNames,
     Split,
     attributes,
-    imports_in,
     is_bound,
-    is_pure,
-    names_in,
-    package_of,
     split_class,
     split_dict,
     split_function,

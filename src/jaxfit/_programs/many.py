@@ -3,8 +3,8 @@
 A CPU does one thing after the other: there a batch is a loop whose body is the program
 of a single fit. No fit waits for another, what is rarely needed costs nothing where it
 is not, and the answers are those of single fits. On an accelerator the batch is the
-hardware's vector: see `_core/lanes.py`. Which of the two it is turns out when the program is
-lowered for a platform.
+hardware's vector: see `_core/lanes.py`. Which of the two it is turns out when the
+program is lowered for a platform.
 
 `jax.vmap` of a fit comes here by a batching rule of the whole fit. A batch of batches
 is one loop: what all share is never copied.
@@ -24,7 +24,8 @@ from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
 from jaxtyping import Array, PyTree
 
-from jaxfit._linalg.kernels import Flag, varying_with
+from jaxfit._linalg.branches import varying_with
+from jaxfit._linalg.kernels import Flag
 from jaxfit._programs.one_function import Closed, marked, on_platform
 from jaxfit._programs.spread import spread
 
@@ -213,7 +214,7 @@ def _unraveled(k, sizes: tuple[int, ...]) -> list:
 
 
 def _zeros(sizes: tuple, shapes: Sequence) -> list:
-    """Room for the results of fits, with these leading axes."""
+    """Budget for the results of fits, with these leading axes."""
     return [jnp.zeros((*sizes, *leaf.shape), leaf.dtype) for leaf in shapes]
 
 

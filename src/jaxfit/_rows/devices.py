@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PyTree
 
 from jaxfit._rows.linearization import Linearization, carried, sums, with_sums
-from jaxfit._rows.table import Observed, lengthened
+from jaxfit._rows.table import RowTable, lengthened
 
 
 def over_devices(axis, lin: Linearization) -> Linearization:
@@ -71,7 +71,7 @@ def on_each_device(
     axes: tuple[str, ...],
     counts: Int[Array, " devices"] | None,
     fit: Callable,
-    observed: Observed,
+    table: RowTable,
     others: PyTree,
 ) -> PyTree:
     """A fit that runs on all devices of a mesh at once.
@@ -80,21 +80,21 @@ def on_each_device(
         mesh, axes: where the rows lie.
         counts: how many rows of each device count; None: all.
         fit: (data, weights, counts, others) -> what is the same on all devices.
-        observed: all rows.
+        table: all rows.
         others: what every device has.
     """
     devices = math.prod(mesh.shape[axis] for axis in axes)
-    share = -(-observed.number // devices)
-    extra = share * devices - observed.number
+    share = -(-table.number // devices)
+    extra = share * devices - table.number
     if extra:
-        counts = jnp.clip(observed.number - share * np.arange(devices), 0, share)
+        counts = jnp.clip(table.number - share * np.arange(devices), 0, share)
 
     def on_device(own, counts, shared, others):
-        return fit(*observed.marked(own, shared), counts, others)
+        return fit(*table.marked(own, shared), counts, others)
 
     specs = P(axes), P(axes), P(), P()
-    own = [lengthened(leaf, extra) for leaf in observed.rows]
-    arguments = own, counts, observed.shared, others
+    own = [lengthened(leaf, extra) for leaf in table.rows]
+    arguments = own, counts, table.shared, others
     if AxisType.Explicit in mesh.axis_types:
         arguments = tuple(
             jax.reshard(tree, NamedSharding(mesh, spec))
@@ -106,7 +106,7 @@ def on_each_device(
 
 
 def place(
-    mesh: Mesh, axes: tuple[str, ...], observed: Observed
+    mesh: Mesh, axes: tuple[str, ...], table: RowTable
 ) -> tuple[Int[Array, " devices"] | None, list[Array]]:
     """The rows of each process on its own devices of a mesh.
 
@@ -122,7 +122,7 @@ def place(
         if index is not None
     }
     own = sorted(set(slots.values()))
-    numbers = _of_all_processes(np.array([observed.number, len(own)]))
+    numbers = _of_all_processes(np.array([table.number, len(own)]))
     share = int(np.max(-(-numbers[:, 0] // numbers[:, 1])))
 
     def spread(pieces):
@@ -145,9 +145,9 @@ def place(
     counts = None
     if np.any(numbers[:, 0] != share * numbers[:, 1]):
         begins = share * np.arange(len(own))
-        counts = np.clip(observed.number - begins, 0, share).astype(np.int32)
+        counts = np.clip(table.number - begins, 0, share).astype(np.int32)
         counts = spread(list(counts[:, None]))
-    return counts, [placed(leaf) for leaf in observed.rows]
+    return counts, [placed(leaf) for leaf in table.rows]
 
 
 def _of_all_processes(numbers):

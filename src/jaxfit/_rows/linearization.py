@@ -16,31 +16,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxfit._linalg.branches import branch
+from jaxfit._linalg.gram import gram
 from jaxfit._linalg.kernels import (
     Flag,
     Matrix,
     Scalar,
     Vector,
-    branch,
     diagonal,
     every,
-    gram,
     is_framed,
     matmul,
     matvec,
     total,
     transpose,
 )
+from jaxfit._linalg.precision import precision_of
 from jaxfit.losses import Linear, Loss
 
 # A cost is known to so many units of rounding for each residual.
 COST_ROUNDING = 4
 
 COUNT_BASE = 2**16
-
-# Rounding of the squared norm of a column that comes out of its frame, relative to it,
-# for 64 and 32 bits.
-RESOLVED = {64: 1e-8, 32: 1e-4}
 
 
 class Frame(NamedTuple):
@@ -164,8 +161,9 @@ def _without_frame(lin):
 def _out_of_frame(lin):
     parts = transpose(jnp.abs(lin.frame))
     lengths = matvec(parts, jnp.sqrt(diagonal(lin.normal)[:-1]))
-    kind, squared = jnp.finfo(lengths.dtype), jnp.maximum(lin.squared_norms, 0)
-    resolved = every(kind.eps * lengths**2 <= RESOLVED[kind.bits] * squared)
+    squared, eps = jnp.maximum(lin.squared_norms, 0), jnp.finfo(lengths.dtype).eps
+    most = precision_of(lengths.dtype).resolved
+    resolved = every(eps * lengths**2 <= most * squared)
     moves = matvec(parts, _touched(lin)) > 0
     return Columns(lin.hessian, lin.gradient, squared, moves, resolved)
 

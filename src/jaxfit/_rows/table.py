@@ -34,7 +34,7 @@ def map_rows(fn: Callable, tree: PyTree) -> PyTree:
     )
 
 
-class Observed(NamedTuple):
+class RowTable(NamedTuple):
     """Data and weights, of which the leaves that are rows can be exchanged."""
 
     rows: list  # the leaves that are rows
@@ -58,15 +58,15 @@ class Observed(NamedTuple):
         return unwrap_shared(self.marked(rows, self.shared))
 
 
-def whole_rows(data: PyTree, weights: PyTree | None) -> Observed:
+def whole_rows(data: PyTree, weights: PyTree | None) -> RowTable:
     """All arrays as one piece, whatever their axes mean."""
     leaves, structure = jax.tree.flatten(unwrap_shared((data, weights)))
     rows, shared = eqx.partition(leaves, eqx.is_array)
     rows = [leaf for leaf in rows if leaf is not None]
-    return Observed(rows, shared, structure, weights is not None)
+    return RowTable(rows, shared, structure, weights is not None)
 
 
-def split_rows(data: PyTree, weights: PyTree | None) -> Observed:
+def split_rows(data: PyTree, weights: PyTree | None) -> RowTable:
     """Tell rows from what is shared, and check that all have the same number."""
     flat, structure = jax.tree_util.tree_flatten_with_path(
         (data, weights), is_leaf=_is_shared
@@ -92,7 +92,7 @@ def split_rows(data: PyTree, weights: PyTree | None) -> Observed:
             "jaxfit.Shared(...)."
         )
     shared = [leaf if _is_shared(leaf) else None for _, leaf in flat]
-    return Observed(list(rows.values()), shared, structure, weights is not None)
+    return RowTable(list(rows.values()), shared, structure, weights is not None)
 
 
 def lengthened(leaf: Any, extra: int) -> Any:

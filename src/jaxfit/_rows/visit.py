@@ -1,7 +1,8 @@
 """How residual rows are visited: all at once, in chunks, on many devices.
 
-Each way is a function (x, frame) -> `Linearization` for the loop of `_core/solve.py`. What
-it returns is the sum over all rows, so that the fit is the same whichever is chosen.
+Each way is a function (x, frame) -> `Linearization` for the loop of `_core/fit.py`.
+What it returns is the sum over all rows, so that the fit is the same whichever is
+chosen.
 """
 
 import dataclasses
@@ -10,26 +11,17 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxfit._linalg.kernels import (
-    Matrix,
-    Room,
-    Scalar,
-    Vector,
-    identity,
-    room,
-    varying_with,
-)
+from jaxfit._linalg.branches import varying_with
+from jaxfit._linalg.kernels import Matrix, Scalar, Vector, identity
+from jaxfit._programs.memory import Budget, budget
 from jaxfit._programs.one_function import can_be_one_function, holds
-from jaxfit._rows.devices import of_first, over_devices, place
+from jaxfit._rows.devices import of_first, over_devices
 from jaxfit._rows.linearization import (
     Frame,
     Linearization,
@@ -40,111 +32,19 @@ from jaxfit._rows.linearization import (
     scaled_for_loss,
 )
 from jaxfit._rows.residuals import Residuals, row_vector, trace_residuals, weight_vector
-from jaxfit._rows.table import Observed, split_rows, whole_rows
+from jaxfit._rows.table import RowTable, split_rows, whole_rows
+from jaxfit._rows.ways import Chunked, Sharded, Whole
 from jaxfit.losses import Loss
 
 # A chunk has the largest power of two of rows, within limits, whose residuals and
 # columns take no more memory than this.
-CPU, OTHER = Room(2**22, 2**10, 2**16), Room(2**28, 2**16, 2**24)
-
-
-class Whole(eqx.Module):
-    """Visit all residual rows at once: the right choice while they fit in memory."""
-
-
-class Chunked(eqx.Module):
-    """Visit the rows chunk by chunk: memory beyond the data is that of one chunk.
-
-    Every leaf of `data` and `weights` and every residual array has the rows as its
-    leading axis, and `fn` treats rows independently; a leaf that is not rows is wrapped
-    as `Shared(leaf)`. The answer is that of `Whole()` but for rounding, and the sums
-    over chunks are compensated, so that it does not get worse with their number.
-
-    Args:
-        size: rows of a chunk; the last one may be shorter. None is a size that is fast
-            on this kind of device.
-    """
-
-    size: int | None = eqx.field(default=None, static=True)
-
-    def __check_init__(self):
-        _check_size(self.size)
-
-
-def _check_size(size):
-    if size is None:
-        return
-    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-        raise ValueError(f"size is {size!r}; give a whole number of rows, at least 1.")
-
-
-class Sharded(eqx.Module):
-    """Every device visits its own rows, and only n x n numbers cross between devices.
-
-    Data and weights as for `Chunked`; their rows lie along one axis of a mesh of
-    devices, of one host or of many (`jax.distributed`). What does not divide evenly is
-    filled up with rows that do not count. All devices take the steps of the first, so
-    that also hosts that round differently take the same number of them.
-
-    Args:
-        mesh: the devices; None inside a `jax.shard_map` over `axis`, where `solve` sees
-            the rows of one device.
-        axis: the name of the axis, or a tuple of names.
-        size: rows of a chunk, as in `Chunked`; None visits the rows of a device whole.
-        counts: from `place`: how many rows of each device count; None: all.
-    """
-
-    mesh: Mesh | None = eqx.field(static=True)
-    axis: str | tuple[str, ...] = eqx.field(static=True)
-    size: int | None = eqx.field(default=None, static=True)
-    counts: Int[Array, " devices"] | None = None
-
-    def __check_init__(self):
-        _check_size(self.size)
-        if self.mesh is None:
-            return
-        if not isinstance(self.mesh, Mesh):
-            raise TypeError(f"mesh is {self.mesh!r}; expected a jax.sharding.Mesh.")
-        unknown = [name for name in self.axes if name not in self.mesh.axis_names]
-        if unknown:
-            raise ValueError(
-                f"axis is {self.axis!r}; give an axis of the mesh, one of "
-                f"{self.mesh.axis_names}, or a tuple of them."
-            )
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The names of the axes."""
-        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
-
-    def place(
-        self, data: PyTree, weights: PyTree | None = None
-    ) -> tuple["Sharded", PyTree, PyTree | None]:
-        """Put rows on the devices of the mesh, an equal number on each.
-
-        Of several processes each gives its own rows, which go to its own devices; their
-        number may differ. Every process has to call this.
-
-        Args:
-            data, weights: arrays on the host, `numpy.memmap`s for example; only the
-                rows of one device are read at a time.
-
-        Returns:
-            what to pass on to `solve`: this with the number of rows that count on each
-            device, data, and weights.
-        """
-        if self.mesh is None:
-            raise ValueError("Sharded(None, ...) has no mesh to place rows on.")
-        observed = split_rows(data, weights)
-        counts, rows = place(self.mesh, self.axes, observed)
-        placed = dataclasses.replace(self, counts=counts)
-        return placed, *observed.marked(rows, observed.shared)
+CPU, OTHER = Budget(2**22, 2**10, 2**16), Budget(2**28, 2**16, 2**24)
 
 
 # Ways to visit
 
 
-class Task(NamedTuple):
+class ResidualModel(NamedTuple):
     """What is evaluated on the rows."""
 
     fn: Callable
@@ -155,23 +55,23 @@ class Task(NamedTuple):
 
 def visit(
     rows: Whole | Chunked | Sharded | None,
-    task: Task,
+    model: ResidualModel,
     data: PyTree,
     weights: PyTree | None,
     x: Vector,
 ) -> "Rows":
     """The way that `rows` names, for parameters like x."""
     if rows is None or isinstance(rows, Whole):
-        return trace_rows(task, whole_rows(data, weights), x, None)
-    observed = split_rows(data, weights)
-    if observed.number == 0:
+        return trace_rows(model, whole_rows(data, weights), x, None)
+    table = split_rows(data, weights)
+    if table.number == 0:
         raise ValueError("The data have no rows; a fit needs at least one residual.")
     if isinstance(rows, Chunked):
-        size = rows.size or default_size(observed, len(x), x.dtype)
-        return trace_rows(task, observed, x, size)
-    size = rows.size or observed.number
+        size = rows.size or default_size(table, len(x), x.dtype)
+        return trace_rows(model, table, x, size)
+    size = rows.size or table.number
     valid = None if rows.counts is None else rows.counts[0]
-    traced = trace_rows(task, observed, x, size, valid)
+    traced = trace_rows(model, table, x, size, valid)
     return traced._replace(axes=rows.axes, like=x)
 
 
@@ -182,7 +82,7 @@ class Rows(NamedTuple):
     A pytree: what is an array in it may be replaced by another.
     """
 
-    observed: Observed
+    table: RowTable
     residuals: Residuals  # of one chunk
     loss: Loss | None
     size: int | None  # None: visit all arrays whole, whatever their axes mean
@@ -277,30 +177,30 @@ class Rows(NamedTuple):
         return can_be_one_function(jaxpr, 1)
 
     def in_columns(self, choice: bool) -> "Rows":
-        """The same, with or without short arrays as columns; see `_programs/short.py`."""
+        """The same, with or without short arrays as columns: `_programs/short.py`."""
         return self._replace(residuals=self.residuals._replace(in_columns=choice))
 
     @property
     def valid_chunks(self) -> Int[Array, ""]:
         """The number of chunks that have valid rows."""
-        rows = self.observed.number if self.valid is None else self.valid
+        rows = self.table.number if self.valid is None else self.valid
         return jnp.asarray(-(-rows // self._size), jnp.int32)
 
     @property
     def _size(self) -> int:
         """Rows of a chunk."""
-        return self.observed.number if self.size is None else self.size
+        return self.table.number if self.size is None else self.size
 
     @property
     def _is_one(self) -> bool:
         """Whether all rows are one chunk."""
-        return self.size is None or self.size == self.observed.number
+        return self.size is None or self.size == self.table.number
 
     @property
     def _one(self) -> tuple[list[Array], Bool[Array, " m"] | None]:
         """All rows as one chunk."""
         if self.size is None:
-            return self.observed.rows, None
+            return self.table.rows, None
         return self._chunk(0)
 
     def _over_chunks(self, add: Callable, total: PyTree, number=None) -> PyTree:
@@ -311,24 +211,24 @@ class Rows(NamedTuple):
         if self._is_one:
             return add(total, self._one)
         if number is None:
-            number = np.int32(-(-self.observed.number // self._size))
+            number = np.int32(-(-self.table.number // self._size))
 
         def step(i, total):
             return add(total, self._chunk(i))
 
-        total = varying_with(total, self.observed.rows)
+        total = varying_with(total, self.table.rows)
         step = jax.checkpoint(step, prevent_cse=False)
         return lax.fori_loop(np.int32(0), number, step, total)
 
     def _chunk(self, chunk) -> tuple[list[Array], Bool[Array, " m"] | None]:
         """One chunk, and which of its residuals count: not those of the chunk before,
         nor of rows that are not valid."""
-        rows, size = self.observed.number, self._size
+        rows, size = self.table.number, self._size
         index = index_dtype(rows)
         begin = jnp.asarray(chunk, index) * index(size)
         first = jnp.minimum(begin, index(rows - size))
         pieces = [
-            lax.dynamic_slice_in_dim(leaf, first, size) for leaf in self.observed.rows
+            lax.dynamic_slice_in_dim(leaf, first, size) for leaf in self.table.rows
         ]
         counts = None
         if rows % size or self.valid is not None:
@@ -349,7 +249,7 @@ class Rows(NamedTuple):
 
     def weights(self, pieces: list[Array], dtype) -> Float[Array, " m"] | None:
         """Of the residuals of a chunk."""
-        _, weights = self.observed.with_rows(pieces)
+        _, weights = self.table.with_rows(pieces)
         if weights is None:
             return None
         return weight_vector(weights, self.residuals.structure, dtype)
@@ -365,27 +265,27 @@ def _without_nan(rows: list[Array]) -> Bool[Array, " rows"]:
 
 
 def trace_rows(
-    task: Task,
-    observed: Observed,
+    model: ResidualModel,
+    table: RowTable,
     x: Vector,
     size: int | None,
     valid: Int[Array, ""] | None = None,
     omit: bool = False,
 ) -> Rows:
     """Cut rows into chunks, and trace the residual function on one; see `Rows`."""
-    pieces, is_masked = observed.rows, observed.has_weights
+    pieces, is_masked = table.rows, table.has_weights
     if size is not None:
-        size = min(size, observed.number)
+        size = min(size, table.number)
         pieces = [leaf[:size] for leaf in pieces]
-        is_masked |= observed.number % size != 0 or valid is not None or omit
+        is_masked |= table.number % size != 0 or valid is not None or omit
 
     def on_piece(fn):
         if not callable(fn):
             return fn
-        return lambda parameters, piece: fn(parameters, observed.with_rows(piece)[0])
+        return lambda parameters, piece: fn(parameters, table.with_rows(piece)[0])
 
     residuals = trace_residuals(
-        *(on_piece(task.fn), on_piece(task.jac), task.unravel, x, pieces),
+        *(on_piece(model.fn), on_piece(model.jac), model.unravel, x, pieces),
         is_masked=is_masked,
     )
     for path, leaf in jax.tree.leaves_with_path(residuals.structure):
@@ -395,7 +295,7 @@ def trace_rows(
                 f"for {size} rows of data. Where rows are visited in parts, every "
                 "residual array has the rows as its leading axis."
             )
-    return Rows(observed, residuals, task.loss, size, valid, omit)
+    return Rows(table, residuals, model.loss, size, valid, omit)
 
 
 def index_dtype(rows: int) -> type:
@@ -413,20 +313,10 @@ def index_dtype(rows: int) -> type:
     )
 
 
-def default_size(observed: Observed, n: int, dtype) -> int:
+def default_size(table: RowTable, n: int, dtype) -> int:
     """So many rows that they stay in cache, or keep the device busy."""
-    width = max(math.prod(leaf.shape[1:]) for leaf in observed.rows)
-    return room(CPU, OTHER).holds(width * (n + 2) * np.dtype(dtype).itemsize)
+    width = max(math.prod(leaf.shape[1:]) for leaf in table.rows)
+    return budget(CPU, OTHER).holds(width * (n + 2) * np.dtype(dtype).itemsize)
 
 
 # All devices
-
-
-def placed(rows: Sharded, data: PyTree, weights: PyTree | None):
-    """Arrays of one process that lie elsewhere, on the devices of the mesh."""
-    leaves = jax.tree.leaves((data, weights))
-    if rows.mesh is None or jax.process_count() > 1 or rows.counts is not None:
-        return rows, data, weights
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
-        return rows, data, weights
-    return rows.place(data, weights)

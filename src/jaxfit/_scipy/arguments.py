@@ -162,6 +162,18 @@ def check_inside(x0: np.ndarray, bounds: tuple[np.ndarray, np.ndarray] | None) -
         )
 
 
+def start_inside(bounds: tuple[np.ndarray, np.ndarray] | None, n: int) -> np.ndarray:
+    """SciPy's start: 1, or the middle of the bounds, or 1 away from the only one."""
+    if bounds is None:
+        return np.ones(n)
+    lower, upper = bounds
+    has_lower, has_upper = np.isfinite(lower), np.isfinite(upper)
+    with np.errstate(invalid="ignore"):
+        middle = lower + 0.5 * (upper - lower)
+    one_sided = np.where(has_lower, lower + 1, np.where(has_upper, upper - 1, 1.0))
+    return np.where(has_lower & has_upper, middle, one_sided)
+
+
 def one_of(name: str, value: Any, allowed: tuple) -> None:
     """Refuse what is not among the allowed values."""
     if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):

@@ -12,18 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import Outcome
-from jaxfit._core.options import Options
-from jaxfit._core.solution import CERTIFIED_COSINE, Status
-from jaxfit._core.solve import Setup, check_callable, set_up, solution
+from jaxfit._core.fit import Setup, solution
+from jaxfit._core.options import check_callable
+from jaxfit._core.rules import Rules
+from jaxfit._linalg.precision import DOUBLE
 from jaxfit._linalg.seldom import uncertainty_of
-from jaxfit._programs.compiled import bound
-from jaxfit._scipy import arguments as _arguments
-from jaxfit._scipy import run as _host
-from jaxfit._scipy import watch as _watch
-from jaxfit._scipy.observations import Data, padded, prepare
-
-DEFAULTS = Options()
+from jaxfit._programs.compiled import specialised
+from jaxfit._programs.host import double_precision, pack, unpack
+from jaxfit._scipy import arguments
+from jaxfit._scipy.arguments import start_inside
+from jaxfit._scipy.keywords import settings_of
+from jaxfit._scipy.observations import Points, padded, prepare
+from jaxfit._scipy.request import Door, ScipyRequest, not_finite
+from jaxfit._scipy.watch import print_summary, watched_fit
 
 
 def curve_fit(
@@ -34,7 +37,7 @@ def curve_fit(
     sigma: Any = None,
     absolute_sigma: bool = False,
     check_finite: bool | None = None,
-    bounds: Any = _arguments.UNBOUNDED,
+    bounds: Any = arguments.UNBOUNDED,
     method: str | None = None,
     jac: Callable | str | None = None,
     *,
@@ -99,15 +102,15 @@ def curve_fit(
             leave no degree of freedom. `pcov` is infinite.
     """
     check_callable(f, "f", "a model (x, a, b, ...) -> y")
-    settings = _settings(kwargs, method, jac)
+    settings = settings_of(kwargs, method, jac)
     if p0 is None:
         n = _number_of_parameters(f)
-        limits = _arguments.bound_arrays(bounds, n)
-        p0 = _inside(limits, n)
+        limits = arguments.bound_arrays(bounds, n)
+        p0 = start_inside(limits, n)
     else:
-        p0 = _arguments.start_array(p0, "p0")
-        limits = _arguments.bound_arrays(bounds, len(p0))
-        _arguments.check_inside(p0, limits)
+        p0 = arguments.start_array(p0, "p0")
+        limits = arguments.bound_arrays(bounds, len(p0))
+        arguments.check_inside(p0, limits)
     n = len(p0)
     if method == "lm" and limits is not None:
         raise ValueError(
@@ -122,131 +125,43 @@ def curve_fit(
     weights = None
     if rowwise and m > 1:
         data, weights = padded(data)
-    request = _Request(
-        *(p0, data, limits, weights, settings.loss),
-        settings.options(n),
-        _arguments.scales(settings.x_scale, n),
-        np.bool_(absolute_sigma),
+    request = ScipyRequest(
+        f=f,
+        jac=jac if callable(jac) else None,
+        x0=p0,
+        data=data,
+        bounds=limits,
+        weights=weights,
+        loss=settings.loss,
+        options=settings.options(n),
+        x_scale=arguments.scales(settings.x_scale, n),
+        absolute_sigma=np.bool_(absolute_sigma),
     )
-    pose = bound(_pose, settings.scipy_tests)
-    report = bound(_report, bool(full_output))
-    callables = f, jac if callable(jac) else None
-    with _host.double_precision(f):
-        vector, rows = _watch.run_fit(
-            pose, report, callables, request, settings.watch, _residual_at
-        )
-    fit = _host.unpack(vector, _shapes(n))
-    status = Status(int(fit["status"]))
+    door = _door(settings.rules, bool(full_output))
+    with double_precision(f):
+        vector, rows = watched_fit(door, request, settings.watch)
+    numbers = unpack(vector, _shapes(n))
+    status = Status(int(numbers.status))
     if uses_lm and status != Status.NONFINITE_START:
-        _check_enough(n, int(fit["count"]))  # one y may stand for all of the model's
+        _check_enough(n, int(numbers.count))  # one y may stand for all of the model's
     if settings.verbose:
-        _watch.print_summary(status.message, fit)
+        print_summary(status.message, numbers)
+    count = m if m > 1 else None
     if status == Status.NONFINITE_START:
-        with _host.double_precision(f):
-            count = m if m > 1 else None
-            wrong = _host.not_finite(pose, callables, request, count)
+        with double_precision(f):
+            wrong = not_finite(door, request, count)
         raise ValueError(
             f"Residuals are not finite in the initial point, or their derivatives are "
             f"not: at p = {_shown(p0)} {wrong}. Give a p0 at which the model is finite "
             "and differentiable, and look for NaN in the data."
         )
     if status <= 0:
-        raise _failure(status, fit)
-    covariance = _known_covariance(fit["covariance"], limits, status)
+        raise _failure(status, numbers)
+    covariance = _known_covariance(numbers.covariance, limits, status)
     if not full_output:
-        return fit["x"], covariance
-    details = _details(int(fit["nfev"]), *rows, count=m if m > 1 else None)
-    return fit["x"], covariance, details, status.message, int(status)
-
-
-# Keywords
-
-
-class _Settings(NamedTuple):
-    """Checked keywords."""
-
-    tolerances: dict[str, float] | None
-    max_nfev: int | None
-    x_scale: Any
-    loss: Any
-    verbose: int
-    watch: _watch.Watch
-
-    @property
-    def scipy_tests(self) -> bool:
-        return self.tolerances is not None
-
-    def options(self, n: int) -> Options:
-        """The tolerances and the limit; the scale is an input of its own."""
-        if self.tolerances is None and self.max_nfev is None:
-            return DEFAULTS
-        tolerances = self.tolerances or dict.fromkeys(("ftol", "xtol", "gtol"))
-        return _arguments.options(**tolerances, max_steps=self.max_nfev)
-
-
-_DEFAULT_SETTINGS = _Settings(None, None, "jac", None, 0, _watch.Watch(None, 0))
-_NO_MEANING = ("diff_step", "epsfcn", "tr_options")  # nothing is approximated
-
-
-def _settings(kwargs: dict[str, Any], method, jac) -> _Settings:
-    _arguments.one_of("method", method, (None, "trf", "lm", "dogbox"))
-    if not callable(jac):
-        _arguments.one_of("jac", jac, (None, "2-point", "3-point", "cs"))
-    if not kwargs:
-        return _DEFAULT_SETTINGS
-    kwargs = dict(kwargs)
-    if "args" in kwargs or "kwargs" in kwargs:
-        raise ValueError(
-            "'args' is not a supported keyword argument. Bind further arguments of the "
-            "model with functools.partial."
-        )
-    for name in ("factor", "col_deriv"):
-        if name in kwargs:
-            raise TypeError(
-                f"'{name}' belongs to MINPACK, which does not run here. Leave it out."
-            )
-    for name in _NO_MEANING:
-        kwargs.pop(name, None)
-    _arguments.refuse_unsupported(
-        kwargs.pop("jac_sparsity", None), kwargs.pop("workers", None)
-    )
-    _arguments.one_of(
-        "tr_solver", kwargs.pop("tr_solver", None), (None, "exact", "lsmr")
-    )
-    maxfev = kwargs.pop("maxfev", None)
-    if maxfev == 0 and method in (None, "lm"):
-        maxfev = None  # leastsq's word for its default
-    max_nfev = kwargs.pop("max_nfev", maxfev)
-    x_scale = kwargs.pop("x_scale", None)
-    diag = kwargs.pop("diag", None)
-    if x_scale is None:
-        x_scale = "jac" if diag is None else 1 / _arguments.real_array(diag, "`diag`")
-    loss = _arguments.as_loss(kwargs.pop("loss", "linear"), kwargs.pop("f_scale", 1.0))
-    if method == "lm" and loss is not None:
-        raise ValueError("method='lm' supports only 'linear' loss function.")
-    verbose = kwargs.pop("verbose", 0)
-    _arguments.one_of("verbose", int(verbose), (0, 1, 2))
-    callback = kwargs.pop("callback", None)
-    names = [name for name in ("ftol", "xtol", "gtol") if name in kwargs]
-    tolerances = None
-    if names:
-        given: dict[str, Any] = dict.fromkeys(
-            ("ftol", "xtol", "gtol"), _arguments.SCIPY_TOLERANCE
-        )
-        given.update({name: kwargs.pop(name) for name in names})
-        tolerances = _arguments.tolerances(given, all_above_eps=method == "lm")
-    if kwargs:
-        raise TypeError(
-            f"curve_fit() got an unexpected keyword argument {next(iter(kwargs))!r}."
-        )
-    return _Settings(
-        tolerances,
-        _arguments.evaluation_limit(max_nfev, None),
-        x_scale,
-        loss,
-        int(verbose),
-        _watch.Watch(callback, int(verbose)),
-    )
+        return numbers.x, covariance
+    details = _details(int(numbers.nfev), *rows, count=count)
+    return numbers.x, covariance, details, status.message, int(status)
 
 
 # Parameters
@@ -282,67 +197,20 @@ def _number_of_parameters(f: Callable) -> int:
     return n
 
 
-def _inside(bounds, n: int) -> np.ndarray:
-    """SciPy's start: 1, or the middle of the bounds, or 1 away from the only one."""
-    if bounds is None:
-        return np.ones(n)
-    lower, upper = bounds
-    has_lower, has_upper = np.isfinite(lower), np.isfinite(upper)
-    with np.errstate(invalid="ignore"):
-        middle = lower + 0.5 * (upper - lower)
-    one_sided = np.where(has_lower, lower + 1, np.where(has_upper, upper - 1, 1.0))
-    return np.where(has_lower & has_upper, middle, one_sided)
-
-
 # The program
 
 
-class _Request(NamedTuple):
-    """All that is no function, as one pytree."""
-
-    p0: np.ndarray
-    data: Data
-    bounds: tuple[np.ndarray, np.ndarray] | None
-    weights: np.ndarray | None
-    loss: Any
-    options: Options
-    x_scale: np.ndarray | None  # None: 'jac'
-    absolute_sigma: Any
-
-
-def _pose(
-    scipy_tests: bool, callables, request: _Request, is_lean: bool = False
-) -> Setup:
-    """The least-squares problem of a request."""
-    f, jac = callables
-    if jac is not None:
-        jac = functools.partial(_jacobian, jac)
-    options = request.options
-    if request.x_scale is not None:
-        options = options.scaled(request.x_scale)
-    return set_up(
-        functools.partial(_residual, f),
-        jac,
-        request.p0,
-        request.data,
-        request.bounds,
-        request.weights,
-        request.loss,
-        options,
-        scipy_tests=scipy_tests,
-        is_lean=is_lean,
-    )
-
-
-def _residual(f, parameters, data: Data) -> Float[Array, " m"]:
+def _residual(f: Callable, parameters: jax.Array, data: Points) -> Float[Array, " m"]:
     """(model - y) / sigma; for a covariance L Lᵀ, L⁻¹ (model - y)."""
     model = _checked_output(f(data.x, *parameters), "f", data.y)
     y = jnp.ravel(data.y)
     return _in_units_of(data.sigma, (model if model.size > 1 else jnp.ravel(model)) - y)
 
 
-def _jacobian(jac, parameters, data: Data) -> Float[Array, "m n"]:
-    matrix = _arguments.real_output(jac(data.x, *parameters), "jac")
+def _jacobian(
+    jac: Callable, parameters: jax.Array, data: Points
+) -> Float[Array, "m n"]:
+    matrix = arguments.real_output(jac(data.x, *parameters), "jac")
     n = len(parameters)
     matrix = jnp.reshape(matrix, (-1, n)) if matrix.shape[-1:] == (n,) else matrix
     if matrix.ndim != 2 or (data.y.size > 1 and len(matrix) != data.y.size):
@@ -353,7 +221,7 @@ def _jacobian(jac, parameters, data: Data) -> Float[Array, "m n"]:
     return _in_units_of(data.sigma, matrix)
 
 
-def _in_units_of(sigma, rows):
+def _in_units_of(sigma: Any, rows: jax.Array) -> jax.Array:
     if sigma is None:
         return rows
     if sigma.ndim == 2:
@@ -361,9 +229,9 @@ def _in_units_of(sigma, rows):
     return rows / jnp.reshape(sigma, (-1,) + (1,) * (rows.ndim - 1))
 
 
-def _checked_output(output, name, y):
+def _checked_output(output: Any, name: str, y: Any) -> jax.Array:
     """The model's output as a vector, or as a number for all points."""
-    output = _arguments.real_output(output, name)
+    output = arguments.real_output(output, name)
     expected = y.shape, (y.size,), ()
     if output.size > 1 and y.size > 1 and output.shape not in expected:
         raise ValueError(
@@ -373,38 +241,58 @@ def _checked_output(output, name, y):
     return jnp.ravel(output)
 
 
-def _residual_at(callables, request, x):
-    return np.asarray(_residual(callables[0], jnp.asarray(x), request.data))
+class _Numbers(NamedTuple):
+    """What is computed of a fit."""
+
+    x: Any
+    covariance: Any
+    cost: Any
+    start_cost: Any
+    optimality: Any
+    status: Any
+    nfev: Any
+    count: Any
 
 
-def _shapes(n: int) -> dict[str, tuple[int, ...]]:
-    numbers = "cost", "start_cost", "optimality", "status", "nfev", "count"
-    return {"x": (n,), "covariance": (n, n), **dict.fromkeys(numbers, ())}
+def _shapes(n: int) -> _Numbers:
+    return _Numbers((n,), (n, n), *[()] * 6)
 
 
-def _report(full_output: bool, setup: Setup, outcome: Outcome, request: _Request):
+def _report(
+    full_output: bool, setup: Setup, outcome: Outcome, request: ScipyRequest
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """One vector, and with `full_output` the residuals and their Jacobian."""
-    found = solution(setup, outcome)
-    values = {
-        "x": found.x,
-        "covariance": uncertainty_of(found, request.absolute_sigma).covariance,
-        "cost": found.cost,
-        "start_cost": outcome.start_cost,
-        "optimality": found.optimality,
-        "status": found.status,
-        "nfev": found.nfev,
-        "count": jnp.asarray(found.count),
-    }
-    rows = None
-    if full_output:
-        rows = setup.rows.residual_and_jacobian(found.x)
-    return _host.pack(values), rows
+    result = solution(setup, outcome)
+    numbers = _Numbers(
+        x=result.x,
+        covariance=uncertainty_of(result, request.absolute_sigma).covariance,
+        cost=result.cost,
+        start_cost=outcome.start_cost,
+        optimality=result.optimality,
+        status=result.status,
+        nfev=result.nfev,
+        count=jnp.asarray(result.count),
+    )
+    rows = setup.rows.residual_and_jacobian(result.x) if full_output else None
+    return pack(numbers), rows
+
+
+@functools.cache
+def _door(rules: Rules, full_output: bool) -> Door:
+    return Door(
+        residual=_residual,
+        jacobian=_jacobian,
+        report=specialised(_report, full_output),
+        rules=rules,
+    )
 
 
 # Results
 
 
-def _known_covariance(covariance: np.ndarray, bounds, status: Status) -> np.ndarray:
+def _known_covariance(
+    covariance: np.ndarray, bounds: Any, status: Status
+) -> np.ndarray:
     """SciPy's convention: infinite throughout if it cannot be estimated.
 
     But on a kink only for what that holds.
@@ -434,7 +322,9 @@ def _known_covariance(covariance: np.ndarray, bounds, status: Status) -> np.ndar
     return covariance
 
 
-def _details(nfev: int, residual, jacobian, count: int | None) -> dict[str, Any]:
+def _details(
+    nfev: int, residual: Any, jacobian: Any, count: int | None
+) -> dict[str, Any]:
     """SciPy's `infodict`; fjac, ipvt and qtf are MINPACK's pivoted QR of the Jacobian.
 
     Args:
@@ -476,14 +366,14 @@ def _shown(x: np.ndarray) -> str:
     return np.array2string(x, precision=8, threshold=20)
 
 
-def _failure(status: Status, fit: dict[str, Any]) -> Exception:
+def _failure(status: Status, numbers: _Numbers) -> Exception:
     """The error of a fit that found nothing."""
-    where = f"p = {_shown(fit['x'])}"
+    where = f"p = {_shown(numbers.x)}"
     reason, advice = _REASONS[status]
     return RuntimeError(
-        f"Optimal parameters not found: {reason}. After {fit['nfev']:.0f} evaluations "
-        f"the fit stood at {where} with half sum of squares {fit['cost']:.6g} (at the "
-        f"start {fit['start_cost']:.6g}). The cosine between the residuals and the "
-        f"model's derivatives was {fit['optimality']:.1e}; success needs "
-        f"{CERTIFIED_COSINE:.0e}.{advice}"
+        f"Optimal parameters not found: {reason}. After {numbers.nfev:.0f} evaluations "
+        f"the fit stood at {where} with half sum of squares {numbers.cost:.6g} (at the "
+        f"start {numbers.start_cost:.6g}). The cosine between the residuals and the "
+        f"model's derivatives was {numbers.optimality:.1e}; success needs "
+        f"{DOUBLE.cosine:.0e}.{advice}"
     )

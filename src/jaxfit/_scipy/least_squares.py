@@ -1,6 +1,5 @@
 """`least_squares` with the signature, the results and the errors of SciPy's."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import Outcome
-from jaxfit._core.options import Options
-from jaxfit._core.solution import Status
-from jaxfit._core.solve import Setup, check_callable, set_up
+from jaxfit._core.fit import Setup
+from jaxfit._core.options import check_callable
+from jaxfit._core.rules import SCIPY
 from jaxfit._programs.arrays import native, refuse_masks
-from jaxfit._programs.compiled import Static
+from jaxfit._programs.call import Static
 from jaxfit._programs.errors import what_is_not_finite
-from jaxfit._scipy import arguments as _arguments
-from jaxfit._scipy import run as _host
-from jaxfit._scipy import watch as _watch
+from jaxfit._programs.host import double_precision, pack, unpack
+from jaxfit._scipy import arguments
+from jaxfit._scipy.request import Door, ScipyRequest
+from jaxfit._scipy.watch import Watch, print_summary, watched_fit
 
 # The sentences of scipy.optimize.least_squares, which programs compare.
 MESSAGES = {
@@ -38,7 +39,7 @@ def least_squares(
     fun: Callable,
     x0: Any,
     jac: Callable | str = "2-point",
-    bounds: Any = _arguments.UNBOUNDED,
+    bounds: Any = arguments.UNBOUNDED,
     method: str = "trf",
     ftol: float | None = 1e-8,
     xtol: float | None = 1e-8,
@@ -100,50 +101,50 @@ def least_squares(
         ValueError, TypeError: for arguments that cannot be used.
     """
     check_callable(fun, "fun", "a function x -> residuals")
-    _arguments.one_of("method", method, ("trf", "dogbox", "lm"))
+    arguments.one_of("method", method, ("trf", "dogbox", "lm"))
     if not callable(jac):
-        _arguments.one_of("jac", jac, ("2-point", "3-point", "cs"))
-    _arguments.one_of("tr_solver", tr_solver, (None, "exact", "lsmr"))
-    _arguments.one_of("verbose", int(verbose), (0, 1, 2))
-    _arguments.refuse_unsupported(jac_sparsity, workers)
-    x0 = _arguments.start_array(x0, "x0")
-    limits = _arguments.bound_arrays(bounds, len(x0))
+        arguments.one_of("jac", jac, ("2-point", "3-point", "cs"))
+    arguments.one_of("tr_solver", tr_solver, (None, "exact", "lsmr"))
+    arguments.one_of("verbose", int(verbose), (0, 1, 2))
+    arguments.refuse_unsupported(jac_sparsity, workers)
+    x0 = arguments.start_array(x0, "x0")
+    limits = arguments.bound_arrays(bounds, len(x0))
     if method == "lm" and limits is not None:
         raise ValueError("Method 'lm' doesn't support bounds.")
-    _arguments.check_inside(x0, limits)
-    loss = _arguments.as_loss(loss, f_scale)
+    arguments.check_inside(x0, limits)
+    loss = arguments.as_loss(loss, f_scale)
     if method == "lm" and loss is not None:
         raise ValueError("method='lm' supports only 'linear' loss function.")
-    tolerances = _arguments.tolerances(
+    tolerances = arguments.tolerances(
         {"ftol": ftol, "xtol": xtol, "gtol": gtol}, all_above_eps=method == "lm"
     )
     if x_scale is None:
         x_scale = "jac" if method == "lm" else 1.0
-    request = _Request(
-        x0,
-        _inputs(args, kwargs),
-        limits,
-        loss,
-        _arguments.options(
-            **tolerances, max_steps=_arguments.evaluation_limit(max_nfev, 100 * len(x0))
-        ),
-        _arguments.scales(x_scale, len(x0)),
+    max_steps = arguments.evaluation_limit(max_nfev, 100 * len(x0))
+    request = ScipyRequest(
+        f=fun,
+        jac=jac if callable(jac) else None,
+        x0=x0,
+        data=_inputs(args, kwargs),
+        bounds=limits,
+        weights=None,
+        loss=loss,
+        options=arguments.options(**tolerances, max_steps=max_steps),
+        x_scale=arguments.scales(x_scale, len(x0)),
     )
-    callables = fun, jac if callable(jac) else None
-    watch = _watch.Watch(callback, int(verbose))
-    with _host.double_precision(fun):
-        vector, residual, jacobian = _watch.run_fit(
-            _pose, _report, callables, request, watch, _residual_at
+    with double_precision(fun):
+        vector, residual, jacobian = watched_fit(
+            DOOR, request, Watch(callback, int(verbose))
         )
-    fit = _host.unpack(vector, _shapes(len(x0)))
+    numbers = unpack(vector, _shapes(len(x0)))
     if method == "lm" and len(residual) < len(x0):
         raise ValueError(
             "Method 'lm' doesn't work when the number of residuals is less than the "
             f"number of variables; there are {len(residual)} and {len(x0)}. Use 'trf'."
         )
-    result = _result(fit, residual, jacobian, limits, tolerances["xtol"])
+    result = _result(numbers, residual, jacobian, limits, tolerances["xtol"])
     if verbose:
-        _watch.print_summary(result.message, fit)
+        print_summary(result.message, numbers)
     return result
 
 
@@ -151,14 +152,14 @@ def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple, dict]:
     """Arrays and floats in double precision; what else there is as `Static`."""
     if not isinstance(args, (tuple, list)):
         raise TypeError(
-            f"`args` is {_arguments.shorten(args)}; expected a tuple, such as (a,)."
+            f"`args` is {arguments.shorten(args)}; expected a tuple, such as (a,)."
         )
     if not (kwargs is None or isinstance(kwargs, Mapping)):
         raise TypeError(
-            f"`kwargs` is {_arguments.shorten(kwargs)}; expected a dictionary."
+            f"`kwargs` is {arguments.shorten(kwargs)}; expected a dictionary."
         )
 
-    def is_leaf(value):
+    def is_leaf(value: Any) -> bool:
         return isinstance(value, list) or hasattr(value, "__array__")
 
     inputs = tuple(args), dict(kwargs or {})
@@ -167,7 +168,7 @@ def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple, dict]:
 
 
 def _input(value: Any) -> Any:
-    _arguments.refuse_tracers(value, "`args`")
+    arguments.refuse_tracers(value, "`args`")
     if isinstance(value, (bool, int, str, bytes, np.bool_, np.integer)):
         return Static(value.item() if isinstance(value, np.generic) else value)
     if isinstance(value, list) or hasattr(value, "__array__"):
@@ -181,41 +182,8 @@ def _input(value: Any) -> Any:
     return value
 
 
-class _Request(NamedTuple):
-    """All that is no function, as one pytree."""
-
-    x0: np.ndarray
-    inputs: tuple[tuple, dict]
-    bounds: tuple[np.ndarray, np.ndarray] | None
-    loss: Any
-    options: Options
-    x_scale: np.ndarray | None  # None: 'jac'
-
-
-def _pose(callables, request: _Request, is_lean: bool = False) -> Setup:
-    """The least-squares problem of a request, to be solved along SciPy's path."""
-    fun, jac = callables
-    if jac is not None:
-        jac = functools.partial(_jacobian, jac)
-    options = request.options
-    if request.x_scale is not None:
-        options = options.scaled(request.x_scale)
-    return set_up(
-        functools.partial(_residual, fun),
-        jac,
-        request.x0,
-        request.inputs,
-        request.bounds,
-        None,
-        request.loss,
-        options,
-        scipy_steps=True,
-        is_lean=is_lean,
-    )
-
-
-def _residual(fun, x, inputs):
-    residual = _arguments.real_output(_call(fun, x, inputs), "fun")
+def _residual(fun: Callable, x: jax.Array, inputs: tuple) -> jax.Array:
+    residual = arguments.real_output(_call(fun, x, inputs), "fun")
     if residual.ndim > 1:
         raise ValueError(
             "`fun` must return at most 1-d array_like. It returned the shape "
@@ -224,7 +192,7 @@ def _residual(fun, x, inputs):
     return jnp.atleast_1d(residual)
 
 
-def _jacobian(jac, x, inputs):
+def _jacobian(jac: Callable, x: jax.Array, inputs: tuple) -> jax.Array:
     matrix = _call(jac, x, inputs)
     if not isinstance(matrix, jax.Array) and hasattr(matrix, "dot"):
         if not isinstance(matrix, np.ndarray):
@@ -233,10 +201,10 @@ def _jacobian(jac, x, inputs):
                 "LinearOperators are not supported. Return a dense array, or leave "
                 "`jac` out."
             )
-    return jnp.atleast_2d(_arguments.real_output(matrix, "jac"))
+    return jnp.atleast_2d(arguments.real_output(matrix, "jac"))
 
 
-def _call(function, x, inputs):
+def _call(function: Callable, x: jax.Array, inputs: tuple) -> Any:
     args, kwargs = jax.tree.map(
         lambda value: value.value if isinstance(value, Static) else value,
         inputs,
@@ -245,38 +213,50 @@ def _call(function, x, inputs):
     return function(x, *args, **kwargs)
 
 
-def _residual_at(callables, request, x):
-    return np.asarray(_residual(callables[0], jnp.asarray(x), request.inputs))
+class _Numbers(NamedTuple):
+    """What is computed of a fit, but for its residuals and their derivatives."""
+
+    x: Any
+    grad: Any
+    cost: Any
+    start_cost: Any
+    optimality: Any
+    status: Any
+    nfev: Any
+    njev: Any
+    certified: Any
 
 
-def _shapes(n: int) -> dict[str, tuple[int, ...]]:
-    numbers = "cost", "start_cost", "optimality", "status", "nfev", "njev", "certified"
-    return {"x": (n,), "grad": (n,), **dict.fromkeys(numbers, ())}
+def _shapes(n: int) -> _Numbers:
+    return _Numbers((n,), (n,), *[()] * 7)
 
 
-def _report(setup: Setup, found: Outcome, request: _Request):
+def _report(
+    setup: Setup, outcome: Outcome, request: ScipyRequest
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One vector, the residuals, and their Jacobian scaled for the loss."""
-    values = {
-        "x": found.x,
-        "grad": found.linearization.gradient,
-        "cost": found.linearization.cost,
-        "start_cost": found.start_cost,
-        "optimality": found.optimality,
-        "status": found.status,
-        "nfev": found.nfev,
-        "njev": found.steps + 1,
-        "certified": found.certified,
-    }
-    rows = setup.rows.residual_and_jacobian(found.x)
-    return _host.pack(values), *rows
+    numbers = _Numbers(
+        x=outcome.x,
+        grad=outcome.linearization.gradient,
+        cost=outcome.linearization.cost,
+        start_cost=outcome.start_cost,
+        optimality=outcome.optimality,
+        status=outcome.status,
+        nfev=outcome.nfev,
+        njev=outcome.steps + 1,
+        certified=outcome.certified,
+    )
+    residual, jacobian = setup.rows.residual_and_jacobian(outcome.x)
+    return pack(numbers), residual, jacobian
 
 
-def _result(fit, residual, jacobian, bounds, xtol):
+def _result(
+    numbers: _Numbers, residual: Any, jacobian: Any, bounds: Any, xtol: float
+) -> Any:
     """SciPy's result."""
     from scipy.optimize import OptimizeResult
 
-    status = Status(int(fit["status"]))
-    x = fit["x"]
+    status, x = Status(int(numbers.status)), numbers.x
     if status == Status.NONFINITE_START:
         raise ValueError(
             "Residuals are not finite in the initial point, or their derivatives are "
@@ -285,22 +265,22 @@ def _result(fit, residual, jacobian, bounds, xtol):
         )
     return OptimizeResult(
         x=x,
-        cost=fit["cost"],
+        cost=numbers.cost,
         fun=np.array(residual),
         jac=np.array(jacobian),
-        grad=fit["grad"],
-        optimality=fit["optimality"],
+        grad=numbers.grad,
+        optimality=numbers.optimality,
         active_mask=_active_mask(x, bounds, xtol),
-        nfev=int(fit["nfev"]),
-        njev=int(fit["njev"]),
+        nfev=int(numbers.nfev),
+        njev=int(numbers.njev),
         status=int(status),
         message=MESSAGES[status],
         success=status > 0,
-        certified=bool(fit["certified"]),
+        certified=bool(numbers.certified),
     )
 
 
-def _active_mask(x, bounds, xtol) -> np.ndarray:
+def _active_mask(x: np.ndarray, bounds: Any, xtol: float) -> np.ndarray:
     """-1 or 1 for a parameter within SciPy's distance, xtol max(1, |bound|), of one."""
     if bounds is None:
         return np.zeros(len(x), int)
@@ -311,3 +291,6 @@ def _active_mask(x, bounds, xtol) -> np.ndarray:
         at_upper = to_upper <= np.minimum(to_lower, xtol * np.maximum(1, np.abs(upper)))
     at_lower, at_upper = at_lower & np.isfinite(lower), at_upper & np.isfinite(upper)
     return np.where(at_upper, 1, np.where(at_lower, -1, 0))
+
+
+DOOR = Door(residual=_residual, jacobian=_jacobian, report=_report, rules=SCIPY)

@@ -14,15 +14,15 @@ from jaxfit._scipy.arguments import real_array, real_points, refuse_tracers
 ASYMMETRY = 1e-5  # of a correlation, from rounding, single precision included
 
 
-class Data(NamedTuple):
-    """What the residuals need."""
+class Points(NamedTuple):
+    """Points and their errors; of a batch where y has a leading axis."""
 
     x: PyTree
-    y: np.ndarray  # as given
-    sigma: np.ndarray | None  # a number, (m,), or the Cholesky factor (m, m)
+    y: Any
+    sigma: Any  # like y or broadcast to it, or the factor of a covariance; None: 1
 
 
-def prepare(xdata, ydata, sigma, check_finite, nan_policy) -> Data:
+def prepare(xdata, ydata, sigma, check_finite, nan_policy) -> Points:
     """Checked observations in double precision, without omitted points."""
     if check_finite is None:
         check_finite = nan_policy is None
@@ -51,7 +51,7 @@ def prepare(xdata, ydata, sigma, check_finite, nan_policy) -> Data:
                     f"`{name}` must not contain infs or NaNs. Remove them, or use "
                     "nan_policy='omit' to leave out points with NaN."
                 )
-    return Data(x, y, None if sigma is None else _checked_sigma(sigma, y.size))
+    return Points(x, y, None if sigma is None else _checked_sigma(sigma, y.size))
 
 
 def _is_finite(leaf) -> bool:
@@ -202,8 +202,8 @@ def _checked_sigma(sigma: np.ndarray, m: int) -> np.ndarray:
         raise ValueError("`sigma` must be positive definite.") from error
 
 
-def padded(data: Data) -> tuple[Data, np.ndarray]:
-    """Data of a length that many lengths share, and weights of 1 and 0.
+def padded(data: Points) -> tuple[Points, np.ndarray]:
+    """Points of a length that many lengths share, and weights of 1 and 0.
 
     The last point is repeated with weight zero.
     """
@@ -218,7 +218,7 @@ def padded(data: Data) -> tuple[Data, np.ndarray]:
     weights = np.zeros(length)
     weights[:m] = 1
     x = padded_points(data.x, data.y.shape, length)
-    return Data(x, padded_points(data.y.ravel(), (m,), length), sigma), weights
+    return Points(x, padded_points(data.y.ravel(), (m,), length), sigma), weights
 
 
 def padded_points(tree: PyTree, shape: tuple[int, ...], length: int) -> PyTree:

@@ -1,16 +1,16 @@
 """Watching a fit, as SciPy shows it: callbacks, and a line for every iteration."""
 
 import dataclasses
-import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from jaxfit._core.solution import RUNNING, Status
-from jaxfit._core.trip import State
-from jaxfit._scipy.run import report_on, trips, whole_fit
+from jaxfit._core.certificate import RUNNING, Status
+from jaxfit._core.state import State
+from jaxfit._scipy.request import Door, ScipyRequest, report_on, trips, whole_fit
 
 
 class Watch(NamedTuple):
@@ -24,37 +24,27 @@ class Watch(NamedTuple):
         return self.callback is not None or self.verbose == 2
 
 
-def run_fit(
-    pose: Callable,
-    report: Callable,
-    callables: Any,
-    request: Any,
-    watch: Watch,
-    residual: Callable,
-) -> Any:
-    """The report of a fit: one program, or one trip after the other if watched.
-
-    Args:
-        pose, report, callables, request: see `run.whole_fit`.
-        residual: (callables, request, x) -> the residuals at x, for a callback.
-    """
+def watched_fit(door: Door, request: ScipyRequest, watch: Watch) -> Any:
+    """The report of a fit: one program, or one trip after the other if watched."""
     if not watch.is_needed:
-        return whole_fit(pose, report, callables, request)
-    residual = functools.partial(residual, callables, request)
-    state = _watched(pose, callables, request, watch, residual)
-    return report_on(pose, report, callables, request, state)
+        return whole_fit(door, request)
+    return report_on(door, request, _last_state(door, request, watch))
 
 
-def _watched(pose, callables, request, watch, residual) -> State:
+def _last_state(door: Door, request: ScipyRequest, watch: Watch) -> State:
     """Run a fit trip by trip, and show every iteration as SciPy does.
 
     An iteration ends when a step was accepted, or with the fit.
     """
+
+    def residual(x: np.ndarray) -> np.ndarray:
+        return np.asarray(door.residual(request.f, jnp.asarray(x), request.data))
+
     notify = None if watch.callback is None else _notifier(watch.callback, residual)
     if watch.verbose == 2:
         print(_HEADER)
     iteration, old = 0, None
-    for state in trips(pose, callables, request):
+    for state in trips(door, request):
         if old is not None:
             accepted = state.steps > old.steps
             if (not accepted and state.status == RUNNING) or old.status != RUNNING:
@@ -68,7 +58,7 @@ def _watched(pose, callables, request, watch, residual) -> State:
     return state
 
 
-def _notifier(callback, residual):
+def _notifier(callback: Callable, residual: Callable) -> Callable[[int, State], bool]:
     """SciPy's two kinds of callback; both stop the fit by StopIteration."""
     from scipy.optimize import OptimizeResult
 
@@ -76,7 +66,7 @@ def _notifier(callback, residual):
         "intermediate_result"
     }
 
-    def notify(iteration, state):
+    def notify(iteration: int, state: State) -> bool:
         x = np.array(state.point.x)
         try:
             if not wants_result:
@@ -98,13 +88,17 @@ def _notifier(callback, residual):
 
 
 _TITLES = (
-    *("Iteration", "Total nfev", "Cost", "Cost reduction"),
-    *("Step norm", "Optimality"),
+    "Iteration",
+    "Total nfev",
+    "Cost",
+    "Cost reduction",
+    "Step norm",
+    "Optimality",
 )
 _HEADER = "".join(f"{title:^15}" for title in _TITLES)
 
 
-def _row(iteration, state, old):
+def _row(iteration: int, state: State, old: State | None) -> str:
     cost = float(state.point.linearization.cost)
     reduction = step = " " * 15
     if old is not None:
@@ -115,11 +109,15 @@ def _row(iteration, state, old):
     return f"{head}{reduction}{step}{float(state.point.optimality):^15.2e}"
 
 
-def print_summary(message: str, fit: Mapping[str, Any]) -> None:
-    """SciPy's last two lines."""
+def print_summary(message: str, numbers: Any) -> None:
+    """SciPy's last two lines.
+
+    Args:
+        numbers: with `nfev`, `start_cost`, `cost` and `optimality`.
+    """
     print(message)
     print(
-        f"Function evaluations {fit['nfev']:.0f}, initial cost "
-        f"{fit['start_cost']:.4e}, final cost {fit['cost']:.4e}, first-order "
-        f"optimality {fit['optimality']:.2e}."
+        f"Function evaluations {numbers.nfev:.0f}, initial cost "
+        f"{numbers.start_cost:.4e}, final cost {numbers.cost:.4e}, first-order "
+        f"optimality {numbers.optimality:.2e}."
     )

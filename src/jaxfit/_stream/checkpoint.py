@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-VERSION = 3
+VERSION = 4
 _VERSION, _FIT = "jaxfit_checkpoint", "fit"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._programs.arrays import ordinary
-from jaxfit._rows.table import Observed, map_rows, split_rows
+from jaxfit._rows.table import RowTable, map_rows, split_rows
 
 AHEAD = 1  # blocks that are ready while another is computed with
 
@@ -70,9 +70,9 @@ class npy_blocks:
             start = number * self.block
             # opened anew, so that what was read does not stay mapped
             block = _unweighted(self._opened())
-            observed = split_rows(*block)
-            rows = [leaf[start : start + self.block] for leaf in observed.rows]
-            yield Weighted(*observed.marked(rows, observed.shared))
+            table = split_rows(*block)
+            rows = [leaf[start : start + self.block] for leaf in table.rows]
+            yield Weighted(*table.marked(rows, table.shared))
 
     def _opened(self):
         def opened(leaf):
@@ -113,7 +113,7 @@ def _unweighted(block: PyTree) -> tuple[PyTree, PyTree | None]:
     return block if isinstance(block, Weighted) else (block, None)
 
 
-def _observed(index: int, block: PyTree) -> Observed:
+def _observed(index: int, block: PyTree) -> RowTable:
     """A block of the user's, with its number in what is wrong with it."""
     try:
         block = map_rows(_as_array, _unweighted(block))
@@ -146,9 +146,9 @@ class Layout(NamedTuple):
     arrays: tuple  # of each array of rows: its shape without the rows, its dtype
 
     @classmethod
-    def of(cls, observed: Observed) -> "Layout":
-        arrays = tuple((leaf.shape[1:], str(leaf.dtype)) for leaf in observed.rows)
-        return cls(observed.structure, arrays)
+    def of(cls, table: RowTable) -> "Layout":
+        arrays = tuple((leaf.shape[1:], str(leaf.dtype)) for leaf in table.rows)
+        return cls(table.structure, arrays)
 
     def __str__(self) -> str:
         arrays = ", ".join(f"{dtype}{list(shape)}" for shape, dtype in self.arrays)
@@ -222,8 +222,8 @@ class Feed:
                 yield prepared
 
     def _on_device(self, index, block) -> Block | None:
-        observed = _observed(index, block)
-        layout = Layout.of(observed)
+        table = _observed(index, block)
+        layout = Layout.of(table)
         if self.layout is None:
             self.layout = layout
         if layout != self.layout:
@@ -231,15 +231,15 @@ class Feed:
                 f"Block {index} has other arrays than those before it: {layout}; "
                 f"expected {self.layout}."
             )
-        rows = observed.number
+        rows = table.number
         if rows == 0:
             return None
         if self.check_numbers:
-            _check_numbers(index, observed)
+            _check_numbers(index, table)
         self.capacity = max(self.capacity, rows)
-        own = [_filled_up(np.asarray(leaf), self.capacity) for leaf in observed.rows]
+        own = [_filled_up(np.asarray(leaf), self.capacity) for leaf in table.rows]
         own = jax.device_put(own)
-        data, weights = observed.marked(own, observed.shared)
+        data, weights = table.marked(own, table.shared)
         return Block(index, data, weights, rows, self.capacity)
 
 
@@ -262,19 +262,19 @@ def _filled_up(leaf: np.ndarray, rows: int) -> np.ndarray:
     return own
 
 
-def _check_numbers(index: int, observed: Observed) -> None:
+def _check_numbers(index: int, table: RowTable) -> None:
     """Refuse NaN and infinity, but in rows of weight zero."""
-    for leaf in observed.rows:
+    for leaf in table.rows:
         if not np.issubdtype(leaf.dtype, np.inexact) or np.all(np.isfinite(leaf)):
             continue
-        _, weights = observed.with_rows(observed.rows)
+        _, weights = table.with_rows(table.rows)
         bad = ~_by_row(np.all, np.isfinite(leaf))
         for weight in jax.tree.leaves(weights):
             bad = bad & _by_row(np.any, np.asarray(weight) != 0)
         if np.any(bad):
             raise ValueError(
                 f"Block {index} has NaN or infinity in {np.sum(bad)} of its "
-                f"{observed.number} rows, first in row {np.argmax(bad)}. Clean the "
+                f"{table.number} rows, first in row {np.argmax(bad)}. Clean the "
                 "data, give such rows weight zero by Weighted(data, weights), or leave "
                 "them out by nan_policy='omit'."
             )

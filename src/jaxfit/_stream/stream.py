@@ -19,28 +19,29 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from jaxfit._core.derivative import Outcome
-from jaxfit._core.options import Options
-from jaxfit._core.parameters import Parameters
-from jaxfit._core.solution import Solution
-from jaxfit._core.solve import (
+from jaxfit._core.fit import Request, setting_of, solution_of
+from jaxfit._core.options import (
     DEFAULTS,
+    Options,
     check_arguments,
     check_callable,
-    is_running,
-    problem_of,
-    solution_of,
     without_callable,
 )
-from jaxfit._core.trip import State, decide, frame_of, initial_state
+from jaxfit._core.parameters import Parameters
+from jaxfit._core.setting import Setting, initial_state
+from jaxfit._core.solution import Solution
+from jaxfit._core.state import State, is_running
+from jaxfit._core.trip import decide, frame_of
 from jaxfit._programs.arrays import ordinary
-from jaxfit._programs.compiled import Static, compiled
+from jaxfit._programs.call import Static
+from jaxfit._programs.compiled import compiled
 from jaxfit._programs.fingerprint import lasting_digest
 from jaxfit._rows.linearization import RunningSum
 from jaxfit._rows.table import split_rows
-from jaxfit._rows.visit import Task, default_size, trace_rows
+from jaxfit._rows.visit import ResidualModel, default_size, trace_rows
 from jaxfit._stream.checkpoint import Checkpoint, digest_of_numbers, digest_of_program
 from jaxfit._stream.feed import Block, Feed, Layout, check_source, known_size
 from jaxfit.losses import Loss
@@ -112,82 +113,106 @@ def solve_stream(
         )
     options, jac = without_callable(options)
     x0, bounds = ordinary((x0, bounds), ("x0", "bounds"))
-    fit = _Fit((fn, jac), (x0, bounds, loss, options), nan_policy == "omit")
+    request = Request(
+        fn=fn,
+        jac=jac,
+        x0=x0,
+        data=None,
+        bounds=bounds,
+        weights=None,
+        loss=loss,
+        options=options,
+    )
+    fit = _Fit(request, nan_policy == "omit")
     saved = _Saved(fit, checkpoint, checkpoint_every, known_size(blocks))
     feed = Feed(blocks, check_numbers=nan_policy == "raise")
     line = _Line(saved.description["rows"]) if progress else None
     return _run(fit, feed, saved, line)
 
 
-# The fit as three programs
+# The fit as four programs
 
 
 class _Fit(NamedTuple):
     """A fit of blocks of rows."""
 
-    callables: tuple[Callable, Any]  # (fn, jac)
-    setting: tuple  # (x0, bounds, loss, options)
+    request: Request
     omit: bool
 
+    @property
+    def without_functions(self) -> Request:
+        """What does not depend on the user's functions, and compiles once for all."""
+        return self.request._replace(fn=None, jac=None)
+
     def start(self) -> "_Progress":
-        state, running = compiled(_started, (), self.setting)
-        return _Progress(state, running, *(np.zeros((), np.int64) for _ in range(5)))
-
-    def with_block(self, running, state, block: Block) -> RunningSum:
-        """The sum with the rows of another block."""
-        arguments = (
-            *(self.setting, state, block.data, block.weights),
-            *(np.int32(block.rows), Static(self.omit)),
+        """Before the first block."""
+        state, running = compiled(_started, self.without_functions)
+        zero = np.zeros((), np.int64)
+        return _Progress(
+            state=state,
+            running=running,
+            block=zero,
+            rows=zero,
+            all_blocks=zero,
+            all_rows=zero,
+            capacity=zero,
         )
-        return compiled(_accumulated, self.callables, arguments, running)
 
-    def decided(self, running, state) -> tuple[State, RunningSum]:
+    def with_block(self, running: RunningSum, state: State, block: Block) -> RunningSum:
+        """The sum with the rows of another block."""
+        own = self.request._replace(data=block.data, weights=block.weights)
+        rows, omit = np.int32(block.rows), Static(self.omit)
+        return compiled(_accumulated, own, state, rows, omit, donate=(running,))
+
+    def decided(self, running: RunningSum, state: State) -> tuple[State, RunningSum]:
         """The state after a pass, and the empty sum of the next."""
-        return compiled(_decided, (), (self.setting, state, running))
+        return compiled(_decided, self.without_functions, state, running)
 
-    def solution(self, state) -> Solution:
-        return compiled(_solved, (), (self.setting, state))
-
-
-def _posed(setting):
-    x0, bounds, loss, options = setting
-    parameters = Parameters(x0)
-    return parameters, problem_of(parameters, bounds, loss, options)
+    def solution(self, state: State) -> Solution:
+        """The result."""
+        return compiled(_solved, self.without_functions, state)
 
 
-def _started(_, setting):
-    parameters, problem = _posed(setting)
-    state = initial_state(problem, parameters.ravel(setting[0], "x0"))
-    return state, _nothing(problem, state)
+def _started(request: Request) -> tuple[State, RunningSum]:
+    parameters = Parameters(request.x0)
+    setting = setting_of(parameters, request)
+    state = initial_state(setting, parameters.ravel(request.x0, "x0"))
+    return state, _nothing(setting, state)
 
 
-def _nothing(problem, state) -> RunningSum:
+def _nothing(setting: Setting, state: State) -> RunningSum:
     """The empty sum of a pass at the trial point of a state."""
     frame = frame_of(state)
-    return RunningSum.of_nothing(state.trial.x, frame.inverse, problem.is_linear)
+    return RunningSum.of_nothing(state.trial.x, frame.inverse, setting.is_linear)
 
 
-def _accumulated(callables, arguments, running):
-    (x0, _, loss, _), state, data, weights, rows, omit = arguments
-    fn, jac = callables
-    task = Task(fn, jac, Parameters(x0).unravel, loss)
-    observed, x = split_rows(data, weights), state.trial.x
-    size = default_size(observed, len(x), x.dtype)
-    traced = trace_rows(task, observed, x, size, rows, omit.value)
+def _accumulated(
+    request: Request,
+    state: State,
+    rows: Int[Array, ""],
+    omit: Static,
+    running: RunningSum,
+) -> RunningSum:
+    parameters = Parameters(request.x0)
+    model = ResidualModel(request.fn, request.jac, parameters.unravel, request.loss)
+    table, x = split_rows(request.data, request.weights), state.trial.x
+    size = default_size(table, len(x), x.dtype)
+    traced = trace_rows(model, table, x, size, rows, omit.value)
     return traced.add_to(running, x, frame_of(state), traced.valid_chunks)
 
 
-def _decided(_, arguments):
-    setting, state, running = arguments
-    _, problem = _posed(setting)
-    state = decide(problem, state, running.total())
-    return state, _nothing(problem, state)
+def _decided(
+    request: Request, state: State, running: RunningSum
+) -> tuple[State, RunningSum]:
+    setting = setting_of(Parameters(request.x0), request)
+    state = decide(setting, state, running.total())
+    return state, _nothing(setting, state)
 
 
-def _solved(_, arguments):
-    setting, state = arguments
-    parameters, problem = _posed(setting)
-    return solution_of(parameters, problem.bounds, Outcome.of(state))
+def _solved(request: Request, state: State) -> Solution:
+    parameters = Parameters(request.x0)
+    bounds = parameters.bounds(request.bounds)
+    return solution_of(parameters, bounds, Outcome.of(state))
 
 
 # From pass to pass
@@ -263,21 +288,21 @@ class _Saved:
     """The checkpoint of a fit, if it has one."""
 
     def __init__(self, fit: _Fit, path, every: int, size: dict[str, int | None]):
-        x0, bounds, loss, options = fit.setting
+        asked = fit.request
         self.fit, self.every, self.since = fit, every, 0
         self.file = None if path is None else Checkpoint(path)
         self.found: dict[str, Any] = {}
         self.description: dict[str, Any] = {
             **size,
-            "x0": digest_of_numbers(x0),
-            "bounds": digest_of_numbers(bounds),
-            "loss": digest_of_numbers(loss),
-            "options": digest_of_numbers(options),
+            "x0": digest_of_numbers(asked.x0),
+            "bounds": digest_of_numbers(asked.bounds),
+            "loss": digest_of_numbers(asked.loss),
+            "options": digest_of_numbers(asked.options),
             "nan_policy": "omit" if fit.omit else "keep",
             "x64": jax.dtypes.canonicalize_dtype(np.float64) == np.float64,
         }
         # before it is traced, which may change what it holds
-        self.code = None if path is None else lasting_digest(fit.callables)
+        self.code = None if path is None else lasting_digest((asked.fn, asked.jac))
 
     @property
     def is_of_this_code(self) -> bool:
@@ -296,26 +321,26 @@ class _Saved:
         """Describe data and program by the first block that was read."""
         if self.file is None or "program" in self.description:
             return
-        (fn, jac), (x0, _, loss, _) = self.fit.callables, self.fit.setting
-        parameters = Parameters(x0)
+        asked = self.fit.request
+        parameters = Parameters(asked.x0)
         x = jax.ShapeDtypeStruct((parameters.size,), parameters.dtype)
-        observed = split_rows(block.data, block.weights)
+        table = split_rows(block.data, block.weights)
         rows = [
             jax.ShapeDtypeStruct((EXAMPLE, *leaf.shape[1:]), leaf.dtype)
-            for leaf in observed.rows
+            for leaf in table.rows
         ]
 
         def program(fn):
             def of_vector(x, rows):
-                return fn(parameters.unravel(x), observed.with_rows(rows)[0])
+                return fn(parameters.unravel(x), table.with_rows(rows)[0])
 
             return digest_of_program(of_vector, x, rows)
 
-        self.description["data"] = str(Layout.of(observed))
+        self.description["data"] = str(Layout.of(table))
         self.file.check(self.found, self.description)
-        programs = [program(f) for f in (fn, jac) if callable(f)]
-        if loss is not None:
-            programs.append(digest_of_program(loss.evaluate, x))
+        programs = [program(f) for f in (asked.fn, asked.jac) if callable(f)]
+        if asked.loss is not None:
+            programs.append(digest_of_program(asked.loss.evaluate, x))
         self.description |= {"program": programs, "code": self.code}
         if self.found.get("program") != programs:
             self.file.check(self.found, self.description)

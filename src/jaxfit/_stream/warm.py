@@ -1,7 +1,7 @@
 """Better starts for fits of many rows, from few of them at a time."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,16 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from jaxfit._core.options import Options
+from jaxfit._core.options import Options, check_callable, check_loss
 from jaxfit._core.parameters import Parameters
-from jaxfit._core.solve import check_callable, check_loss, solve
+from jaxfit._core.solve import solve
 from jaxfit._linalg.kernels import identity
 from jaxfit._programs.arrays import ordinary, refuse_masks
-from jaxfit._programs.compiled import Static, compiled
+from jaxfit._programs.call import Static
+from jaxfit._programs.compiled import compiled
 from jaxfit._rows.linearization import Frame
-from jaxfit._rows.table import Observed, split_rows
-from jaxfit._rows.visit import Task, index_dtype, trace_rows
+from jaxfit._rows.table import RowTable, split_rows
+from jaxfit._rows.visit import ResidualModel, index_dtype, trace_rows
 from jaxfit.losses import Loss
 
 if TYPE_CHECKING:
@@ -73,27 +74,36 @@ def warm_start(
     _check_positive("batch_rows", batch_rows)
     key = jax.random.key(0) if key is None else key
     x0, data, bounds, weights = ordinary((x0, data, bounds, weights))
-    arguments = x0, data, weights, bounds, loss, key, Static((steps, batch_rows))
-    return compiled(_descended, (fn, optimizer), arguments)
+    problem = _Descent(fn, optimizer, x0, data, weights, bounds, loss)
+    return compiled(_descended, problem, key, Static(steps), Static(batch_rows))
 
 
-def _descended(callables, arguments):
-    fn, optimizer = callables
-    x0, data, weights, bounds, loss, key, sizes = arguments
-    steps, batch_rows = sizes.value
-    parameters = Parameters(x0)
-    x, limits = parameters.ravel(x0, "x0"), parameters.bounds(bounds)
-    observed = split_rows(data, weights)
-    task = Task(fn, "fwd", parameters.unravel, loss)
-    size = min(batch_rows, observed.number)
-    batch = trace_rows(task, observed, x, size)
+class _Descent(NamedTuple):
+    """What is descended, and how; a pytree."""
+
+    fn: Callable
+    optimizer: Any
+    x0: PyTree
+    data: PyTree
+    weights: PyTree
+    bounds: Any
+    loss: Loss | None
+
+
+def _descended(problem: _Descent, key: Array, steps: Static, rows: Static) -> PyTree:
+    parameters, optimizer = Parameters(problem.x0), problem.optimizer
+    x, bounds = parameters.ravel(problem.x0, "x0"), parameters.bounds(problem.bounds)
+    table = split_rows(problem.data, problem.weights)
+    model = ResidualModel(problem.fn, "fwd", parameters.unravel, problem.loss)
+    size = min(rows.value, table.number)
+    batch = trace_rows(model, table, x, size)
     eye = identity(x)
     frame = Frame(eye, eye)
 
-    def step(carry, key):
+    def step(carry: tuple, key: Array) -> tuple:
         x, memory = carry
-        sample = _sample(observed, key, size)
-        lin = batch._replace(observed=sample).linearize(x, frame)
+        sample = _sample(table, key, size)
+        lin = batch._replace(table=sample).linearize(x, frame)
         gradient = lin.gradient / jnp.maximum(lin.count, 1)
         here = parameters.unravel(x)
         with jax.numpy_dtype_promotion("standard"):  # which optax needs
@@ -101,8 +111,8 @@ def _descended(callables, arguments):
                 parameters.unravel(gradient), memory, here
             )
         moved = parameters.ravel(jax.tree.map(jnp.add, here, updates), "an update")
-        if limits is not None:
-            moved = limits.project(moved)
+        if bounds is not None:
+            moved = bounds.project(moved)
         fine = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(moved))
         new = jax.tree.map(
             lambda new, old: jnp.where(fine, new, old), (moved, after), (x, memory)
@@ -110,7 +120,7 @@ def _descended(callables, arguments):
         return new, None
 
     start = x, optimizer.init(parameters.unravel(x))
-    (x, _), _ = lax.scan(step, start, jax.random.split(key, steps))
+    (x, _), _ = lax.scan(step, start, jax.random.split(key, steps.value))
     return parameters.unravel(x)
 
 
@@ -146,18 +156,18 @@ def subsample_start(
     """
     _check_positive("sample_rows", sample_rows)
     refuse_masks((x0, data, bounds, weights))
-    observed = split_rows(data, weights)
+    table = split_rows(data, weights)
     key = jax.random.key(0) if key is None else key
-    sample = _sample(observed, key, min(sample_rows, observed.number))
+    sample = _sample(table, key, min(sample_rows, table.number))
     data, weights = sample.marked(sample.rows, sample.shared)
     return solve(
         fn, x0, data, bounds=bounds, weights=weights, loss=loss, options=options
     ).x
 
 
-def _sample(observed: Observed, key, number: int) -> Observed:
+def _sample(table: RowTable, key, number: int) -> RowTable:
     """Random rows."""
-    most = observed.number
+    most = table.number
     chosen = jax.random.randint(key, (number,), 0, most, index_dtype(most))
 
     def rows(leaf):
@@ -165,7 +175,7 @@ def _sample(observed: Observed, key, number: int) -> Observed:
             return leaf[np.asarray(chosen)]
         return jnp.take(leaf, chosen, axis=0)
 
-    return observed._replace(rows=[rows(leaf) for leaf in observed.rows])
+    return table._replace(rows=[rows(leaf) for leaf in table.rows])
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -8,15 +8,15 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._core.options import Options
-from jaxfit._core.solution import Status
-from jaxfit._core.solve import check_loss
+from jaxfit._core.certificate import Status
+from jaxfit._core.options import Options, check_loss
 from jaxfit._scipy.arguments import coordinates, real_points
+from jaxfit._scipy.observations import Points
 from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._fit import covariance_kind
 from jaxfit.fitting._multistart import check_inside
 from jaxfit.fitting._points import Observed, observed
-from jaxfit.fitting._problem import Data, from_middle, pose, starts_about
+from jaxfit.fitting._problem import from_middle, pose, starts_about
 from jaxfit.fitting._programs import Axes, Case, Manner
 from jaxfit.fitting._run import run_batch
 from jaxfit.losses import Loss
@@ -122,7 +122,7 @@ def _flat(seen: Observed, starts: dict, lead: tuple) -> tuple[Case, Axes]:
     axes = Axes(None, None if valid is None else 0)
     if sigma is not None and sigma.ndim > y.ndim - len(lead):
         sigma, axes = flat(seen.sigma), axes._replace(sigma=0)
-    return Case(Data(x, flat(y), sigma), valid, starts), axes
+    return Case(Points(x, flat(y), sigma), valid, starts), axes
 
 
 def _trailing(x: PyTree, shape: tuple) -> tuple:

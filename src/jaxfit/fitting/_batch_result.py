@@ -9,10 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._core.solution import Status
-from jaxfit._programs.compiled import compiled
+from jaxfit._core.certificate import Status
+from jaxfit._programs.host import computed
 from jaxfit._scipy.arguments import coordinates, real_array
-from jaxfit._scipy.run import double_precision
 from jaxfit.fitting._fit import fit
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._programs import for_solver, named
@@ -264,12 +263,12 @@ class BatchFit:
 
 def batch_values(problem: Problem, points: PyTree, x: np.ndarray) -> np.ndarray:
     """The model at some points, for each of many of the solver's vectors."""
-    with double_precision(named(problem.model)):
-        return np.asarray(compiled(_curves, problem, (points, x)))
+    return computed(
+        _curves, problem, points, x, traced=named(problem.model), is_hasty=False
+    )
 
 
-def _curves(problem, arguments):
-    points, vectors = arguments
+def _curves(problem, points, vectors):
 
     def one(x):
         return problem.model.evaluate(problem.points(points), problem.about_origin(x))

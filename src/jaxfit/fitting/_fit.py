@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._core.options import Options
-from jaxfit._core.solution import Status
-from jaxfit._core.solve import check_loss
-from jaxfit._programs.compiled import Static
+from jaxfit._core.certificate import Status
+from jaxfit._core.options import Options, check_loss
+from jaxfit._programs.call import Static
 from jaxfit.fitting import _multistart as _starts
 from jaxfit.fitting._points import observed
 from jaxfit.fitting._problem import from_middle, pose, starts_about

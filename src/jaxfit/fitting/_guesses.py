@@ -9,16 +9,17 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxfit._batch.parts import in_parts, size_on_cpu
-from jaxfit._linalg.kernels import Room, room
-from jaxfit._programs.compiled import is_eager_on_cpu
-from jaxfit._scipy import run as _host
+from jaxfit._programs.backend import is_eager_on_cpu
+from jaxfit._programs.host import double_precision
+from jaxfit._programs.memory import Budget, budget
+from jaxfit._scipy.observations import Points
 from jaxfit.fitting._padding import Padding, Task, padded_length, parted
-from jaxfit.fitting._problem import Data, Problem
+from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._programs import BLOCK_NUMBERS, Axes, Case, named, start_vector
 from jaxfit.models._guess import is_for_numpy
 
-# Data for which starts are guessed at a time by a program, on a CPU and elsewhere.
-GUESSES = Room(2**17, 1, 2**12), Room(2**25, 1, 2**16)
+# Points for which starts are guessed at a time by a program, on a CPU and elsewhere.
+GUESSES = Budget(2**17, 1, 2**12), Budget(2**25, 1, 2**16)
 
 
 def run_starts(problem: Problem, cases: Case, axes: Axes) -> Float[np.ndarray, "N n"]:
@@ -27,7 +28,7 @@ def run_starts(problem: Problem, cases: Case, axes: Axes) -> Float[np.ndarray, "
     if all(name in cases.starts for name in problem.varied):
         given = [cases.starts[name] for name in problem.varied]
         return np.stack(np.broadcast_arrays(*given, np.zeros(number))[:-1], axis=1)
-    with _host.double_precision(named(problem.model)):
+    with double_precision(named(problem.model)):
         points = np.size(cases.data.y) // (1 if axes.shared else max(number, 1))
         if is_for_numpy(problem.model, number, points):
             with np.errstate(all="ignore"):
@@ -55,26 +56,23 @@ def _starts_by_program(problem: Problem, cases: Case, axes: Axes) -> np.ndarray:
     x = pad.points(x)
 
     def arguments(part, idle):
-        return x, shared, pad.each(part), idle
+        return problem, x, shared, pad.each(part), idle
 
-    return in_parts(
-        _starts, problem, arguments, each, max(size, 1), is_on_cpu=is_on_cpu
-    )
+    return in_parts(_starts, arguments, each, max(size, 1), is_on_cpu=is_on_cpu)
 
 
-def _starts(problem, arguments):
+def _starts(problem, x, shared, each, idle):
     """`start_vector` of all cases but idle ones; in chunks, for guesses need memory."""
-    x, shared, each, idle = arguments
     number = len(idle)
 
     def of_one(k):
         own = jax.tree.map(lambda leaf: leaf[k], each)
         task: Task = eqx.combine(own, shared)
         valid = None if task.weights is None else task.weights > 0
-        return start_vector(problem, Case(Data(x, task.y, None), valid, task.known))
+        return start_vector(problem, Case(Points(x, task.y, None), valid, task.known))
 
     points = shared.y.size if each.y is None else each.y.size // number
-    size = max(1, min(number, room(*GUESSES).holds(8 * max(points, 1))))
+    size = max(1, min(number, budget(*GUESSES).holds(8 * max(points, 1))))
     chunks = -(-number // size)
     rows = np.minimum(np.arange(chunks * size), number - 1).reshape(chunks, size)
     rows = jnp.asarray(rows)

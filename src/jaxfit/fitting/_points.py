@@ -8,14 +8,14 @@ from jaxtyping import PyTree
 
 from jaxfit._programs.arrays import is_masked
 from jaxfit._scipy.arguments import coordinates, real_points
-from jaxfit._scipy.observations import points_where
-from jaxfit.fitting._problem import Data, Problem
+from jaxfit._scipy.observations import Points, points_where
+from jaxfit.fitting._problem import Problem
 
 
 class Observed(NamedTuple):
-    """Data and which of their points count."""
+    """Points and which of their points count."""
 
-    data: Data
+    data: Points
     valid: np.ndarray | None  # of the shape of y; None: all
 
     @property
@@ -76,7 +76,7 @@ def observed(
         sigma, valid = _standard_errors(sigma, valid)
     if (infinite := np.isinf(y) & valid).any():
         raise ValueError(f"y has {int(infinite.sum())} infinite values.")
-    return Observed(Data(x, y, sigma), None if valid.all() else valid)
+    return Observed(Points(x, y, sigma), None if valid.all() else valid)
 
 
 def _is_not_finite(leaf: np.ndarray) -> np.ndarray:

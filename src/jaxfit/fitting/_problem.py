@@ -8,15 +8,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxfit._programs.host import double_precision
 from jaxfit._scipy.arguments import real_array
-from jaxfit._scipy.run import double_precision
+from jaxfit._scipy.observations import Points
 from jaxfit.models import Model
 from jaxfit.models._either import xp
 from jaxfit.models._guess import far_middle
@@ -149,7 +150,7 @@ class Problem:
             )
         return xp.broadcast_to(values, shape)
 
-    def residuals(self, x: Float[Array, " n"], data: "Data") -> dict[str, Array]:
+    def residuals(self, x: Float[Array, " n"], data: Points) -> dict[str, Array]:
         """(model - y) / sigma, and (parameter - mean) / deviation for each prior."""
         rows = self.values(x, data.x, data.y.shape) - data.y
         found = {"data": rows if data.sigma is None else rows / data.sigma}
@@ -187,14 +188,6 @@ def _derived_names(model: Model) -> tuple[str, ...]:
 
     jax.eval_shape(note, dict.fromkeys(model.names, 1.0))
     return tuple(names)
-
-
-class Data(NamedTuple):
-    """Points and their errors; of a batch where y has a leading axis."""
-
-    x: PyTree
-    y: Any
-    sigma: Any  # of the shape of y or broadcast to it; None: 1
 
 
 def _tied(ties: Mapping[str, Callable], known: dict[str, Array]) -> dict[str, Array]:

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options
-from jaxfit._core.solution import Solution, Status
+from jaxfit._core.solution import Solution
 from jaxfit._linalg.seldom import uncertainty_of
-from jaxfit._programs.compiled import Static
+from jaxfit._programs.call import Static
 from jaxfit._rows.residuals import jacobian
-from jaxfit.fitting._problem import Data, Problem
+from jaxfit._scipy.observations import Points
+from jaxfit.fitting._problem import Problem
 from jaxfit.losses import Linear, Loss
 from jaxfit.models._either import xp
 from jaxfit.models._guess import start_from
@@ -36,7 +38,7 @@ class Manner(NamedTuple):
 class Case(NamedTuple):
     """One data set: its points, which of them count, and where the fit starts."""
 
-    data: Data
+    data: Points
     valid: Any  # of the shape of y; None: all count
     starts: Any  # by name, of parameters that are not to be guessed
     bounds: Any = None  # (lower, upper) in place of the problem's
@@ -233,7 +235,7 @@ class Axes(NamedTuple):
     def case(self) -> Case:
         """Of a whole `Case`."""
         y = None if self.shared else 0
-        return Case(Data(None, y, self.sigma), self.valid, 0, self.bounds)
+        return Case(Points(None, y, self.sigma), self.valid, 0, self.bounds)
 
     def number(self, cases: Case) -> int:
         """Of the data sets."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._core.solution import Status
+from jaxfit._core.certificate import Status
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._programs import Manner

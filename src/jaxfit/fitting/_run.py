@@ -2,8 +2,8 @@
 
 Where they start stands in `_guesses.py`. Then one program does the fits: `fit` gives it
 one data set, `fit_batch` many, the bootstrap resampled ones and the profile likelihood
-held parameters, and whatever comes first compiles it. Data whose points are independent
-are padded, so that another number of points is the same program too.
+held parameters, and whatever comes first compiles it. Data whose points are
+independent are padded, so that another number of points is the same program too.
 """
 
 import functools
@@ -20,14 +20,17 @@ from jaxtyping import Float
 from jaxfit._batch.batch import batch_of_fits
 from jaxfit._batch.parts import in_parts, lean_first_in_parts, size_on_cpu
 from jaxfit._core.options import Options, filled
-from jaxfit._linalg.kernels import Room
-from jaxfit._programs.compiled import Static, bound, compiled, is_eager_on_cpu
+from jaxfit._programs.backend import is_eager_on_cpu
+from jaxfit._programs.call import Static
+from jaxfit._programs.compiled import specialised
 from jaxfit._programs.errors import what_is_not_finite
+from jaxfit._programs.host import computed, double_precision, pack
+from jaxfit._programs.memory import Budget
 from jaxfit._rows.residuals import jacobian
-from jaxfit._scipy import run as _host
+from jaxfit._scipy.observations import Points
 from jaxfit.fitting._guesses import run_starts
 from jaxfit.fitting._padding import Padding, Task, padded_length, parted
-from jaxfit.fitting._problem import Data, Problem
+from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._programs import (
     BLOCK_NUMBERS,
     Axes,
@@ -45,7 +48,7 @@ from jaxfit.models._guess import Tally
 # Numbers of y, all data sets together, up to which a program is compiled in haste; and
 # up to which it then serves a model, before one that runs faster pays.
 HASTY, HASTY_IN_ALL = 2**19, 2**20
-FEW = Room(2**18, 1, 64)  # data sets of a program for few
+FEW = Budget(2**18, 1, 64)  # data sets of a program for few
 FITS_A_DEVICE = 200  # below, more devices do not pay
 
 fitted_in_haste = Tally()
@@ -82,7 +85,7 @@ def run_batch(
 
 def of_varied(problem: Problem, x: Any) -> np.ndarray:
     """The parameters that vary, from the solver's vectors."""
-    with _host.double_precision(named(problem.model)), np.errstate(all="ignore"):
+    with double_precision(named(problem.model)), np.errstate(all="ignore"):
         return np.asarray(problem.of_varied(x.T)).T
 
 
@@ -106,7 +109,7 @@ def run_fits(
     number, (x, y, sigma) = len(x0), cases.data
     shape = np.shape(y) if axes.shared else np.shape(y)[1:]
     points = math.prod(shape)
-    with _host.double_precision(named(problem.model)):
+    with double_precision(named(problem.model)):
         way = _Way.of(problem, number, points, is_eager_on_cpu((cases, x0)))
         weights = cases.valid
         if weights is None and (way.is_for_few or way.length != points):
@@ -128,13 +131,13 @@ def run_fits(
         options = _numbers_of(options, n) if options else _default_numbers(n)
         manner = manner._replace(options=options)
         place = None if way.mesh is None else Static(way.mesh)
-        common = pad.points(x), shared, manner, place
+        common = problem, pad.points(x), shared, manner, place
         keeps_values = with_values or way.is_for_few
 
         def arguments(part, idle):
             return *common, pad.each(part), idle
 
-        fits, own = bound(_fits, keeps_values), (problem, arguments, each, way.size)
+        fits, own = specialised(_fits, keeps_values), (arguments, each, way.size)
         shapes = _shapes(problem, way.length, keeps_values)
         if number == 0:
             vectors = np.zeros((0, sum(map(math.prod, shapes.values()))))
@@ -142,7 +145,7 @@ def run_fits(
             setting = {"is_hasty": way.is_hasty, "progress": progress}
             vectors = lean_first_in_parts(fits, *own, **setting)
         else:
-            whole = bound(fits, False)
+            whole = specialised(fits, False)
             vectors = in_parts(whole, *own, is_on_cpu=False, progress=progress)
     found = _unpacked(vectors, shapes)
     best = found.pop("best", None)
@@ -180,9 +183,18 @@ class _Way(NamedTuple):
         return cls(is_on_cpu, is_for_few, is_hasty, length, size, mesh)
 
 
-def _fits(with_values: bool, is_lean: bool, problem: Problem, arguments: Any) -> Any:
+def _fits(
+    with_values: bool,
+    is_lean: bool,
+    problem: Problem,
+    x,
+    shared,
+    manner,
+    place,
+    each,
+    idle,
+) -> Any:
     """The numbers of fits, (N, k); lean ones with flags of which are incomplete."""
-    x, shared, manner, place, each, idle = arguments
     number = len(idle)
     task: Task = eqx.combine(each, shared)
     y_axis, sigma_axis, bounds_axis = (
@@ -200,7 +212,7 @@ def _fits(with_values: bool, is_lean: bool, problem: Problem, arguments: Any) ->
 
     def packed(end):
         numbers = finished(problem, end)
-        return _host.pack({name: numbers[name] for name in names})
+        return pack([numbers[name] for name in names])
 
     weights = task.weights
     if weights is not None and each.weights is None:
@@ -208,8 +220,8 @@ def _fits(with_values: bool, is_lean: bool, problem: Problem, arguments: Any) ->
     found = batch_of_fits(
         problem.function,
         task.x0,
-        Data(x, task.y, task.sigma),
-        (0, Data(None, y_axis, sigma_axis), bounds_axis),
+        Points(x, task.y, task.sigma),
+        (0, Points(None, y_axis, sigma_axis), bounds_axis),
         idle,
         bounds=task.bounds,
         weights=None
@@ -225,7 +237,7 @@ def _fits(with_values: bool, is_lean: bool, problem: Problem, arguments: Any) ->
         return found
 
     def robust(y, sigma, weights, end):
-        case = Case(Data(x, y, sigma), weights, {})
+        case = Case(Points(x, y, sigma), weights, {})
         covariance = sandwich(problem, case, end["x"], manner.loss, end["covariance"])
         return packed({**end, "covariance": covariance})
 
@@ -310,16 +322,21 @@ def devices_for(number: int) -> Mesh | None:
 
 def not_finite(problem: Problem, case: Case, numbers: Any) -> str:
     """What is not finite where a fit started, in words."""
-    with _host.double_precision(named(problem.model)):
-        x = for_solver(numbers, "x")
-        residual, slopes = map(np.array, compiled(_rows, problem, (case, x)))
+    residual, slopes = computed(
+        _rows,
+        problem,
+        case,
+        for_solver(numbers, "x"),
+        traced=named(problem.model),
+        is_hasty=False,
+    )
     if case.valid is not None:
-        residual[~case.valid] = slopes[~case.valid] = 0
+        residual = np.where(case.valid, residual, 0)
+        slopes = np.where(case.valid[..., None], slopes, 0)
     return what_is_not_finite(residual, slopes)
 
 
-def _rows(problem, arguments):
-    case, x = arguments
+def _rows(problem, case, x):
 
     def rows(x):
         return problem.residuals(x, case.data)["data"]

@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxfit._core.options import Options
 from jaxfit._programs.arrays import moments
-from jaxfit._programs.compiled import Static
+from jaxfit._programs.call import Static
 from jaxfit._scipy.arguments import real_array
-from jaxfit.fitting._problem import Data, Problem
+from jaxfit._scipy.observations import Points
+from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._programs import Axes, Case, Manner
 from jaxfit.fitting._run import run_batch
 from jaxfit.fitting.output._save import needed
@@ -166,7 +167,7 @@ def _fitted(
     if not skipna and not valid.all():
         raise ValueError("array must not contain infs or NaNs")
     case = Case(
-        Data(x, y, None),
+        Points(x, y, None),
         None if valid.all() else valid,
         {name: of_each(value) for name, value in starts.items()},
         _stacked(limits, of_each) if bounded else None,

@@ -317,9 +317,8 @@ def flat_coordinates(x: PyTree, y: Array) -> Any:
     )
 
 
-def guess(model: "Model", arguments: tuple[PyTree, Array]) -> dict[str, Array]:
+def guess(model: "Model", x: PyTree, y: Array) -> dict[str, Array]:
     """`Model.guess` of one data set or of a batch; traced."""
-    x, y = arguments
     one = functools.partial(start_from, model, known={})
     batch = batch_shape(x, y)
     for _ in batch:

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxfit._programs.compiled import compiled
+from jaxfit._programs.host import double_precision
 from jaxfit._scipy.arguments import coordinates, is_numbers, real_points
-from jaxfit._scipy.run import double_precision
 from jaxfit.models import _guess as _start
 from jaxfit.models._either import xp
 
@@ -249,7 +249,7 @@ class Model(eqx.Module):
             if _start.is_for_numpy(self, number, y.size // max(number, 1)):
                 found = _start.guess_in_numpy(self, about, y)
             else:
-                found = compiled(_start.guess, self, (about, y))
+                found = compiled(_start.guess, self, about, y)
             if origin is not None:
                 with np.errstate(all="ignore"):
                     found = found | (self.moved(found, -origin) or {})

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._programs.compiled import compiled
+from jaxfit._programs.host import computed
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.arguments import coordinates, real_array
-from jaxfit._scipy.run import double_precision
 from jaxfit.fitting._programs import for_solver, named, propagated
 from jaxfit.fitting.inference._statistics import quantile
 
@@ -52,22 +51,19 @@ def _around(fit, value, stderr, level) -> Band:
 
 def band(fit: "Fit", x: PyTree) -> tuple[np.ndarray, np.ndarray]:
     """The model at some points and its standard error there."""
-    with double_precision(named(fit.model)):
-        found = compiled(
-            _band, fit.problem, (_points(fit, x), *_at(fit)), is_hasty=True
-        )
-    value, stderr = map(np.asarray, found)
+    value, stderr = computed(
+        _band, fit.problem, _points(fit, x), *_at(fit), traced=named(fit.model)
+    )
     return value, stderr
 
 
 def components(fit: "Fit", x: PyTree) -> dict[str, np.ndarray]:
     """The parts of a sum at some points."""
-    with double_precision(named(fit.model)):
-        found = compiled(
-            _components, fit.problem, (_points(fit, x), *_at(fit)), is_hasty=True
-        )
+    found = computed(
+        _components, fit.problem, _points(fit, x), *_at(fit), traced=named(fit.model)
+    )
     labels = [part.label for part in fit.model.parts]
-    return dict(zip(labels, map(np.asarray, found), strict=True))
+    return dict(zip(labels, found, strict=True))
 
 
 def _points(fit, x):
@@ -88,8 +84,7 @@ def _shape_of(model, points, parameters):
     return shape if shape else jnp.shape(points)
 
 
-def _band(problem, arguments):
-    points, x, covariance = arguments
+def _band(problem, points, x, covariance):
     shape = _shape_of(problem.model, points, problem.about_origin(x))
 
     def curve(x):
@@ -100,8 +95,7 @@ def _band(problem, arguments):
     return value.reshape(shape), stderr.reshape(shape)
 
 
-def _components(problem, arguments):
-    points, x, _ = arguments
+def _components(problem, points, x, covariance):
     points, parameters = problem.points(points), problem.about_origin(x)
     shape = _shape_of(problem.model, points, parameters)
     return [

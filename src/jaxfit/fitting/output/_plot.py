@@ -47,7 +47,7 @@ def fit(
     ylabel: str = "y",
     title: str | None = None,
 ) -> Any:
-    """Data with error bars, the curve and its band, components, and the residuals.
+    """Points with error bars, the curve and its band, components, and the residuals.
 
     For an image: data, model and residuals side by side.
 
@@ -265,7 +265,7 @@ def fine_points(x: np.ndarray, xscale: str) -> np.ndarray:
 
 
 def _image(fit: "Fit", plt, title):
-    """Data, model and residuals of a function of two coordinates."""
+    """Points, model and residuals of a function of two coordinates."""
     x = fit.observed.data.x
     shape = np.shape(fit.observed.data.y)
     panels = {"data": fit.observed.data.y, "fit": fit.best_fit}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxfit._core.solution import Status
+from jaxfit._core.certificate import Status
 from jaxfit.fitting.output._plot import CURVE, DATA, fine_points, grid_of, pyplot
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def status(self: "BatchFit") -> Any:
 def several(
     self: "BatchFit", indices: Sequence[Any] | None = None, *, xscale: str = "linear"
 ) -> Any:
-    """Data and curves of some fits: by default nine, evenly chosen.
+    """Points and curves of some fits: by default nine, evenly chosen.
 
     Args:
         indices: of the leading dimensions.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxfit._core.solution import Status
+from jaxfit._core.certificate import Status
 from jaxfit.fitting.inference._statistics import pattern, quantile
 
 if TYPE_CHECKING:

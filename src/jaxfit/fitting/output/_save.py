@@ -11,9 +11,10 @@ import numpy as np
 
 from jaxfit import losses, models
 from jaxfit._core.options import Options
-from jaxfit._programs.compiled import Static
+from jaxfit._programs.call import Static
+from jaxfit._scipy.observations import Points
 from jaxfit.fitting._points import Observed
-from jaxfit.fitting._problem import Data, pose
+from jaxfit.fitting._problem import pose
 from jaxfit.fitting._programs import Manner
 from jaxfit.models import FunctionModel, Model, Product, Sum, as_model
 
@@ -168,7 +169,7 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     problem = dataclasses.replace(problem, lower=lower, upper=upper, origin=origin)
     count = sum(1 for name in arrays if name[0] == "x" and name[1:].isdigit())
     leaves = [arrays[f"x{i}"] for i in range(count)]
-    data = Data(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))
+    data = Points(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))
     numbers = {
         name.removeprefix("numbers_"): value if value.ndim else value.item()
         for name, value in arrays.items()
