@@ -354,4 +354,4 @@ def test_what_does_not_compile_is_compiled_without(monkeypatch):
     for _ in range(2):
         assert fit(fn=own, options=None).success
     (made,) = [p for p in _compile._programs.values() if id(p) not in programs]
-    assert not program._bears_it
+    assert not made._bears_it
