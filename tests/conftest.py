@@ -1,5 +1,7 @@
 """Under test: float64, strict dtype promotion, eight devices; warnings are errors.
 
+Every annotation of the library is checked when a function is called.
+
 What a test jits by itself is compiled without optimisations, which takes half the time,
 and in most files so is what the library compiles: the same program.
 """
@@ -7,8 +9,11 @@ and in most files so is what the library compiles: the same program.
 import jax
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
 
-from jaxfit._programs import compiled as _compile
+install_import_hook("jaxfit", "typed.checked")  # before any of it is imported
+
+from jaxfit._programs import compiled as _compile  # noqa: E402
 
 AS_FOR_USERS = {  # files whose programs are compiled as they are for users
     *("test_nist", "test_certificate", "test_one_function", "test_first"),

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 import jaxfit
 from jaxfit._programs import compiled as _compile
 from jaxfit._programs.compiled import compiled
-from jaxfit._programs.fingerprint import Reading, lasting_digest
+from jaxfit._programs.digest import lasting_digest
+from jaxfit._programs.fingerprint import Reading
 
 X = np.linspace(0.0, 1.0, 5)
 

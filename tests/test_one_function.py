@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxfit
 from jaxfit import Options
-from jaxfit._core import solve as _solve
+from jaxfit._core.fit import Request, set_up
 from jaxfit._programs import compiled as _compile
 from jaxfit._programs import one_function as _one_function
 from jaxfit._programs import program
@@ -163,7 +163,7 @@ def test_rule_of_a_derivative_is_looked_into(bears):
     def own(p, data):
         return p[0] * decay(p[1] * data[0]) + p[2] - data[1]
 
-    setup = _solve.set_up(own, None, START, (T, Y), None, None, None, ALWAYS)
+    setup = set_up(Request(own, None, START, (T, Y), None, None, None, ALWAYS))
     assert setup.is_one_function == bears
     found = jax.jit(functools.partial(fit, fn=own))()
     np.testing.assert_allclose(found.x, fit(options=NEVER).x, rtol=1e-8)

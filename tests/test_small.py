@@ -232,9 +232,9 @@ def test_inverse(n):
 
 
 def test_gram():
-    rows = np.random.default_rng(0).normal(size=(3, 4, 50))
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 50)))
     batch = jax.vmap(lambda rows: gram(list(rows)))(rows)
-    lanes = gram(list(np.moveaxis(rows, 0, -1)))
+    lanes = gram(list(jnp.moveaxis(rows, 0, -1)))
     for i in range(3):
         expected = rows[i] @ rows[i].T
         for found in (batch[i], lanes[..., i], gram(list(rows[i]))):

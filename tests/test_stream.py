@@ -492,7 +492,7 @@ def test_bad_arguments():
 
 
 def test_progress(capsys, streamed, monkeypatch):
-    monkeypatch.setattr("jaxfit._stream.stream.SHOWN_EVERY", 0)
+    monkeypatch.setattr("jaxfit._programs.progress.SHOWN_EVERY", 0)
     found = solve_stream(residual, START, BLOCKS, progress=True)
     assert_identical(found, streamed)
     line = capsys.readouterr().err

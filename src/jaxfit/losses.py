@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 
@@ -24,7 +25,7 @@ class Loss(eqx.Module):
             another scale does not compile again.
     """
 
-    scale: Float[Array, ""] | float = 1.0
+    scale: ArrayLike = 1.0
 
     def __check_init__(self):
         if isinstance(self.scale, Tracer):

@@ -25,7 +25,7 @@ class BatchArguments(NamedTuple):
         return len(jax.tree.leaves(self.each)[0])
 
 
-def is_none(node) -> bool:
+def is_none(node: Any) -> bool:
     return node is None
 
 
@@ -70,10 +70,10 @@ def split(arguments: tuple, in_axes: Any, numpy: ModuleType) -> BatchArguments:
 def _batch_first(name: str, axes: PyTree, tree: PyTree, numpy: ModuleType) -> PyTree:
     """A tree with its batch axes first, and None in place of leaves without one."""
 
-    def part(axis, subtree):
+    def part(axis: Any, subtree: PyTree) -> PyTree:
         return jax.tree.map(functools.partial(leaf, axis), subtree)
 
-    def leaf(axis, value):
+    def leaf(axis: Any, value: Any) -> Any:
         if axis is None:
             return None
         value = numpy.asarray(value)

@@ -175,7 +175,7 @@ def _in_threads(work: Callable, parts: list) -> Iterator[int]:
     """Each core has parts of its own."""
     is_wide = jax.config.jax_enable_x64
 
-    def in_scope(part):
+    def in_scope(part: tuple[int, int]) -> int:
         with jax.enable_x64(is_wide):
             return work(part)
 

@@ -51,12 +51,13 @@ import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from jaxfit._core.quadratic import Quadratic, Reduced, TrustRegionStep
 from jaxfit._linalg.branches import branch
 from jaxfit._linalg.kernels import (
     Flag,
+    Flags,
     Scalar,
     Vector,
     add_diagonal,
@@ -78,7 +79,7 @@ class Bounds(NamedTuple):
     upper: Vector
 
     @property
-    def free(self) -> Bool[Array, "n *lanes"]:
+    def free(self) -> Flags:
         """Parameters that may move."""
         return self.lower < self.upper
 
@@ -363,9 +364,7 @@ def _descent(
     return _Candidate(-t * gradient, line(t))
 
 
-def _distance_to_bound(
-    x: Vector, step: Vector, bounds: Bounds
-) -> tuple[Scalar, Bool[Array, "n *lanes"]]:
+def _distance_to_bound(x: Vector, step: Vector, bounds: Bounds) -> tuple[Scalar, Flags]:
     """The largest t for which x + t step is within bounds, and which bounds it hits."""
     moving = step != 0
     divisor = jnp.where(moving, step, 1)

@@ -1,6 +1,7 @@
 """The certificate: whether a point may be called a solution."""
 
 import enum
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -71,7 +72,7 @@ _MESSAGES = {
 }
 
 
-def _least_square(dtype) -> float:
+def _least_square(dtype: Any) -> float:
     """Of squares with all digits: below it what has underflowed may count."""
     kind = jnp.finfo(dtype)
     return float(kind.tiny) / float(kind.eps)

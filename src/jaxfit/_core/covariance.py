@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxfit._linalg.inverse import inverse_gram
@@ -20,7 +21,7 @@ class Uncertainty(NamedTuple):
 def uncertainty(
     lin: Linearization,
     free: Bool[Array, " n"],
-    absolute: bool | Bool[Array, ""] = False,
+    absolute: ArrayLike = False,
 ) -> Uncertainty:
     """Covariance of one fit; see `Solution.covariance` for its conventions.
 

@@ -30,6 +30,7 @@ from jaxfit._linalg.branches import batched_in_lanes, branch
 from jaxfit._linalg.inverse import pseudo_inverse
 from jaxfit._linalg.kernels import (
     Flag,
+    Flags,
     Matrix,
     Scalar,
     Vector,
@@ -93,10 +94,10 @@ def differentiable(
     words = Words()
 
     @jax.custom_jvp
-    def solved(arrays):
+    def solved(arrays: PyTree) -> PyTree:
         return words.of(solve(arrays))
 
-    def rule(primals, tangents):
+    def rule(primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
         (arrays,), (directions,) = primals, tangents
         out, moving = solved(arrays), Moving(arrays, directions)
         moved = tangent(
@@ -123,15 +124,15 @@ def differentiable_batch(
     words = Words()
 
     @jax.custom_jvp
-    def solved(each, shared):
+    def solved(each: PyTree, shared: PyTree) -> PyTree:
         return words.of(solve(each, shared))
 
-    def rule(primals, tangents):
+    def rule(primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
         each, common = map(Moving, primals, tangents)
         out = solved(*primals)
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
-        def of_one(one):
+        def of_one(one: tuple) -> PyTree:
             leaves, values, directions, out = one
             return tangent(
                 lambda v: rebuild(each.put(v[0], leaves), common.put(v[1])),
@@ -156,10 +157,10 @@ def derived_from(function: Callable, reference: Callable) -> Callable:
     words = Words()
 
     @jax.custom_jvp
-    def derived(arrays):
+    def derived(arrays: PyTree) -> PyTree:
         return words.of(function(arrays))
 
-    def rule(primals, tangents):
+    def rule(primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
         moving = Moving(primals[0], tangents[0])
         return jax.jvp(
             lambda values: words.of(reference(moving.put(values))),
@@ -192,7 +193,7 @@ class Words:
         return jax.tree.unflatten(structure, map(self._read, leaves, self.kinds))
 
     @staticmethod
-    def _written(leaf, kind):
+    def _written(leaf: Any, kind: Any) -> Any:
         if not _is_whole(kind):
             return leaf
         bits = jnp.asarray(leaf).astype(_unsigned(kind))
@@ -200,7 +201,7 @@ class Words:
         return jnp.stack(words, axis=-1).astype(jnp.float32)
 
     @staticmethod
-    def _read(leaf, kind):
+    def _read(leaf: Any, kind: Any) -> Any:
         if not _is_whole(kind):
             return leaf
         words = jax.lax.stop_gradient(leaf).astype(_unsigned(kind))
@@ -209,15 +210,15 @@ class Words:
         return functools.reduce(jnp.bitwise_or, parts).astype(kind)
 
 
-def _is_whole(kind) -> bool:
+def _is_whole(kind: Any) -> bool:
     return jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.bool_)
 
 
-def _width(kind) -> int:
+def _width(kind: Any) -> int:
     return 16 if jnp.issubdtype(kind, jnp.bool_) else max(16, jnp.iinfo(kind).bits)
 
 
-def _unsigned(kind) -> Any:
+def _unsigned(kind: Any) -> Any:
     return jnp.dtype(f"uint{_width(kind)}")
 
 
@@ -247,13 +248,13 @@ class Moving:
 def _completed(moved: Outcome, out: Outcome) -> Outcome:
     """A tangent with those of the integers, which are words."""
 
-    def completed(leaf, move):
+    def completed(leaf: Any, move: Any) -> Any:
         return 0 * leaf if move is None and leaf is not None else move
 
     return jax.tree.map(completed, out, moved, is_leaf=lambda leaf: leaf is None)
 
 
-def _is_zero(direction) -> bool:
+def _is_zero(direction: Any) -> bool:
     """Whether a tangent is known to be zero, or that of an integer."""
     if isinstance(direction, SymbolicZero):
         return True
@@ -280,7 +281,7 @@ def tangent(
     succeeded, x = outcome.status > 0, outcome.x
     proper = jnp.where(outcome.status == Status.KINK, jnp.nan, 1).astype(x.dtype)
 
-    def gate(tree, factor=1):
+    def gate(tree: PyTree, factor: Any = 1) -> PyTree:
         return jax.tree.map(lambda t: jnp.where(succeeded, factor * t, 0), tree)
 
     directions = gate(directions)
@@ -298,7 +299,8 @@ def tangent(
         lambda x, v: rebuild(v).rows.linearize(x, frame), (x, values), (dx, directions)
     )
     moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
-    none, zero = None, jnp.zeros_like(outcome.optimality)
+    none: Any = None  # in the place of integers
+    zero = jnp.zeros_like(outcome.optimality)
     return Outcome(
         x=dx,
         linearization=gate(moved, proper),
@@ -311,11 +313,13 @@ def tangent(
     )
 
 
-def _changes_of_slope(rebuild, values, directions, outcome):
+def _changes_of_slope(
+    rebuild: Callable, values: PyTree, directions: PyTree, outcome: Outcome
+) -> tuple[Matrix, Vector]:
     """Derivatives of the gradient of the cost: by x, and along the directions."""
     x = outcome.x
 
-    def slope(x, values):
+    def slope(x: Vector, values: PyTree) -> Vector:
         return rebuild(values).rows.slope(x)
 
     _, change = jax.jvp(lambda v: slope(x, v), (values,), (directions,))
@@ -325,7 +329,9 @@ def _changes_of_slope(rebuild, values, directions, outcome):
     return 0.5 * (hessian + hessian.T), change
 
 
-def _on_face(x, slope, bounds, moved):
+def _on_face(
+    x: Vector, slope: Vector, bounds: Bounds, moved: Any
+) -> tuple[Flags, Vector]:
     """Which parameters are free, and how the others move with their bounds.
 
     A parameter is held by a bound if it lies there and the gradient pushes outward.

@@ -118,8 +118,8 @@ def _shares(flags: Bool[Array, " m"], dtype: Any) -> Float[Array, " m"]:
 
 
 def along_kink(
-    numbers: tuple[Matrix, Matrix], search: Any, point: Any
-) -> tuple[Matrix, Matrix]:
+    numbers: tuple[Float[Array, "k k"], Matrix], search: Any, point: Any
+) -> tuple[Float[Array, "k k"], Matrix]:
     """Of a linearization: the slope for a gradient, and the Jacobian along the kink.
 
     Only in directions in which all corners agree has the cost a curvature, and only

@@ -26,7 +26,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxfit._core.bounds import Bounds
 from jaxfit._core.certificate import RUNNING, Status
@@ -96,7 +96,7 @@ class Search(eqx.Module):
         """Whether the trial is the point itself, with the slope for its gradient."""
         return self.mode == ADOPT
 
-    def seen(self, sample: Linearization, point) -> tuple[Linearization, Columns]:
+    def seen(self, sample: Linearization, point: Any) -> tuple[Linearization, Columns]:
         """The linearization at the trial point, that along the kink where it adopts,
         and its columns, which then have their whole length."""
         numbers = varying_with((sample.normal, sample.frame), point.x)
@@ -113,7 +113,7 @@ class Search(eqx.Module):
         moves = columns.moves | (self.adopts & (whole > 0))
         return linearization, columns._replace(squared_norms=lengths, moves=moves)
 
-    def look(self, here) -> Vector:
+    def look(self, here: Here) -> Vector:
         """Where to look for a descent: down a corner, or anywhere."""
         m, n = self.corners.shape
         anywhere = np.random.default_rng(0).normal(size=(2 * m, n))
@@ -123,7 +123,7 @@ class Search(eqx.Module):
         directions = jnp.concatenate([used, anywhere[m:]])
         return lax.dynamic_index_in_dim(directions, self.turn, keepdims=False)
 
-    def is_wanted(self, status, finishing) -> Flag:
+    def is_wanted(self, status: Int[Array, "*lanes"], finishing: Flag) -> Flag:
         """Whether `searched` is to decide what follows a trip with this end."""
         stalled = (status == Status.STALLED) & ~finishing
         goes_on = (self.mode != OVER) & (status != Status.MAX_STEPS)
@@ -139,12 +139,14 @@ class Turn(NamedTuple):
     finishing: Flag
 
     @classmethod
-    def of(cls, state) -> "Turn":
+    def of(cls, state: Any) -> "Turn":
         """What a state says of it."""
         return cls(state.search, state.trial, state.status, state.finishing)
 
 
-def searched(bounds: Bounds | None, before, after, sample: Linearization) -> Turn:
+def searched(
+    bounds: Bounds | None, before: Any, after: Any, sample: Linearization
+) -> Turn:
     """What follows a trip of a search, or a fit that has stalled.
 
     Args:
@@ -158,7 +160,7 @@ def searched(bounds: Bounds | None, before, after, sample: Linearization) -> Tur
     )
 
 
-def _stepped(here, before, after, sample) -> Turn:
+def _stepped(here: Here, before: Any, after: Any, sample: Linearization) -> Turn:
     """It has stalled, or adopted the slope of a hull, or made a step with it.
 
     A hull is begun where it stalls, after a step, and, where the point is certified, a
@@ -203,7 +205,7 @@ def _stepped(here, before, after, sample) -> Turn:
     )
 
 
-def _sampled(here, before, after, sample) -> Turn:
+def _sampled(here: Here, before: Any, after: Any, sample: Linearization) -> Turn:
     """A sample makes the hull larger, or completes it, or is a check passed."""
     search, seen = before.search, _Seen.of(here, before, sample)
     m, checking = len(search.weights), search.mode == CHECK
@@ -250,12 +252,12 @@ def _sampled(here, before, after, sample) -> Turn:
     )
 
 
-def _first_true(flags):
+def _first_true(flags: Bool[Array, " m"]) -> Bool[Array, " m"]:
     """The first flag that is true, alone."""
     return flags & (jnp.cumsum(flags) == 1)
 
 
-def _visit(trial, x):
+def _visit(trial: Any, x: Vector) -> Any:
     """A trial of which no model expects anything."""
     zero = jnp.zeros_like(trial.length)
     no = zero != 0
@@ -264,7 +266,7 @@ def _visit(trial, x):
     )
 
 
-def _shortened(trial, x):
+def _shortened(trial: Any, x: Vector) -> Any:
     """A quarter of a step along the kink; damped steps would leave it."""
     slope, bend = trial.slope / 4, (trial.slope - trial.predicted) / 16
     return dataclasses.replace(
@@ -289,7 +291,7 @@ class _Seen(NamedTuple):
     lower: Flag  # or downwards
 
     @classmethod
-    def of(cls, here, before, sample):
+    def of(cls, here: Here, before: Any, sample: Linearization) -> "_Seen":
         shift = before.trial.x - here.point.x
         bend = matvec(sample.hessian, shift)
         gradient = sample.gradient - bend

@@ -29,6 +29,7 @@ from jaxfit._core.state import State, is_running, reached, restarted
 from jaxfit._core.trip import trip
 from jaxfit._linalg.branches import choose, varying_with
 from jaxfit._programs.memory import Budget
+from jaxfit._rows.linearization import Frame, Linearization
 
 # Lanes wait until this part of them has finished.
 REFILL = 8
@@ -57,14 +58,14 @@ class Many(NamedTuple):
     def started(self, own: PyTree) -> tuple[State, Setting]:
         """States of some fits before their first trip, and their settings."""
 
-        def of_one(own):
+        def of_one(own: PyTree) -> tuple[Setting, Array]:
             setup = self.setup(own)
             return setup.setting, setup.start
 
         setting, start = jax.vmap(of_one, out_axes=-1)(own)
         return initial_state(setting, start), setting
 
-    def entered(self, places, own: PyTree) -> tuple[State, Setting]:
+    def entered(self, places: Int[Array, " K"], own: PyTree) -> tuple[State, Setting]:
         """`started` of the fits in some places; what is not fitted rests."""
         state, setting = self.started(own)
         idle = places >= self.number
@@ -81,7 +82,7 @@ class Many(NamedTuple):
     def linearize(self, own: PyTree) -> Callable:
         """The linearizations of some fits."""
 
-        def of_one(own, x, frame):
+        def of_one(own: PyTree, x: Array, frame: Frame) -> Linearization:
             return self.setup(own).rows.in_columns(False).linearize(x, frame)
 
         in_lanes = jax.vmap(of_one, in_axes=(0, -1, -1), out_axes=-1)
@@ -113,7 +114,7 @@ def worked_through(
     lanes: int | None,
     each: PyTree,
     shared: PyTree,
-    idle,
+    idle: Bool[Array, " N"] | None,
     number: int,
 ) -> PyTree:
     """What is reported of each of so many fits.
@@ -137,10 +138,10 @@ def worked_through(
     refill = max(1, lanes // REFILL)
     queue = varying_with(_filled(many, lanes), each)
 
-    def is_unfinished(queue):
+    def is_unfinished(queue: Queue) -> Bool[Array, ""]:
         return jnp.any(queue.index < number)
 
-    def work(queue):
+    def work(queue: Queue) -> Queue:
         queue = _until_refill(many, refill, queue)
         return _refilled(many, refill, queue)
 
@@ -155,7 +156,7 @@ def _default_lanes(many: Many) -> int:
     return ROOM.holds(rows * (n + 2) * np.dtype(dtype).itemsize)
 
 
-def _some(tree: PyTree, places) -> PyTree:
+def _some(tree: PyTree, places: Any) -> PyTree:
     """The arrays of some fits."""
     return jax.tree.map(lambda leaf: leaf.at[places].get(mode="clip"), tree)
 
@@ -186,12 +187,12 @@ def _until_refill(many: Many, refill: int, queue: Queue) -> Queue:
     linearize, agreed = many.linearize(queue.own), many.rows.agreed
     lanes = len(queue.index)
 
-    def goes_on(state):
+    def goes_on(state: State) -> Bool[Array, ""]:
         running = is_running(state)
         resting = lanes - jnp.sum(running, dtype=jnp.int32)
         return jnp.any(running) & ((resting < refill) | (queue.taken >= many.number))
 
-    def one_trip(state):
+    def one_trip(state: State) -> State:
         new = agreed(trip(linearize, queue.setting, state))
         return choose(is_running(state), new, state)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxfit._linalg.precision import precision_of
@@ -16,11 +17,11 @@ from jaxfit._rows.ways import Chunked, Sharded, Whole
 from jaxfit.losses import Loss
 
 
-def _is_known(value) -> bool:
+def _is_known(value: Any) -> bool:
     return value is not None and not isinstance(value, Tracer)
 
 
-def _check_number(name: str, value, least: float) -> None:
+def _check_number(name: str, value: Any, least: float) -> None:
     if not _is_known(value):
         return
     array = np.asarray(value)
@@ -58,10 +59,10 @@ class Options(eqx.Module):
             harm; True, in any program; False, never. See `_programs/one_function.py`.
     """
 
-    ftol: Float[Array, ""] | float | None = None
-    xtol: Float[Array, ""] | float | None = None
-    gtol: Float[Array, ""] | float | None = None
-    max_steps: Int[Array, ""] | int | None = None
+    ftol: ArrayLike | None = None
+    xtol: ArrayLike | None = None
+    gtol: ArrayLike | None = None
+    max_steps: ArrayLike | None = None
     x_scale: Any = eqx.field(
         default="jac",
         converter=lambda x: None if isinstance(x, str) and x == "jac" else x,
@@ -126,7 +127,7 @@ class Limits(NamedTuple):
     max_steps: Int[Array, ""]
 
 
-def resolve(options: Options, n: int, dtype) -> Limits:
+def resolve(options: Options, n: int, dtype: Any) -> Limits:
     """Fill in the defaults for n parameters of this dtype."""
     options = filled(options, n, dtype)
     tolerances = options.ftol, options.xtol, options.gtol
@@ -144,13 +145,13 @@ def without_callable(options: Options) -> tuple[Options, Any]:
     return dataclasses.replace(options, jac=None), options.jac
 
 
-def check_callable(fn, name: str, expected: str) -> None:
+def check_callable(fn: Any, name: str, expected: str) -> None:
     """Refuse what is no function."""
     if not callable(fn):
         raise TypeError(f"{name} is {fn!r}; expected {expected}.")
 
 
-def check_arguments(loss, options, rows) -> None:
+def check_arguments(loss: Any, options: Any, rows: Any) -> None:
     """Refuse arguments of the wrong class."""
     if not isinstance(options, Options):
         raise TypeError(f"options is {options!r}; expected jaxfit.Options(...).")
@@ -162,7 +163,7 @@ def check_arguments(loss, options, rows) -> None:
         )
 
 
-def check_loss(loss) -> None:
+def check_loss(loss: Any) -> None:
     """Refuse what is no loss."""
     if not (loss is None or isinstance(loss, Loss)):
         raise TypeError(

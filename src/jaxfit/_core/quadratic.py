@@ -12,7 +12,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxfit._linalg.branches import branch
 from jaxfit._linalg.inverse import is_lossy, swept
@@ -198,11 +198,11 @@ def trust_region_step(
     )
     everywhere = reduced.rhs == reduced.rhs
 
-    def unfinished(carry):
+    def unfinished(carry: tuple) -> Bool[Array, ""]:
         *_, done, trips = carry
         return jnp.any(~done) & (trips <= SECULAR_MAX_TRIPS)
 
-    def newton_step(carry):
+    def newton_step(carry: tuple) -> tuple:
         alpha, lower, upper, _, settled, done, trips = carry
         outside = (alpha < lower) | (alpha > upper) | (alpha == 0)
         restart = jnp.maximum(0.001 * upper, jnp.sqrt(lower * upper))

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, PyTree
 
 from jaxfit._core.certificate import Status
 from jaxfit._core.covariance import Uncertainty, uncertainty
@@ -23,6 +24,9 @@ from jaxfit._rows.linearization import COUNT_BASE, Linearization
 
 # The result
 
+
+# of JAX, or of NumPy where a fit was done part by part
+Numbers = jax.Array | np.ndarray
 
 FEW = 4096  # fits whose errors are computed by a program that is compiled in haste
 
@@ -73,17 +77,17 @@ class Solution(eqx.Module):
         linearization: the problem at x, as n x n numbers.
     """
 
-    x: PyTree[Float[Array, "..."]]
-    status: Int[Array, "*batch"]
-    optimality: Float[Array, "*batch"]
-    steps: Int[Array, "*batch"]
-    nfev: Int[Array, "*batch"]
+    x: PyTree[Float[Numbers, "..."]]
+    status: Int[Numbers, "*batch"]
+    optimality: Float[Numbers, "*batch"]
+    steps: Int[Numbers, "*batch"]
+    nfev: Int[Numbers, "*batch"]
     linearization: Linearization
-    bounds_active: Int[Array, "*batch n"] | None  # None: a fit without bounds
-    bounds_free: Bool[Array, "*batch n"] | None
+    bounds_active: Int[Numbers, "*batch n"] | None  # None: a fit without bounds
+    bounds_free: Bool[Numbers, "*batch n"] | None
 
     @property
-    def cost(self) -> Float[Array, "*batch"]:
+    def cost(self) -> Float[Numbers, "*batch"]:
         """Half the sum of the loss; infinite if the start could not be evaluated."""
         return self._each(lambda lin: lin.cost, self.linearization)
 
@@ -104,17 +108,17 @@ class Solution(eqx.Module):
         return words[..., 0] * COUNT_BASE + words[..., 1]
 
     @property
-    def njev(self) -> Int[Array, "*batch"]:
+    def njev(self) -> Int[Numbers, "*batch"]:
         """Evaluations of the Jacobian: one with every evaluation of the residuals."""
         return self.nfev
 
     @property
-    def gradient(self) -> PyTree[Float[Array, "..."]]:
+    def gradient(self) -> PyTree[Float[Numbers, "..."]]:
         """The gradient of the cost, in the structure of `x0`."""
         return self._like_x(self._each(lambda lin: lin.gradient, self.linearization))
 
     @property
-    def active(self) -> PyTree[Int[Array, "..."]]:
+    def active(self) -> PyTree[Int[Numbers, "..."]]:
         """For each parameter -1 at its lower bound, 1 at its upper bound, else 0."""
         active = self.bounds_active
         if active is None:
@@ -122,14 +126,14 @@ class Solution(eqx.Module):
         return self._like_x(active)
 
     @property
-    def free(self) -> Bool[Array, "*batch n"]:
+    def free(self) -> Bool[Numbers, "*batch n"]:
         """Parameters whose bounds differ, in `ravel` order."""
         if self.bounds_free is None:
             return jnp.ones(self._shape, bool)
         return self.bounds_free
 
     @property
-    def success(self) -> Bool[Array, "*batch"]:
+    def success(self) -> Bool[Numbers, "*batch"]:
         """Whether the fit ended well, `status > 0`: a certificate, see `Solution`."""
         return self.status > 0
 
@@ -144,9 +148,7 @@ class Solution(eqx.Module):
         return messages.item() if messages.ndim == 0 else messages
 
     @_at_once
-    def covariance(
-        self, absolute: bool | Bool[Array, ""] = False
-    ) -> Float[Array, "*batch n n"]:
+    def covariance(self, absolute: ArrayLike = False) -> Float[Numbers, "*batch n n"]:
         """Covariance of the parameters in `ravel` order.
 
         The inverse of JᵀJ over the free parameters, times the variance of a residual.
@@ -165,7 +167,7 @@ class Solution(eqx.Module):
         return self.uncertainty(absolute).covariance
 
     @_at_once
-    def determined(self) -> PyTree[Bool[Array, "..."]]:
+    def determined(self) -> PyTree[Bool[Numbers, "..."]]:
         """Which parameters the data determine, in the structure of `x`.
 
         By the rank of JᵀJ, its columns scaled to one, and not by the number of points:
@@ -175,7 +177,7 @@ class Solution(eqx.Module):
         return self._like_x(self.uncertainty().determined)
 
     @_at_once
-    def uncertainty(self, absolute: bool | Bool[Array, ""] = False) -> Uncertainty:
+    def uncertainty(self, absolute: ArrayLike = False) -> Uncertainty:
         """`covariance` and `determined` at once, both in `ravel` order."""
         of_one = functools.partial(uncertainty, absolute=absolute)
         found = self._each(of_one, self.linearization, self.free)
@@ -183,7 +185,7 @@ class Solution(eqx.Module):
         return found._replace(determined=found.determined | on_kink)
 
     @_at_once
-    def stderr(self, absolute: bool = False) -> PyTree[Float[Array, "..."]]:
+    def stderr(self, absolute: ArrayLike = False) -> PyTree[Float[Numbers, "..."]]:
         """Standard errors in the structure of `x`; see `covariance`."""
         covariance = self.covariance(absolute)
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
@@ -194,7 +196,7 @@ class Solution(eqx.Module):
         return self._like_x(jnp.where(proper, root, improper))
 
     @_at_once
-    def correlation(self) -> Float[Array, "*batch n n"]:
+    def correlation(self) -> Float[Numbers, "*batch n n"]:
         """Correlation of the parameters; NaN where a variance is zero or infinite."""
         covariance = self.covariance()
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
@@ -244,7 +246,7 @@ class Solution(eqx.Module):
             fn = jax.vmap(fn)
         return fn(*arguments)
 
-    def _like_x(self, vector):
+    def _like_x(self, vector: Numbers) -> PyTree:
         """Split (..., n) into the structure and shapes of `x`."""
         leaves, structure = jax.tree.flatten(self.x)
         batch = self.status.shape

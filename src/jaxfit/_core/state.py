@@ -4,6 +4,7 @@ import dataclasses
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from jaxfit._core.bounds import ScaledModel
@@ -80,7 +81,7 @@ class State(eqx.Module):
     start_cost: Scalar
 
 
-def is_running(state: State) -> Flag:
+def is_running(state: State) -> ArrayLike:
     """Whether another trip follows."""
     return (state.status == RUNNING) | state.finishing
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def branch(
     if needed.size == 0:
         return found
 
-    def corrected(found, *operands):
+    def corrected(found: PyTree, *operands: PyTree) -> PyTree:
         return choose(needed, then(*operands), found)
 
     return lax.cond(
@@ -65,7 +66,7 @@ def varying_with(tree: PyTree, others: PyTree) -> PyTree:
     return tree
 
 
-def _choose_either(mark, value):
+def _choose_either(mark: Flag, value: Any) -> Any:
     return jnp.where(mark, value, value)
 
 
@@ -84,8 +85,8 @@ def batched_in_lanes(kernel: Callable) -> Callable:
     batching = custom_vmap(kernel)
 
     @batching.def_vmap
-    def rule(size, in_batched, *args):
-        def to_lanes(x, is_batched):
+    def rule(size: int, in_batched: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
+        def to_lanes(x: Any, is_batched: bool) -> Any:
             if is_batched:
                 return jnp.moveaxis(x, 0, -1)
             return jnp.broadcast_to(x[..., None], (*x.shape, size))

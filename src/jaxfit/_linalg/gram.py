@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxfit._linalg.branches import lanes_first
 from jaxfit._linalg.kernels import MANY
@@ -25,32 +25,31 @@ def gram(rows: Sequence[Float[Array, "m *lanes"]]) -> Float[Array, "k k *lanes"]
     return _gram_reduced(rows)
 
 
-def _product(a, b):
-    a, b = jnp.stack(a), jnp.stack(b)
-    return jnp.dot(a, b.T, precision=lax.Precision.HIGHEST)
+def _product(a: Sequence[Array], b: Sequence[Array]) -> Array:
+    return jnp.dot(jnp.stack(a), jnp.stack(b).T, precision=lax.Precision.HIGHEST)
 
 
 @jax.custom_jvp
-def _gram_one(rows):
+def _gram_one(rows: list) -> Array:
     return _gram_kernel(rows)
 
 
 @_gram_one.defjvp
-def _gram_jvp(primals, tangents):
+def _gram_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     """By plain products, which any other derivative can be taken of."""
     half = _product(primals[0], tangents[0])
     return _gram_one(primals[0]), half + half.T
 
 
 @custom_vmap
-def _gram_kernel(rows):
+def _gram_kernel(rows: list) -> Array:
     return lax.platform_dependent(
         rows, cpu=_gram_reduced, default=lambda rows: _product(rows, rows)
     )
 
 
 @_gram_kernel.def_vmap
-def _gram_rule(size, in_batched, rows):
+def _gram_rule(size: int, in_batched: PyTree, rows: list) -> tuple[Array, bool]:
     rows = [
         jnp.moveaxis(row, 0, -1) if is_batched else row[:, None]
         for row, is_batched in zip(rows, in_batched[0], strict=True)
@@ -60,12 +59,12 @@ def _gram_rule(size, in_batched, rows):
     return lanes_first(matrix), True
 
 
-def _gram_reduced(rows):
+def _gram_reduced(rows: Sequence[Array]) -> Array:
     k, rows = len(rows), jnp.broadcast_arrays(*rows)
     if k > MANY + 1:
-        rows = jnp.stack(rows)
+        stacked = jnp.stack(rows)
         return jnp.einsum(
-            "im...,jm...->ij...", rows, rows, precision=lax.Precision.HIGHEST
+            "im...,jm...->ij...", stacked, stacked, precision=lax.Precision.HIGHEST
         )
     lower = [(i, j) for i in range(k) for j in range(i + 1)]
     zero = jnp.zeros((), rows[0].dtype)

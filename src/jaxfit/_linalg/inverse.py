@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from jaxfit._linalg.branches import batched_in_lanes, branch
 from jaxfit._linalg.kernels import (
     Flag,
+    Flags,
     Matrix,
     Scalar,
     Vector,
@@ -54,7 +55,7 @@ class Inverse(NamedTuple):
     pivot: Scalar  # the least, of the matrix scaled to unit diagonal
 
 
-def swept(matrix: Matrix, free: Bool[Array, "n *lanes"]) -> Inverse:
+def swept(matrix: Matrix, free: Flags) -> Inverse:
     """The inverse of a positive definite matrix over the free parameters.
 
     By one sweep for each parameter: Goodnight, "A tutorial on the SWEEP operator", The
@@ -77,12 +78,12 @@ def swept(matrix: Matrix, free: Bool[Array, "n *lanes"]) -> Inverse:
     return Inverse(inverse * size[:, None] * size[None], pivot)
 
 
-def _by_sweeps(unit):
+def _by_sweeps(unit: Matrix) -> tuple[Matrix, Scalar]:
     n = len(unit)
     place = jnp.arange(n).reshape(n, *[1] * (unit.ndim - 2))
     rounding = n * jnp.finfo(unit.dtype).eps
 
-    def sweep(k, carry):
+    def sweep(k: Any, carry: tuple) -> tuple:
         # a - u uᵀ / pivot, with the pivot's own entry of u less by one, is a sweep but
         # for 2 on the diagonal
         a, lowest = carry
@@ -97,7 +98,7 @@ def _by_sweeps(unit):
     return jnp.where(on_diagonal(unit[0]), 2 - a, -a), lowest
 
 
-def _by_cholesky(unit):
+def _by_cholesky(unit: Matrix) -> tuple[Matrix, Scalar]:
     root = jnp.linalg.cholesky(unit)
     half = lax.linalg.triangular_solve(
         root, identity(unit[0]), left_side=True, lower=True
@@ -116,7 +117,7 @@ class GramInverse(NamedTuple):
     """(JᵀJ)⁻¹, and the parameters that it leaves undetermined."""
 
     matrix: Matrix
-    undetermined: Bool[Array, "n *lanes"]
+    undetermined: Flags
 
 
 def inverse_gram(
@@ -135,17 +136,19 @@ def inverse_gram(
 
 
 @jax.custom_jvp
-def _differentiable(gram, frame, free) -> GramInverse:
+def _differentiable(gram: Matrix, frame: Matrix, free: Any) -> GramInverse:
     return _kernel(gram, frame, free)
 
 
 @_differentiable.defjvp  # pyright: ignore[reportArgumentType]
-def _inverse_gram_jvp(primals, tangents):
+def _inverse_gram_jvp(
+    primals: tuple, tangents: tuple
+) -> tuple[GramInverse, GramInverse]:
     """dC = -C dB C with B = JᵀJ: plain products, so that reverse mode works too."""
     gram, frame, free = primals
     found = inverse_gram(gram, frame, free)
 
-    def matrix(gram, frame):
+    def matrix(gram: Matrix, frame: Matrix) -> Matrix:
         return matmul(transpose(frame), matmul(gram, frame))
 
     _, change = jax.jvp(matrix, (gram, frame), tangents[:2])
@@ -154,7 +157,7 @@ def _inverse_gram_jvp(primals, tangents):
     return found, GramInverse(change, none)
 
 
-def _inverse_gram(gram, frame, free):
+def _inverse_gram(gram: Matrix, frame: Matrix, free: Any) -> GramInverse:
     inverse, pivot = swept(gram, free)
     return seldom(
         is_lossy(pivot) | is_framed(frame),
@@ -167,7 +170,7 @@ def _inverse_gram(gram, frame, free):
 _kernel = batched_in_lanes(_inverse_gram)  # one function, which JAX knows again
 
 
-def _inverse_by_rotations(gram, frame, free):
+def _inverse_by_rotations(gram: Matrix, frame: Matrix, free: Any) -> GramInverse:
     """The same, the columns scaled to one."""
     norms = jnp.sqrt(diagonal(matmul(transpose(frame), matmul(gram, frame))))
     norms = jnp.where(norms > 0, norms, 1)
@@ -200,7 +203,7 @@ def pseudo_inverse(
 
 
 @pseudo_inverse.defjvp
-def _pseudo_inverse_jvp(primals, tangents):
+def _pseudo_inverse_jvp(primals: tuple, tangents: tuple) -> tuple[Matrix, Matrix]:
     """dK = -K dH K, exact for a Hessian whose rank does not change."""
     hessian, free = primals
     inverse = pseudo_inverse(hessian, free)
@@ -208,14 +211,14 @@ def _pseudo_inverse_jvp(primals, tangents):
 
 
 @batched_in_lanes
-def _pseudo_inverse(hessian: Matrix, free: Flag) -> Matrix:
+def _pseudo_inverse(hessian: Matrix, free: Flags) -> Matrix:
     inverse, pivot = swept(hessian, free)
     return branch(
         is_lossy(pivot), _pseudo_by_rotations, lambda *_: inverse, hessian, free
     )
 
 
-def _pseudo_by_rotations(hessian, free):
+def _pseudo_by_rotations(hessian: Matrix, free: Any) -> Matrix:
     """From the eigenvalues of the matrix scaled to a diagonal of one.
 
     Its inverse on the range, brought back to the units of the parameters, is a

@@ -10,13 +10,14 @@ NumPy's rules, and in lanes every operation is one long vector operation.
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 MANY = 12  # parameters: of more, LAPACK serves one fit
 
 Scalar = Float[Array, "*lanes"]
 Flag = Bool[Array, "*lanes"]
 Vector = Float[Array, "n *lanes"]
+Flags = Bool[Array, "n *lanes"]  # one for each parameter
 Matrix = Float[Array, "n n *lanes"]
 
 
@@ -65,30 +66,34 @@ def norm(vector: Vector) -> Scalar:
     return jnp.sqrt(inner(vector, vector))
 
 
-def matvec(matrix: Matrix, vector: Vector) -> Vector:
+def matvec(
+    matrix: Float[Array, "m n *lanes"], vector: Vector
+) -> Float[Array, "m *lanes"]:
     """Matrix times vector."""
     if is_lanes(vector):
         return total(matrix * vector[None], axis=1)
     return _dot(matrix, vector)
 
 
-def matmul(a: Matrix, b: Matrix) -> Matrix:
+def matmul(
+    a: Float[Array, "m k *lanes"], b: Float[Array, "k n *lanes"]
+) -> Float[Array, "m n *lanes"]:
     """Matrix times matrix."""
     if a.ndim == 2 and max(*a.shape, *b.shape) > MANY + 1:
         return _dot(a, b)
     return total(a[:, :, None] * b[None], axis=1)
 
 
-def _dot(a, b):
+def _dot(a: Array, b: Array) -> Array:
     return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
 
 
-def transpose(matrix: Matrix) -> Matrix:
+def transpose(matrix: Float[Array, "m n *lanes"]) -> Float[Array, "n m *lanes"]:
     """The transposed matrix."""
     return jnp.swapaxes(matrix, 0, 1)
 
 
-def outer(a: Vector, b: Vector) -> Matrix:
+def outer(a: Shaped[Array, "m *lanes"], b: Shaped[Array, "n *lanes"]) -> Array:
     """a bᵀ."""
     return a[:, None] * b[None]
 
@@ -125,7 +130,9 @@ def on_diagonal(vector: Vector) -> np.ndarray:
     return np.eye(n, dtype=bool).reshape(n, n, *[1] * (vector.ndim - 1))
 
 
-def bordered(matrix: Matrix, vector: Vector, number: Scalar) -> Matrix:
+def bordered(
+    matrix: Matrix, vector: Vector, number: Scalar
+) -> Float[Array, "k k *lanes"]:
     """A symmetric matrix with another row and column."""
     rows = jnp.concatenate([matrix, vector[None]])
     column = jnp.concatenate([vector, number[None]])

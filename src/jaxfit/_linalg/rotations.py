@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from jaxfit._linalg.branches import varying_with
 from jaxfit._linalg.kernels import (
@@ -93,7 +94,9 @@ def diagonalised_together(
     return [Diagonal(*own) for own in zip(*leaves, strict=True)]
 
 
-def _by_rotations(metric, vectors, curvature):
+def _by_rotations(
+    metric: Matrix, vectors: Matrix, curvature: Vector
+) -> tuple[Vector, Matrix, Matrix]:
     """Values, V and F V, by rotations of rows with a column of F each, and one of V."""
     eye, n = jnp.broadcast_to(identity(curvature), vectors.shape), len(curvature)
     rows = jnp.concatenate([transpose(vectors), eye], axis=1)
@@ -102,14 +105,18 @@ def _by_rotations(metric, vectors, curvature):
     return values, transpose(rows[:, n:]), transpose(rows[:, :n])
 
 
-def _images(rows, metric, curvature):
+def _images(
+    rows: Array,
+    metric: Matrix,
+    curvature: Vector,
+) -> Array:
     """What the inner product with a row is taken of: those of F by the metric."""
     n = len(metric)
     parts = matmul(rows[:, :n], metric), rows[:, n:] * curvature[None]
     return jnp.concatenate(parts, axis=1)
 
 
-def _rotated(rows, metric, curvature):
+def _rotated(rows: Array, metric: Matrix, curvature: Vector) -> Array:
     """Rows of which no two have an inner product that is more than rounding.
 
     Pairs come in turn, until none of a whole round has needed a rotation.
@@ -121,11 +128,11 @@ def _rotated(rows, metric, curvature):
     if number == 0:
         return rows
 
-    def goes_on(carry):
+    def goes_on(carry: tuple) -> Flag:
         _, quiet, turn = carry
         return (quiet < number) & (turn < SWEEPS * number)
 
-    def rotate(carry):
+    def rotate(carry: tuple) -> tuple:
         rows, quiet, turn = carry
         p, q = jnp.asarray(pairs, jnp.int32)[turn % number]
         pair = [lax.dynamic_index_in_dim(rows, i, keepdims=False) for i in (p, q)]
@@ -148,7 +155,9 @@ def _rotated(rows, metric, curvature):
     return lax.while_loop(goes_on, rotate, varying_with(start, (rows, metric)))[0]
 
 
-def _by_lapack(metric, vectors, curvature, is_definite):
+def _by_lapack(
+    metric: Matrix, vectors: Matrix, curvature: Vector, is_definite: bool
+) -> tuple[Vector, Matrix, Matrix]:
     """The same, where G is definite by singular values of a root of it times F."""
     if not is_definite:
         matrix = matmul(transpose(vectors), matmul(metric, vectors))

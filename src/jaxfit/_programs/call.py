@@ -7,7 +7,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from jaxfit._programs.fingerprint import Part, Reading, content
+from jaxfit._programs.content import content
+from jaxfit._programs.fingerprint import Part, Reading
 from jaxfit._programs.names import is_pure
 
 STRUCTURES = 128  # of arguments, that are remembered
@@ -113,7 +114,7 @@ def _described(reading: Reading, node: Any) -> tuple[Hashable, bool]:
     return (type(node), reading.by_value(static), keys), is_plain
 
 
-def _is_plain(static) -> bool:
+def _is_plain(static: Any) -> bool:
     """Whether the static part of a pytree node is only types and names.
 
     Equal numbers may differ in type, functions in what they close over.

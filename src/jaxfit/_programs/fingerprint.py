@@ -15,10 +15,8 @@ counts or logs while it is traced is a side effect and stays out: see `places.py
 """
 
 import builtins
-import dis
 import enum
 import functools
-import hashlib
 import importlib.util
 import io
 import sys
@@ -35,7 +33,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxfit._programs.names import imports_in, is_pure, names_in, package_of
+from jaxfit._programs.content import (
+    can_be_copied,
+    content,
+    has_many_numbers,
+    is_plain_object,
+    plain_content,
+    table_of,
+)
+from jaxfit._programs.names import (
+    can_tell,
+    imports_in,
+    is_pure,
+    names_in,
+    package_of,
+    readable_code,
+)
 from jaxfit._programs.places import Place, Snapshot, noted
 from jaxfit._programs.splits import (
     CONSTANTS,
@@ -55,8 +68,6 @@ from jaxfit._programs.splits import (
     split_tuple,
 )
 
-FEW = 32  # numbers in a container that become inputs one by one
-
 # What these give stands nowhere in the function.
 OUTSIDE = {"__import__", "eval", "exec", "input", "open"}
 READERS = {
@@ -66,11 +77,6 @@ READERS = {
     "sys": {"_getframe", "modules"},
     "pandas": {"read_csv", "read_excel", "read_hdf", "read_parquet", "read_table"},
 }
-# By these a function can tell a number from a tracer without an error.
-TYPES = {"isinstance", "issubclass", "type", "hasattr", "getattr", "__class__"}
-TYPES |= {"callable", "format", "isscalar", "repr", "str"}
-STEPS = {"CONVERT_VALUE", "FORMAT_SIMPLE", "FORMAT_VALUE", "FORMAT_WITH_SPEC"}
-STEPS |= {"IS_OP", "MATCH_CLASS"}
 IDENTITY = {"id", "hash"}  # and by these a copy from what it was made of
 FLOATS, WHOLE = "efdFD", "?bBhHiIlLqQ"  # types of arrays that JAX takes
 OPAQUE = type(threading.Lock()), type(threading.RLock())
@@ -238,8 +244,8 @@ class Reading:
 
     def _split(self, value: Any) -> Split | None:
         kind = type(value)
-        if (table := _table(value)) is not None:
-            return Split((kind, table))
+        if (numbers := table_of(value)) is not None:
+            return Split((kind, numbers))
         if isinstance(value, ModuleNames):
             return self._split_module(value)
         if isinstance(value, types.ModuleType):
@@ -268,11 +274,11 @@ class Reading:
             return Split(self._identity(value), [Child(vars(value))])
         if package in ("jax", "jaxlib"):
             return Split(self._identity(value))
-        if not _is_plain_object(value):
+        if not is_plain_object(value):
             return None
         if isinstance(value, eqx.Module) or package is None:
             split = self._with_class(value, split_object(value))
-            return split._replace(copy=split.copy if _can_be_copied(kind) else None)
+            return split._replace(copy=split.copy if can_be_copied(kind) else None)
         return None
 
     def _look_for_readers(self) -> None:
@@ -301,18 +307,18 @@ class Reading:
         module = space.get("__name__")
         if package_of(module) is not None:  # its globals do not count, or as a whole
             self.is_plain &= is_pure(module) and not (
-                package_of(module) in sys.stdlib_module_names and _can_tell(code)
+                package_of(module) in sys.stdlib_module_names and can_tell(code)
             )
             key = self._identity(function) if self.lasting else code
             return split_function(function, (), (key, self._state_of(module)))
-        self.is_plain &= not _can_tell(code)
+        self.is_plain &= not can_tell(code)
         names = names_in(code)
         self._names.update(names)
         self._look_for_readers()
         self.is_movable &= not IDENTITY.intersection(names)
         if any(n in names and n not in space for n in OUTSIDE if hasattr(builtins, n)):
             self._unknown()
-        key = _readable(code) if self.lasting else code, self._imported(code, space)
+        key = readable_code(code) if self.lasting else code, self._imported(code, space)
         return split_function(function, names, key)
 
     def _imported(self, code: types.CodeType, space: dict) -> Hashable:
@@ -337,7 +343,7 @@ class Reading:
         self._states.add(name)
         package, inside = package_of(name), tuple(vars(sys.modules[name]).items())
         own = [
-            (key, _plain(value))
+            (key, plain_content(value))
             for key, value in inside
             if not (key.startswith("__") or isinstance(value, types.ModuleType))
         ]
@@ -361,7 +367,7 @@ class Reading:
         """The parts of the children as one."""
         fixed_before = self._fixed
         can_be_made = split.make is not None or split.copy is not None
-        self._fixed = fixed_before or not can_be_made or _has_many_numbers(value, split)
+        self._fixed = fixed_before or not can_be_made or has_many_numbers(value, split)
         parts = [self._child(child) for child in split.children]
         self._fixed = fixed_before
         key = (split.head, identity, tuple(part.key for part in parts))
@@ -372,7 +378,7 @@ class Reading:
         if not changed and (self._fixed or not split.always):
             return Part(key)
 
-        def put(values, made):
+        def put(values: Sequence, made: dict) -> Any:
             if id(value) not in made:
                 made[id(value)] = split.remade(value, changed, values, made)
             return made[id(value)]
@@ -435,119 +441,5 @@ class Reading:
         return "unknown"
 
 
-def lasting_digest(value: Any) -> str | None:
-    """What a function is, in every process; None if nobody can know."""
-    reading = Reading(lasting=True)
-    try:
-        text = _text(reading(value).key)
-    except RecursionError:
-        return None
-    if not reading.is_known:
-        return None
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _text(key: Hashable) -> str:
-    if isinstance(key, tuple):
-        return f"({','.join(map(_text, key))})"
-    if isinstance(key, frozenset):
-        return f"{{{','.join(sorted(map(_text, key)))}}}"
-    if isinstance(key, type):
-        return f"{key.__module__}.{key.__qualname__}"
-    return repr(key)
-
-
-def _readable(code: types.CodeType) -> Hashable:
-    """Code as plain values, without its place in a file."""
-    constants = tuple(
-        _readable(c) if isinstance(c, types.CodeType) else (type(c), c)
-        for c in code.co_consts
-    )
-    names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
-    counts = code.co_argcount, code.co_kwonlyargcount, code.co_flags
-    return code.co_code, constants, names, counts
-
-
-def content(array: Any) -> tuple[Hashable, ...]:
-    """Shape, type and bits of an array."""
-    array = np.asarray(array)
-    plain = np.ascontiguousarray(array)  # of one dimension at least
-    digest = hashlib.blake2b(plain.view(np.uint8).data, digest_size=16)
-    return array.shape, str(array.dtype), digest.digest()
-
-
 def _listed(items: Any) -> Any:
     return None if items is None else list(items)
-
-
-def _plain(value: Any, depth: int = 3) -> Hashable:
-    """Numbers and text, and containers and objects that hold some; None for others."""
-    kind = type(value)
-    if kind in CONSTANTS or kind in (float, complex):
-        return kind, repr(value)
-    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
-        return content(value)
-    if depth == 0 or callable(value):
-        return None
-    if isinstance(value, (tuple, list, set, frozenset)):
-        items = tuple(_plain(item, depth - 1) for item in tuple(value))
-        return kind, frozenset(items) if isinstance(value, (set, frozenset)) else items
-    space = value if isinstance(value, dict) else attributes(value)
-    if not isinstance(space, dict):
-        return None
-    found = ((_plain(k), _plain(v, depth - 1)) for k, v in tuple(space.items()))
-    return kind, tuple(pair for pair in found if None not in pair)
-
-
-def _table(value: Any) -> Hashable:
-    """A long list of floats, or many by name, as a whole; None for anything else."""
-    if type(value) not in (list, tuple, dict) or len(value) <= FEW:
-        return None
-    is_dict = type(value) is dict
-    numbers, names = list(value.values() if is_dict else value), tuple(value)
-    if set(map(type, numbers)) != {float}:
-        return None
-    if is_dict and set(map(type, names)) not in ({str}, {int}):
-        return None
-    return content(np.array(numbers)), is_dict and (type(names[0]), names)
-
-
-def _has_many_numbers(value: Any, split: Split) -> bool:
-    """Whether something is a table of numbers, and not a few of them with names."""
-    waiting = [child.value for child in split.children]
-    if not isinstance(value, (list, tuple, dict)):
-        return len(waiting) > FEW and all(type(v) in (float, complex) for v in waiting)
-    count, met = 0, set()
-    while waiting and count <= FEW:
-        item = waiting.pop()
-        if type(item) in (float, complex):
-            count += 1
-        elif type(item) in (list, tuple, dict) and id(item) not in met:
-            met.add(id(item))
-            waiting += item.values() if isinstance(item, dict) else item
-    return count > FEW
-
-
-def _is_plain_object(value: Any) -> bool:
-    """Whether all that an object is stands in its attributes."""
-    return all(
-        cls is object or cls.__module__ not in sys.builtin_module_names
-        for cls in type(value).__mro__
-    ) and not isinstance(value, (np.ndarray, dict, list, str, BaseException))
-
-
-def _can_be_copied(kind: type) -> bool:
-    if hasattr(kind, "__del__"):  # a copy would close what it shares
-        return False
-    return kind.__new__ is object.__new__ or issubclass(kind, eqx.Module)
-
-
-@functools.lru_cache(maxsize=1024)
-def _can_tell(code: types.CodeType) -> bool:
-    """Whether code may look at types, or catch an error."""
-    if TYPES.intersection(code.co_names) or code.co_exceptiontable:
-        return True
-    if any(step.opname in STEPS for step in dis.get_instructions(code)):
-        return True
-    inside = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return any(map(_can_tell, inside))

@@ -18,9 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
+from jax.core import eval_jaxpr
 from jax.extend import core as jex
+from jaxtyping import PyTree
 
-from jaxfit._programs.fingerprint import Part, content
+from jaxfit._programs.content import content
+from jaxfit._programs.fingerprint import Part
 
 # How far two ways to the same numbers may differ, in units of rounding of the largest.
 ROUNDING = 256
@@ -42,9 +45,9 @@ def hoisted(function: Callable, *arguments: Any) -> Hoisted:
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
     structure, number = jax.tree.structure(shape), len(arguments)
 
-    def converted(*operands):
+    def converted(*operands: Any) -> Any:
         leaves = jax.tree.leaves(operands[:number])
-        out = jax.core.eval_jaxpr(closed.jaxpr, operands[number:], *leaves)
+        out = eval_jaxpr(closed.jaxpr, operands[number:], *leaves)
         return jax.tree.unflatten(structure, out)
 
     return Hoisted(converted, list(closed.consts), closed.jaxpr)
@@ -77,14 +80,14 @@ class Held:
         return [n if i in static else t for i, (n, t) in enumerate(pairs)]
 
 
-def opened(function: Callable, part: Part, held: Held) -> Callable:
+def opened(function: Any, part: Part, held: Held) -> Any:
     """A function that is traced with inputs in place of the numbers that it holds."""
     if part.put is None:
         return function
     build, chosen = functools.partial(_built, part.put), []
 
     @functools.wraps(function)
-    def traced(*args, **kwargs):
+    def traced(*args: Any, **kwargs: Any) -> Any:
         if chosen:
             return chosen[0](*args, **kwargs)
         first = _FirstCall(build, held, args, kwargs)
@@ -96,7 +99,7 @@ def opened(function: Callable, part: Part, held: Held) -> Callable:
     return traced
 
 
-def _built(put, values):
+def _built(put: Callable, values: Sequence) -> Any:
     return put(values, {})
 
 
@@ -106,11 +109,11 @@ class _Uses(Sequence):
     def __init__(self, values):
         self.values, self.places = values, []
 
-    def __getitem__(self, place):
+    def __getitem__(self, place: Any) -> Any:
         self.places.append(place)
         return self.values[place]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.values)
 
 
@@ -163,7 +166,7 @@ class _FirstCall:
     def _steps(self, static: set[int]) -> "_Steps":
         places = sorted(self.used - static)
 
-        def call(inputs, arrays):
+        def call(inputs: list, arrays: PyTree) -> PyTree:
             values = self.held.mixed(self.used)
             for place, value in zip(places, inputs, strict=True):
                 values[place] = value
@@ -209,7 +212,7 @@ def _agree(plain: Any, other: Any, numbers: list) -> bool:
     rng = np.random.default_rng(0)
     drawn = [_like(rng, aval) for aval in plain.in_avals]
 
-    def both(drawn, numbers):
+    def both(drawn: list, numbers: list) -> tuple[list, list]:
         return jex.jaxpr_as_fun(plain)(*drawn), jex.jaxpr_as_fun(other)(
             *numbers, *drawn
         )
@@ -239,7 +242,7 @@ def _steps(closed: Any, inputs: Sequence) -> Any:
     names = dict(zip(jaxpr.constvars, constants, strict=True))
     names.update(zip(jaxpr.invars, inputs, strict=True))
 
-    def name(atom):
+    def name(atom: Any) -> Hashable:
         return _given(atom.val) if isinstance(atom, jex.Literal) else names[atom]
 
     steps = []

@@ -83,21 +83,23 @@ class _Fit(NamedTuple):
         """
 
         @custom_vmap
-        def fits(inputs, idle):
+        def fits(inputs: Inputs, idle: Flag | None) -> list:
             if not sizes:
                 return self.alone(inputs)
             if math.prod(sizes) == 0:
                 return _zeros(sizes, self.closed.results)
 
-            def many(length, operands, is_for_one):
+            def many(length: int, operands: PyTree, is_for_one: bool) -> list:
                 is_marked = self.in_parts if is_for_one else self.in_one_function
                 return self.many((length, *sizes[1:]), is_marked, *operands)
 
             return spread(many, sizes[0], (inputs, idle))
 
         @fits.def_vmap
-        def batched(size, in_batched, inputs, idle):
-            def wide(leaf, is_batched):
+        def batched(
+            size: int, in_batched: PyTree, inputs: Inputs, idle: Flag | None
+        ) -> tuple[list, list[bool]]:
+            def wide(leaf: Any, is_batched: bool) -> Any:
                 return leaf if is_batched else jnp.asarray(leaf)[None]
 
             operands = jax.tree.map(wide, (inputs, idle), tuple(in_batched))
@@ -113,7 +115,9 @@ class _Fit(NamedTuple):
             return plain(inputs)
         return on_platform(marked(plain), plain, inputs)
 
-    def many(self, sizes: tuple, is_marked: bool, inputs: Inputs, idle) -> list:
+    def many(
+        self, sizes: tuple, is_marked: bool, inputs: Inputs, idle: Flag | None
+    ) -> list:
         """A loop over fits, on CPUs, or lanes."""
         if self.is_lanes:
             return self.at_once(sizes, inputs, idle)
@@ -127,7 +131,9 @@ class _Fit(NamedTuple):
         )
         return on_platform(loop, lanes, inputs, idle)
 
-    def in_turn(self, sizes: tuple, one: Callable, inputs: Inputs, idle) -> list:
+    def in_turn(
+        self, sizes: tuple, one: Callable, inputs: Inputs, idle: Flag | None
+    ) -> list:
         """A loop over fits."""
         results = _zeros((math.prod(sizes),), self.closed.results)
         return _in_turn(one, sizes, inputs, idle, results)
@@ -167,7 +173,7 @@ def _in_turn(
     depth, number = len(sizes), math.prod(sizes)
     index = _index(number)
 
-    def of_nth(leaf, k):
+    def of_nth(leaf: Array, k: Array) -> Array:
         """What the kth fit has of an array."""
         rest = leaf.shape[depth:]
         if leaf.size == math.prod(rest):
@@ -177,11 +183,11 @@ def _in_turn(
         begin += [jnp.zeros_like(k)] * len(rest)
         return lax.dynamic_slice(leaf, begin, (*[1] * depth, *rest)).reshape(rest)
 
-    def goes_on(carry):
+    def goes_on(carry: tuple) -> Any:
         k, _ = carry
         return (k < number) & (True if idle is None else ~of_nth(idle, k))
 
-    def step(carry):
+    def step(carry: tuple) -> tuple:
         k, results = carry
         found = one([of_nth(leaf, k) for leaf in inputs])
         pairs = zip(results, found, strict=True)
@@ -204,7 +210,7 @@ def _index(number: int) -> Callable:
     )
 
 
-def _unraveled(k, sizes: tuple[int, ...]) -> list:
+def _unraveled(k: Array, sizes: tuple[int, ...]) -> list:
     """The index along each axis of the kth element."""
     places = []
     for size in reversed(sizes):
@@ -245,14 +251,14 @@ def _first_or(first: Callable, second: Callable, *operands: PyTree) -> tuple:
     results, structure = tuple(closed.out_avals), jax.tree.structure(operands)
     is_wide = jax.config.jax_enable_x64
 
-    def traced(*leaves):
+    def traced(*leaves: Any) -> list:
         with jax.enable_x64(is_wide):
             return second(*jax.tree.unflatten(structure, leaves))
 
-    def now(*operands):
+    def now(*operands: PyTree) -> list:
         return jaxpr_as_fun(closed)(*jax.tree.leaves(operands))
 
-    def later(*operands):
+    def later(*operands: PyTree) -> list:
         leaves = jax.tree.leaves(operands)
         return _later_p.bind(*leaves, function=traced, results=results)
 
@@ -264,12 +270,12 @@ _later_p.multiple_results = True
 
 
 @_later_p.def_impl
-def _evaluated(*inputs, function, results):
+def _evaluated(*inputs: Any, function: Callable, results: Sequence) -> list:
     return function(*inputs)
 
 
 @_later_p.def_abstract_eval
-def _typed(*inputs, function, results):
+def _typed(*inputs: Any, function: Callable, results: Sequence) -> list:
     return list(results)
 
 

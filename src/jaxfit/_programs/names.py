@@ -6,18 +6,24 @@ import itertools
 import sys
 import sysconfig
 import types
+from collections.abc import Hashable
 from typing import Any
 
 # Packages whose functions depend on nothing but their arguments. Those of another that
 # is installed may depend on the data in its modules.
 PURE = {"equinox", "jax", "jaxfit", "jaxlib", "jaxtyping", "numpy", "optax", "scipy"}
-
-
 PURE |= {"_pytest", "matplotlib", "pandas", "xarray"}
-
-
 PURE |= sys.stdlib_module_names - {"__main__"}
 
+# By these a function can tell a number from a tracer without an error.
+TYPES = frozenset(
+    "isinstance issubclass type hasattr getattr __class__ callable format isscalar "
+    "repr str".split()
+)
+STEPS = frozenset(
+    "CONVERT_VALUE FORMAT_SIMPLE FORMAT_VALUE FORMAT_WITH_SPEC IS_OP "
+    "MATCH_CLASS".split()
+)
 
 # These find what is not named in the code.
 LOOKUPS = {"__dict__", "getattr", "globals", "vars"}
@@ -82,3 +88,25 @@ def package_of(module: Any) -> str | None:
     file = getattr(sys.modules.get(module), "__file__", None)
     folders = (sysconfig.get_paths()[kind] for kind in ("purelib", "platlib"))
     return package if file and file.startswith(tuple(folders)) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def can_tell(code: types.CodeType) -> bool:
+    """Whether code may look at types, or catch an error."""
+    if TYPES.intersection(code.co_names) or code.co_exceptiontable:
+        return True
+    if any(step.opname in STEPS for step in dis.get_instructions(code)):
+        return True
+    inside = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return any(map(can_tell, inside))
+
+
+def readable_code(code: types.CodeType) -> Hashable:
+    """Code as plain values, without its place in a file."""
+    constants = tuple(
+        readable_code(c) if isinstance(c, types.CodeType) else (type(c), c)
+        for c in code.co_consts
+    )
+    names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+    counts = code.co_argcount, code.co_kwonlyargcount, code.co_flags
+    return code.co_code, constants, names, counts

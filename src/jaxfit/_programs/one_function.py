@@ -158,7 +158,7 @@ def can_be_one_function(jaxpr: Any, times: int) -> bool:
     return True
 
 
-def _is_small_product(equation) -> bool:
+def _is_small_product(equation: Any) -> bool:
     """Whether it is a product with a vector, of sizes that need no library."""
     if equation.primitive.name != "dot_general":
         return False
@@ -191,7 +191,7 @@ def named_axes(jaxpr: Any) -> set[str]:
     return names
 
 
-def _name(equation) -> str:
+def _name(equation: Any) -> str:
     """Of a primitive, or of what newer releases wrap into one."""
     wrapped = equation.params.get("_prim")
     return equation.primitive.name if wrapped is None else type(wrapped).__name__
@@ -216,7 +216,7 @@ class Closed(NamedTuple):
         rest = {i: x for i, x in enumerate(operands) if i not in places}
         rest |= {i: _nothing(x) for i, x in rest.items() if x.size == 0}
 
-        def of_inputs(inputs):
+        def of_inputs(inputs: list) -> list:
             values = rest | dict(zip(places, inputs, strict=True))
             values = [values[i] for i in range(len(operands))]
             return eval_jaxpr(closed.jaxpr, values[:number], *values[number:])
@@ -231,12 +231,12 @@ class Closed(NamedTuple):
         )
 
 
-def _nothing(operand):
+def _nothing(operand: Any) -> Any:
     """The same without a trace: it holds no numbers."""
     return operand if is_extended(operand) else np.zeros(operand.shape, operand.dtype)
 
 
-def _is_input(operand, is_argument: bool) -> bool:
+def _is_input(operand: Any, is_argument: bool) -> bool:
     """Other constants are part of the program."""
     return operand.size > 0 and (is_argument or isinstance(operand, Tracer))
 
@@ -257,11 +257,11 @@ def marked(of_inputs: Callable[[list], list]) -> Callable[[list], list]:
         ours.has_one = True
 
     @jax.jit
-    def inside(inputs):
+    def inside(inputs: list) -> tuple[list, list]:
         with set_xla_metadata(**_unmarked):  # for all that stands in it
             return of_inputs(inputs), _anchor(inputs)
 
-    def called(inputs):
+    def called(inputs: list) -> list:
         # each by itself: without, jaxlib 0.10 aborts for some fits inside of branches
         inputs = [lax.optimization_barrier(x) for x in inputs]
         with set_xla_metadata(**_marked):
@@ -270,6 +270,6 @@ def marked(of_inputs: Callable[[list], list]) -> Callable[[list], list]:
     return called
 
 
-def _anchor(inputs):
+def _anchor(inputs: list) -> list:
     """Something of each input: the compiler aborts for an input that is not used."""
     return [jnp.ravel(x)[:1] for x in inputs]

@@ -41,13 +41,15 @@ class Place(NamedTuple):
                 return owner[self.name]
             if isinstance(owner, deque):
                 return list(owner)
-            return (list if isinstance(owner, list) else dict).copy(owner)
+            if isinstance(owner, list):
+                return list.copy(owner)
+            return dict.copy(owner)
         except (AttributeError, KeyError, ValueError):  # gone
             return _GONE
 
     def restore(self, content: Any) -> None:
         """Put back what was there."""
-        owner = self.owner
+        owner: Any = self.owner
         if self.kind == "cell":
             owner.cell_contents = content
         elif self.kind == "attribute":
@@ -56,7 +58,9 @@ class Place(NamedTuple):
         elif self.kind == "item":
             owner[self.name] = content
         else:
-            kind = next(k for k in (list, deque, dict) if isinstance(owner, k))
+            # past methods that a subclass has of its own
+            kinds: tuple[Any, ...] = list, deque, dict
+            kind = next(k for k in kinds if isinstance(owner, k))
             kind.clear(owner)
             (kind.update if kind is dict else kind.extend)(owner, content)
 

@@ -1,8 +1,32 @@
-"""One line, or a bar, that says how far work has come."""
+"""How far work has come: one line of text, or a bar of tqdm."""
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
+
+WIDTH = 79  # what was there before is written over
+SHOWN_EVERY = 0.2  # seconds
+
+
+class Line:
+    """One line on stderr that is written over and over, but not too often."""
+
+    def __init__(self) -> None:
+        self.shown = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last text is old enough."""
+        return time.perf_counter() - self.shown >= SHOWN_EVERY
+
+    def show(self, text: str) -> None:
+        """Write this in place of what was there."""
+        self.shown = time.perf_counter()
+        print(f"\r{text:<{WIDTH}}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the line as it is."""
+        print(file=sys.stderr)
 
 
 def shown(done: Iterable[int], number: int, progress: bool) -> Iterator[int]:
@@ -22,10 +46,11 @@ def shown(done: Iterable[int], number: int, progress: bool) -> Iterator[int]:
 
 
 def _told(done: Iterable[int], number: int) -> Iterator[int]:
-    begin, total = time.perf_counter(), 0
+    line, begin, total = Line(), time.perf_counter(), 0
     for count in done:
         yield count
         total += count
-        rate = total / (time.perf_counter() - begin)
-        print(f"\r{total} of {number} fits, {rate:.0f}/s", end="", file=sys.stderr)
-    print(file=sys.stderr)
+        if line.is_due or total == number:
+            rate = total / (time.perf_counter() - begin)
+            line.show(f"{total} of {number} fits, {rate:.0f}/s")
+    line.end()

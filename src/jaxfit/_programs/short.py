@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Literal
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 # Elementwise primitives that cost much more than their place in memory.
 COSTLY = frozenset(
@@ -35,7 +35,7 @@ def _evaluated(jaxpr: Any, constants: list, arguments: list) -> list:
         zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True)
     )
 
-    def read(atom):
+    def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for equation in jaxpr.eqns:
@@ -71,6 +71,6 @@ def _is_short(equation: Any, operands: list) -> bool:
     )
 
 
-def _apart(column):
+def _apart(column: Array) -> Array:
     """Not drawn into what comes before or after."""
     return lax.optimization_barrier(column)

@@ -72,7 +72,7 @@ def split_tuple(value: tuple) -> Split:
 
 
 def split_list(value: list) -> Split:
-    def replace(copy, changed):
+    def replace(copy: list, changed: dict) -> None:
         for index, item in changed.items():
             copy[index] = item
 
@@ -88,7 +88,7 @@ def split_dict(value: dict, keys: Hashable) -> Split:
     """
     kind, names = type(value), tuple(value)
 
-    def replace(copy, changed):
+    def replace(copy: dict, changed: dict) -> None:
         copy.update({names[index]: item for index, item in changed.items()})
 
     children = [Child(value[name], Place("item", value, name)) for name in names]
@@ -104,7 +104,7 @@ def split_partial(partial: functools.partial) -> Split:
     """`functools.partial`, and JAX's, which is one."""
     kind = type(partial)
 
-    def make(parts):
+    def make(parts: list) -> Any:
         function, arguments, keywords, own = parts
         twin = functools.partial.__new__(kind, function, *arguments, **keywords)
         vars(twin).update(own)
@@ -139,7 +139,7 @@ def split_function(
     held = function.__defaults__, function.__kwdefaults__, own or None
     first_cell, first_global = len(held), len(held) + len(cells)
 
-    def copy(changed, made):
+    def copy(changed: dict, made: dict) -> types.FunctionType:
         """Functions that share a cell, or globals, share the copy of it."""
         fresh = {
             k: made.setdefault(id(closure[k]), types.CellType())
@@ -161,12 +161,13 @@ def split_function(
         vars(twin).update(own)
         return twin
 
-    def replace(twin, changed):
+    def replace(twin: types.FunctionType, changed: dict) -> None:
         for index, value in changed.items():
             if index >= first_global:
                 twin.__globals__[[*named][index - first_global]] = value
             elif index >= first_cell:
-                twin.__closure__[filled[index - first_cell]].cell_contents = value
+                cells: Any = twin.__closure__
+                cells[filled[index - first_cell]].cell_contents = value
             else:
                 name = ("__defaults__", "__kwdefaults__", "__dict__")[index]
                 setattr(twin, name, value)
@@ -208,12 +209,12 @@ def split_module(view: ModuleNames) -> Split:
     chosen = {n: v for n, v in inside.items() if n in names or (lookup and _is_data(v))}
     chosen = _seen_by(names, chosen)
 
-    def copy(*_):
+    def copy(*_) -> types.ModuleType:
         twin = types.ModuleType(module.__name__)
         vars(twin).update(inside)
         return twin
 
-    def replace(twin, changed):
+    def replace(twin: types.ModuleType, changed: dict) -> None:
         vars(twin).update({[*chosen][i]: item for i, item in changed.items()})
 
     children = [Child(value, Place("item", inside, n)) for n, value in chosen.items()]
@@ -226,14 +227,14 @@ def split_object(value: Any) -> Split:
     own = without_counters(space)
     names = [*slots, *own]
 
-    def copy(*_):
+    def copy(*_) -> Any:
         twin = object.__new__(kind)
         replace(twin, dict(enumerate(slots.values())))
         if space:
             vars(twin).update(space)
         return twin
 
-    def replace(twin, changed):
+    def replace(twin: Any, changed: dict) -> None:
         for index, item in changed.items():
             if index < len(slots):
                 object.__setattr__(twin, names[index], item)

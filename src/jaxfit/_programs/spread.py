@@ -5,7 +5,8 @@ would gather all of them everywhere. Here it is told.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from jaxfit._programs.one_function import is_of_one_device
 Many = Callable[[int, PyTree, bool], list]
 
 
-def is_explicit(leaf) -> bool:
+def is_explicit(leaf: Any) -> bool:
     """Whether the type of an array says how it lies on a mesh."""
     return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
@@ -45,7 +46,7 @@ def spread(many: Many, length: int, arrays: PyTree) -> list:
     return _in_compiled_parts(many, length, leaves, structure)
 
 
-def _gathered(many: Many, length: int, leaves: list, structure) -> list:
+def _gathered(many: Many, length: int, leaves: list, structure: Any) -> list:
     """On all devices the same: arrays whose types say where they lie.
 
     (A traced function keeps the mesh that it was traced with, and cannot be called
@@ -57,18 +58,18 @@ def _gathered(many: Many, length: int, leaves: list, structure) -> list:
     return [jax.reshard(leaf, PartitionSpec(spec)) for leaf in out]
 
 
-def _leading(leaf):
+def _leading(leaf: Any) -> Any:
     """The axis of the mesh along which the first axis of an array lies."""
     spec = jax.typeof(leaf).sharding.spec
     return spec[0] if len(spec) else None
 
 
-def _in_compiled_parts(many: Many, length: int, leaves: list, structure) -> list:
+def _in_compiled_parts(many: Many, length: int, leaves: list, structure: Any) -> list:
     """By the compiler, wherever it has put the arrays."""
     is_long = [leaf.shape[0] == length for leaf in leaves]
     is_wide, number = jax.config.jax_enable_x64, len(leaves)
 
-    def local(*leaves):
+    def local(*leaves: Any) -> list:
         own = itertools.compress(leaves, is_long)
         here = next((leaf.shape[0] for leaf in own), length)
         arrays = jax.tree.unflatten(structure, leaves[:number])
@@ -79,13 +80,13 @@ def _in_compiled_parts(many: Many, length: int, leaves: list, structure) -> list
     operands = [*leaves, *closed.consts]
 
     @custom_partitioning
-    def parted(*operands):
+    def parted(*operands: Any) -> list:
         own, constants = operands[:number], operands[number:]
         return eval_jaxpr(closed.jaxpr, constants, *own)
 
     is_long += [False] * len(closed.consts)
 
-    def partition(mesh, arguments, results):
+    def partition(mesh: Any, arguments: Sequence, results: Sequence) -> tuple:
         own = itertools.compress(arguments, is_long)
         lead = next(filter(None, map(_lead, [*results, *own])), None)
         mesh = mesh if lead else Mesh(_devices(arguments[0]), ("all",))
@@ -102,7 +103,7 @@ def _in_compiled_parts(many: Many, length: int, leaves: list, structure) -> list
     return parted(*operands)
 
 
-def _lead(leaf):
+def _lead(leaf: Any) -> Any:
     """The axis of the mesh along which the compiler has put the first of an array."""
     if not isinstance(leaf.sharding, NamedSharding):
         return None
@@ -110,7 +111,7 @@ def _lead(leaf):
     return spec[0] if len(spec) else None
 
 
-def _devices(leaf) -> np.ndarray:
+def _devices(leaf: Any) -> np.ndarray:
     return np.array(sorted(leaf.sharding.device_set, key=lambda device: device.id))
 
 
@@ -118,7 +119,7 @@ def _rule(leaves: list, is_long: list[bool], results: list) -> tuple[str, tuple]
     """How arrays may lie: the leading axis anyhow, all others whole."""
     names, whole = (f"i{k}" for k in itertools.count()), []
 
-    def mapping(leaf, is_long):
+    def mapping(leaf: Any, is_long: bool) -> str:
         own = list(itertools.islice(names, len(leaf.shape)))
         if is_long:
             own[0] = "b"

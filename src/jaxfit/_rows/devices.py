@@ -6,6 +6,7 @@ each trip: nothing that has the length of the rows is ever gathered.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,13 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxfit._rows.linearization import Linearization, carried, sums, with_sums
 from jaxfit._rows.table import RowTable, lengthened
 
 
-def over_devices(axis, lin: Linearization) -> Linearization:
+def over_devices(axis: str | tuple[str, ...], lin: Linearization) -> Linearization:
     """The sum over all devices: one triangle crosses for each matrix."""
     parts = [_triangle(part) if part.ndim else part[None] for part in sums(lin)]
     crossing = lax.psum(jnp.concatenate(parts), axis)
@@ -34,18 +35,18 @@ def over_devices(axis, lin: Linearization) -> Linearization:
     return with_sums(lin, totals, counted, lax.pmax(lin.influence, axis))
 
 
-def _triangle(matrix):
+def _triangle(matrix: Float[Array, "n n"]) -> Float[Array, " k"]:
     return matrix[np.tril_indices(len(matrix))]
 
 
-def _square(triangle, n):
+def _square(triangle: Float[Array, " k"], n: int) -> Float[Array, "n n"]:
     rows, columns = np.tril_indices(n)
     place = np.zeros((n, n), int)
     place[rows, columns] = place[columns, rows] = np.arange(len(rows))
     return triangle[place]
 
 
-def of_first(axis, tree: PyTree) -> PyTree:
+def of_first(axis: str | tuple[str, ...], tree: PyTree) -> PyTree:
     """What the first device has, on all: also where hosts round differently they take
     the same steps, and the same number of them."""
     is_first = lax.axis_index(axis) == 0
@@ -89,12 +90,14 @@ def on_each_device(
     if extra:
         counts = jnp.clip(table.number - share * np.arange(devices), 0, share)
 
-    def on_device(own, counts, shared, others):
+    def on_device(
+        own: list, counts: Array | None, shared: list, others: PyTree
+    ) -> PyTree:
         return fit(*table.marked(own, shared), counts, others)
 
     specs = P(axes), P(axes), P(), P()
     own = [lengthened(leaf, extra) for leaf in table.rows]
-    arguments = own, counts, table.shared, others
+    arguments: tuple = own, counts, table.shared, others
     if AxisType.Explicit in mesh.axis_types:
         arguments = tuple(
             jax.reshard(tree, NamedSharding(mesh, spec))
@@ -125,7 +128,7 @@ def place(
     numbers = _of_all_processes(np.array([table.number, len(own)]))
     share = int(np.max(-(-numbers[:, 0] // numbers[:, 1])))
 
-    def spread(pieces):
+    def spread(pieces: list) -> Array:
         """One array of the pieces of the devices."""
         arrays = [
             jax.device_put(pieces[own.index(slot)], device)
@@ -134,7 +137,7 @@ def place(
         shape = devices * len(pieces[0]), *pieces[0].shape[1:]
         return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
-    def placed(leaf):
+    def placed(leaf: Any) -> Array:
         if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(
             sharding, leaf.ndim
         ):
@@ -150,7 +153,7 @@ def place(
     return counts, [placed(leaf) for leaf in table.rows]
 
 
-def _of_all_processes(numbers):
+def _of_all_processes(numbers: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return numbers[None]
     from jax.experimental import multihost_utils

@@ -9,7 +9,7 @@ visited. `visit.py` visits them.
 import functools
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from jaxfit._linalg.branches import branch
 from jaxfit._linalg.gram import gram
 from jaxfit._linalg.kernels import (
     Flag,
+    Flags,
     Matrix,
     Scalar,
     Vector,
@@ -70,7 +71,7 @@ class Linearization(eqx.Module):
     take one fit after the other.)
     """
 
-    normal: Float[Array, "n+1 n+1 *lanes"]  # (JP r)ᵀ W (JP r)
+    normal: Float[Array, "k k *lanes"]  # (JP r)ᵀ W (JP r), k = n + 1
     frame: Matrix  # P⁻¹
     counted: Int[Array, "2 *lanes"]  # residuals that count; see `in_words`
     robust: Robust | None  # None without a loss
@@ -139,7 +140,7 @@ class Columns(NamedTuple):
     hessian: Matrix  # J_sᵀ J_s
     gradient: Vector
     squared_norms: Vector
-    moves: Bool[Array, "n *lanes"]  # not all is zero, also where its square underflows
+    moves: Flags  # not all is zero, also where its square underflows
     resolved: Flag  # they have the digits that a certificate needs
 
 
@@ -153,12 +154,12 @@ def columns_of(linearization: Linearization) -> Columns:
     return branch(linearization.framed, _out_of_frame, _without_frame, linearization)
 
 
-def _without_frame(lin):
+def _without_frame(lin: Linearization) -> Columns:
     squared, moves = diagonal(lin.normal)[:-1], _touched(lin) > 0
     return Columns(lin.gram, lin.rhs, squared, moves, jnp.isfinite(lin.cost))
 
 
-def _out_of_frame(lin):
+def _out_of_frame(lin: Linearization) -> Columns:
     parts = transpose(jnp.abs(lin.frame))
     lengths = matvec(parts, jnp.sqrt(diagonal(lin.normal)[:-1]))
     squared, eps = jnp.maximum(lin.squared_norms, 0), jnp.finfo(lengths.dtype).eps
@@ -168,12 +169,12 @@ def _out_of_frame(lin):
     return Columns(lin.hessian, lin.gradient, squared, moves, resolved)
 
 
-def _touched(lin):
+def _touched(lin: Linearization) -> Vector:
     """Zero for columns without any product, of all there are, that is not zero."""
     return total(jnp.abs(lin.normal[:, :-1]))
 
 
-def _out_of(frame, gram):
+def _out_of(frame: Matrix, gram: Matrix) -> Matrix:
     """frameᵀ gram frame."""
     return matmul(transpose(frame), matmul(gram, frame))
 
@@ -211,7 +212,10 @@ def sums(linearization: Linearization) -> tuple[Array, ...]:
 
 
 def with_sums(
-    linearization: Linearization, sums: Sequence[Array], counted, influence
+    linearization: Linearization,
+    sums: Sequence[Array],
+    counted: Int[Array, "2 *lanes"],
+    influence: Scalar,
 ) -> Linearization:
     """The inverse of `sums`, with what else depends on the rows."""
     robust = None
@@ -225,7 +229,7 @@ def merge(a: Linearization, b: Linearization) -> Linearization:
     return _merged(a, b, jax.tree.map(operator.add, sums(a), sums(b)))
 
 
-def _merged(a, b, sums):
+def _merged(a: Linearization, b: Linearization, sums: Sequence[Array]) -> Linearization:
     counted = carried(a.counted + b.counted)
     return with_sums(a, sums, counted, jnp.maximum(a.influence, b.influence))
 
@@ -275,7 +279,7 @@ class RunningSum(NamedTuple):
         return with_sums(lin, total, lin.counted, lin.influence)
 
 
-def _lost(so_far, a, b, total):
+def _lost(so_far: Array, a: Array, b: Array, total: Array) -> Array:
     from_b = total - a
     return so_far + ((a - (total - from_b)) + (b - from_b))
 
@@ -294,44 +298,68 @@ def is_linear(loss: Loss | None) -> bool:
     return loss is None or type(loss) is Linear
 
 
-def _weighted(residual, columns, weights, counts):
-    """√w r and √w J, and which rows count (None: all).
+class _Weighted(NamedTuple):
+    """Rows times the roots of their weights."""
 
-    What does not count may be NaN.
-    """
+    residual: Float[Array, "m *lanes"]  # √w r
+    columns: Any  # √w J
+    counts: Bool[Array, "m *lanes"] | None  # which rows count; None: all
+
+
+def _weighted(
+    residual: Float[Array, "m *lanes"],
+    columns: Any,
+    weights: Float[Array, "m *lanes"] | None,
+    counts: Bool[Array, "m *lanes"] | None,
+) -> _Weighted:
+    """Rows and their weights; what does not count may be NaN."""
     root = 1
     if weights is not None:
         root = jnp.sqrt(weights)
         counts = weights != 0 if counts is None else counts & (weights != 0)
     if counts is None:
-        return residual, columns, None
+        return _Weighted(residual, columns, None)
 
-    def weighted(rows):
+    def weighted(rows: Array) -> Array:
         return jnp.where(counts, root * rows, 0)
 
-    return weighted(residual), jax.tree.map(weighted, columns), counts
+    return _Weighted(weighted(residual), jax.tree.map(weighted, columns), counts)
 
 
-def _apply_loss(loss, residual, counts):
-    """Factors of the rows, and the cost, of a robust loss.
+class _LossTerms(NamedTuple):
+    """Factors of the rows, and the cost, of a robust loss."""
 
-    With the first factor, √ρ', JᵀWr is the gradient. With the second the model Hessian
-    is that of Triggs et al., "Bundle adjustment: a modern synthesis" (2000), eq. 11,
-    with SciPy's floor where the second derivative of the loss makes it indefinite.
+    gradient: Float[Array, "m *lanes"]  # √ρ', with which JᵀWr is the gradient
+    hessian: Float[Array, "m *lanes"]  # with which J_sᵀJ_s is the model Hessian
+    cost: Scalar  # half the sum of the loss
+    influence: Scalar  # the largest ρ'
 
-    Returns:
-        both factors (m, *lanes), half the sum of the loss, the largest ρ'.
+
+def _apply_loss(
+    loss: Loss | None,
+    residual: Float[Array, "m *lanes"],
+    counts: Bool[Array, "m *lanes"] | None,
+) -> _LossTerms:
+    """What a robust loss makes of weighted residuals.
+
+    The model Hessian is that of Triggs et al., "Bundle adjustment: a modern synthesis"
+    (2000), eq. 11, with SciPy's floor where the second derivative of the loss makes it
+    indefinite.
     """
+    assert loss is not None
     dtype = residual.dtype
     scale = jnp.asarray(loss.scale, dtype)
     z = (residual / scale) ** 2
     rho, slope, curvature = loss.evaluate(z)
-    model = jnp.maximum(slope + 2 * curvature * z, jnp.finfo(dtype).eps)
+    hessian = jnp.maximum(slope + 2 * curvature * z, jnp.finfo(dtype).eps)
     if counts is not None:
         rho, slope = jnp.where(counts, rho, 0), jnp.where(counts, slope, 0)
-    weight = jnp.sqrt(jnp.maximum(slope, 0))
-    cost = 0.5 * scale**2 * jnp.sum(rho, axis=0)
-    return weight, jnp.sqrt(model), cost, jnp.max(slope, axis=0)
+    return _LossTerms(
+        gradient=jnp.sqrt(jnp.maximum(slope, 0)),
+        hessian=jnp.sqrt(hessian),
+        cost=0.5 * scale**2 * jnp.sum(rho, axis=0),
+        influence=jnp.max(slope, axis=0),
+    )
 
 
 def reduce_rows(
@@ -351,22 +379,23 @@ def reduce_rows(
         frame: the directions.
         counts: which residuals count at all; None: all.
     """
-    residual, columns, counts = _weighted(residual, columns, weights, counts)
+    rows = _weighted(residual, columns, weights, counts)
+    residual, counts = rows.residual, rows.counts
     if counts is None:
         words = divmod(len(residual), COUNT_BASE)
         counted = jnp.stack([jnp.full(residual.shape[1:], n, jnp.int32) for n in words])
     else:
         counted = _count(counts)
     if is_linear(loss):
-        normal = gram([*columns, residual])
+        normal = gram([*rows.columns, residual])
         return Linearization(normal, frame.inverse, counted, None)
-    weight, model, cost, influence = _apply_loss(loss, residual, counts)
+    terms = _apply_loss(loss, residual, counts)
 
-    def scaled(factor):
-        return jax.tree.map(lambda rows: factor * rows, columns)
+    def scaled(factor: Array) -> Any:
+        return jax.tree.map(lambda column: factor * column, rows.columns)
 
-    normal = gram([*scaled(weight), weight * residual])
-    robust = Robust(gram([*scaled(model)]), cost, influence)
+    normal = gram([*scaled(terms.gradient), terms.gradient * residual])
+    robust = Robust(gram([*scaled(terms.hessian)]), terms.cost, terms.influence)
     return Linearization(normal, frame.inverse, counted, robust)
 
 
@@ -377,10 +406,10 @@ def robust_cost(
     counts: Bool[Array, " m"] | None,
 ) -> Scalar:
     """Half the sum of the loss."""
-    residual, _, counts = _weighted(residual, [], weights, counts)
+    rows = _weighted(residual, [], weights, counts)
     if is_linear(loss):
-        return 0.5 * jnp.sum(residual**2)
-    return _apply_loss(loss, residual, counts)[2]
+        return 0.5 * jnp.sum(rows.residual**2)
+    return _apply_loss(loss, rows.residual, rows.counts).cost
 
 
 def scaled_for_loss(
@@ -390,7 +419,8 @@ def scaled_for_loss(
     loss: Loss | None,
 ) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
     """The weighted residuals, and J_s, the Jacobian with rows scaled for the loss."""
-    residual, columns, counts = _weighted(residual, columns, weights, None)
+    rows = _weighted(residual, columns, weights, None)
+    columns = rows.columns
     if not is_linear(loss):
-        columns = _apply_loss(loss, residual, counts)[1] * columns
-    return residual, columns.T
+        columns = _apply_loss(loss, rows.residual, rows.counts).hessian * columns
+    return rows.residual, columns.T

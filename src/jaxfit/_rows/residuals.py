@@ -20,7 +20,7 @@ from jaxfit._programs.short import in_columns
 from jaxfit._programs.smooth import is_smooth
 
 
-def _real_vector(leaf: Array, dtype) -> Array:
+def _real_vector(leaf: Array, dtype: Any) -> Array:
     """One residual leaf as a vector; complex numbers count as two real ones."""
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         leaf = jnp.stack([leaf.real, leaf.imag])
@@ -46,14 +46,14 @@ def _check_residual(residual: PyTree) -> None:
         )
 
 
-def residual_vector(residual: PyTree, dtype) -> Float[Array, " m"]:
+def residual_vector(residual: PyTree, dtype: Any) -> Float[Array, " m"]:
     """All residuals as one real vector of the fit's dtype."""
     _check_residual(residual)
     leaves = map(jnp.asarray, jax.tree.leaves(residual))
     return _concatenate([_real_vector(leaf, dtype) for leaf in leaves])
 
 
-def weight_vector(weights: PyTree, residual: PyTree, dtype) -> Float[Array, " m"]:
+def weight_vector(weights: PyTree, residual: PyTree, dtype: Any) -> Float[Array, " m"]:
     """Weights broadcast to the residuals, in the order of `residual_vector`.
 
     Of the residuals only structure, shapes and dtypes are used.
@@ -100,7 +100,7 @@ def row_vector(flags: Bool[Array, " rows"], residual: PyTree) -> Bool[Array, " m
     )
 
 
-def _as_rows(values: Array, leaf: Array) -> Array:
+def _as_rows(values: Array, leaf: Any) -> Array:
     """What belongs to one residual leaf, broadcast to it and as a vector."""
     values = jnp.broadcast_to(values, leaf.shape)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
@@ -108,7 +108,9 @@ def _as_rows(values: Array, leaf: Array) -> Array:
     return jnp.ravel(values)
 
 
-def _jacobian_matrix(jacobian: PyTree, residual: PyTree, x: PyTree, dtype) -> Array:
+def _jacobian_matrix(
+    jacobian: PyTree, residual: PyTree, x: PyTree, dtype: Any
+) -> Array:
     """A user's Jacobian, laid out like `jax.jacobian(fn)(x, data)`, as (m, n)."""
     blocks = jax.tree.leaves(jacobian)
     leaves, columns = jax.tree.leaves(residual), jax.tree.leaves(x)
@@ -189,7 +191,7 @@ class Residuals(NamedTuple):
             (jacobian,) = jax.vmap(pull)(jnp.eye(len(value), dtype=x.dtype))
             return value, _times(directions, jacobian)
 
-        def push(direction):
+        def push(direction: Array) -> tuple[Array, Array]:
             return jax.jvp(lambda x: self.value(x, *pieces), (x,), (direction,))
 
         try:
@@ -237,7 +239,7 @@ def trace_residuals(
     """
     dtype, structure = x.dtype, []
 
-    def vector(x, *pieces):
+    def vector(x: Array, *pieces: PyTree) -> Array:
         residual = fn(unravel(x), *pieces)
         residual = jax.tree.map(jnp.asarray, residual)
         structure.append(jax.tree.map(jax.typeof, residual))
@@ -247,7 +249,7 @@ def trace_residuals(
     matrix, more = None, []
     if callable(jac):
 
-        def flat(x, *pieces):
+        def flat(x: Array, *pieces: PyTree) -> Array:
             parameters = unravel(x)
             jacobian = jac(parameters, *pieces)
             return _jacobian_matrix(jacobian, structure[0], parameters, dtype)
@@ -269,5 +271,5 @@ def _number(structure: PyTree) -> int:
     )
 
 
-def _times(directions, jacobian):
+def _times(directions: Array, jacobian: Array) -> Array:
     return jnp.dot(directions, jacobian.T, precision=jax.lax.Precision.HIGHEST)

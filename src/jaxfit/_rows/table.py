@@ -16,7 +16,7 @@ class Shared(eqx.Module):
     leaf: Any
 
 
-def _is_shared(node) -> bool:
+def _is_shared(node: Any) -> bool:
     return isinstance(node, Shared)
 
 

@@ -75,6 +75,21 @@ def visit(
     return traced._replace(axes=rows.axes, like=x)
 
 
+class Chunk(NamedTuple):
+    """Some rows."""
+
+    pieces: list[Array]
+    counts: Bool[Array, " m"] | None  # which of their residuals count; None: all
+
+
+class Evaluated(NamedTuple):
+    """Residuals, their derivatives along directions, and their weights."""
+
+    residual: Float[Array, " m"]
+    columns: Float[Array, "n m"]
+    weights: Float[Array, " m"] | None
+
+
 class Rows(NamedTuple):
     """All rows, and the functions of them that a fit asks for.
 
@@ -95,7 +110,7 @@ class Rows(NamedTuple):
         """The linearization of all rows."""
         here = varying_with((x, frame), self.like)
         if self._is_one:
-            lin = self._linearization(*self._one, *here)
+            lin = self._linearization(self._one, *here)
         else:
             inverse = here[1].inverse
             nothing = RunningSum.of_nothing(here[0], inverse, is_linear(self.loss))
@@ -113,32 +128,31 @@ class Rows(NamedTuple):
     def _cost(self, x: Vector) -> Scalar:
         """Half the sum of the loss, over the rows of this device."""
 
-        def add(total, chunk):
-            pieces, counts = chunk
-            residual = self.residuals.value(x, pieces)
-            weights = self.weights(pieces, x.dtype)
-            return total + robust_cost(residual, weights, self.loss, counts)
+        def add(total: Array, chunk: Chunk) -> Array:
+            residual = self.residuals.value(x, chunk.pieces)
+            weights = self.weights(chunk.pieces, x.dtype)
+            return total + robust_cost(residual, weights, self.loss, chunk.counts)
 
         return self._over_chunks(add, 0 * x[0])
 
-    def evaluated(self, x: Vector, directions: Matrix) -> tuple:
-        """Residuals, their derivatives along directions, and weights, of rows whole."""
-        pieces, _ = self._one
-        rows = self.residuals.evaluate(x, directions, pieces)
-        return *rows, self.weights(pieces, x.dtype)
+    def evaluated(self, x: Vector, directions: Matrix) -> Evaluated:
+        """Residuals and derivatives of rows whole."""
+        pieces = self._one.pieces
+        residual, columns = self.residuals.evaluate(x, directions, pieces)
+        return Evaluated(residual, columns, self.weights(pieces, x.dtype))
 
     def residual_and_jacobian(self, x: Vector) -> tuple[Array, Array]:
         """The weighted residuals (m,), and J_s, the Jacobian (m, n) with rows scaled
         for the loss, of rows whole."""
-        residual, columns, weights = self.evaluated(x, identity(x))
-        return scaled_for_loss(residual, columns, weights, self.loss)
+        rows = self.evaluated(x, identity(x))
+        return scaled_for_loss(rows.residual, rows.columns, rows.weights, self.loss)
 
     def agreed(self, tree: PyTree) -> PyTree:
         """What all devices go on with."""
         return tree if self.axes is None else of_first(self.axes, tree)
 
     def add_to(
-        self, running: RunningSum, x: Vector, frame: Frame, number=None
+        self, running: RunningSum, x: Vector, frame: Frame, number: Any = None
     ) -> RunningSum:
         """A sum with the linearizations of chunks of this device added to it.
 
@@ -146,9 +160,8 @@ class Rows(NamedTuple):
             number: of chunks, if not all are to be visited.
         """
 
-        def add(running, chunk):
-            pieces, counts = chunk
-            return running.plus(self._linearization(pieces, counts, x, frame))
+        def add(running: RunningSum, chunk: Chunk) -> RunningSum:
+            return running.plus(self._linearization(chunk, x, frame))
 
         return self._over_chunks(add, running, number)
 
@@ -173,6 +186,7 @@ class Rows(NamedTuple):
         if self._has_known_loss:
             return True
         number = self.residuals.number
+        assert self.loss is not None
         jaxpr = jax.make_jaxpr(self.loss.evaluate)(jnp.ones(number, x.dtype)).jaxpr
         return can_be_one_function(jaxpr, 1)
 
@@ -197,14 +211,14 @@ class Rows(NamedTuple):
         return self.size is None or self.size == self.table.number
 
     @property
-    def _one(self) -> tuple[list[Array], Bool[Array, " m"] | None]:
+    def _one(self) -> Chunk:
         """All rows as one chunk."""
         if self.size is None:
-            return self.table.rows, None
+            return Chunk(self.table.rows, None)
         return self._chunk(0)
 
-    def _over_chunks(self, add: Callable, total: PyTree, number=None) -> PyTree:
-        """(total, (pieces, counts)) -> total, for one chunk after the other.
+    def _over_chunks(self, add: Callable, total: PyTree, number: Any = None) -> PyTree:
+        """(total, chunk) -> total, for one chunk after the other.
 
         In reverse mode a chunk is evaluated again, instead of kept.
         """
@@ -213,14 +227,14 @@ class Rows(NamedTuple):
         if number is None:
             number = np.int32(-(-self.table.number // self._size))
 
-        def step(i, total):
+        def step(i: Any, total: PyTree) -> PyTree:
             return add(total, self._chunk(i))
 
         total = varying_with(total, self.table.rows)
         step = jax.checkpoint(step, prevent_cse=False)
         return lax.fori_loop(np.int32(0), number, step, total)
 
-    def _chunk(self, chunk) -> tuple[list[Array], Bool[Array, " m"] | None]:
+    def _chunk(self, chunk: Any) -> Chunk:
         """One chunk, and which of its residuals count: not those of the chunk before,
         nor of rows that are not valid."""
         rows, size = self.table.number, self._size
@@ -240,14 +254,15 @@ class Rows(NamedTuple):
             counts = whole if counts is None else counts & whole
         if counts is not None:
             counts = row_vector(counts, self.residuals.structure)
-        return pieces, counts
+        return Chunk(pieces, counts)
 
-    def _linearization(self, pieces, counts, x, frame) -> Linearization:
-        residual, columns = self.residuals.evaluate(x, frame.directions, pieces)
+    def _linearization(self, chunk: Chunk, x: Vector, frame: Frame) -> Linearization:
+        pieces, directions = chunk.pieces, frame.directions
+        residual, columns = self.residuals.evaluate(x, directions, pieces)
         weights = self.weights(pieces, x.dtype)
-        return reduce_rows(residual, columns, weights, self.loss, frame, counts)
+        return reduce_rows(residual, columns, weights, self.loss, frame, chunk.counts)
 
-    def weights(self, pieces: list[Array], dtype) -> Float[Array, " m"] | None:
+    def weights(self, pieces: list[Array], dtype: Any) -> Float[Array, " m"] | None:
         """Of the residuals of a chunk."""
         _, weights = self.table.with_rows(pieces)
         if weights is None:
@@ -279,7 +294,7 @@ def trace_rows(
         pieces = [leaf[:size] for leaf in pieces]
         is_masked |= table.number % size != 0 or valid is not None or omit
 
-    def on_piece(fn):
+    def on_piece(fn: Any) -> Any:
         if not callable(fn):
             return fn
         return lambda parameters, piece: fn(parameters, table.with_rows(piece)[0])
@@ -313,7 +328,7 @@ def index_dtype(rows: int) -> type:
     )
 
 
-def default_size(table: RowTable, n: int, dtype) -> int:
+def default_size(table: RowTable, n: int, dtype: Any) -> int:
     """So many rows that they stay in cache, or keep the device busy."""
     width = max(math.prod(leaf.shape[1:]) for leaf in table.rows)
     return budget(CPU, OTHER).holds(width * (n + 2) * np.dtype(dtype).itemsize)

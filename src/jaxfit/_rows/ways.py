@@ -1,6 +1,7 @@
 """The ways to visit residual rows, as users name them."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -36,7 +37,7 @@ class Chunked(eqx.Module):
         _check_size(self.size)
 
 
-def _check_size(size):
+def _check_size(size: Any) -> None:
     if size is None:
         return
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
@@ -106,7 +107,9 @@ class Sharded(eqx.Module):
         return placed, *table.marked(rows, table.shared)
 
 
-def distributed(rows: Sharded, data: PyTree, weights: PyTree | None):
+def distributed(
+    rows: Sharded, data: PyTree, weights: PyTree | None
+) -> tuple[Sharded, PyTree, PyTree | None]:
     """Arrays of one process that lie elsewhere, on the devices of the mesh."""
     leaves = jax.tree.leaves((data, weights))
     if rows.mesh is None or jax.process_count() > 1 or rows.counts is not None:

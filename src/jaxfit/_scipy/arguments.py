@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jaxfit import losses
 from jaxfit._core.options import Options
@@ -180,7 +180,7 @@ def one_of(name: str, value: Any, allowed: tuple) -> None:
         raise ValueError(f"`{name}` is {value!r}; it must be one of {allowed}.")
 
 
-def refuse_unsupported(jac_sparsity, workers) -> None:
+def refuse_unsupported(jac_sparsity: Any, workers: Any) -> None:
     """Refuse what SciPy offers and jaxfit does not."""
     if jac_sparsity is not None:
         raise ValueError(
@@ -256,7 +256,9 @@ def scales(x_scale: Any, n: int) -> np.ndarray | None:
 
 
 @functools.lru_cache(maxsize=64)
-def options(ftol, xtol, gtol, max_steps) -> Options:
+def options(
+    ftol: float | None, xtol: float | None, gtol: float | None, max_steps: int | None
+) -> Options:
     """`Options` of numbers; made once, since they are checked."""
     return Options(ftol=ftol, xtol=xtol, gtol=gtol, max_steps=max_steps)
 
@@ -302,7 +304,7 @@ class CallableLoss(losses.Loss):
 
     function: Any = None
 
-    def evaluate(self, z):
+    def evaluate(self, z: Array) -> tuple[Array, Array, Array]:
         rho = jnp.asarray(self.function(z))
         if rho.shape != (3, *z.shape):
             raise ValueError(

@@ -22,7 +22,13 @@ class Points(NamedTuple):
     sigma: Any  # like y or broadcast to it, or the factor of a covariance; None: 1
 
 
-def prepare(xdata, ydata, sigma, check_finite, nan_policy) -> Points:
+def prepare(
+    xdata: Any,
+    ydata: Any,
+    sigma: Any,
+    check_finite: bool | None,
+    nan_policy: str | None,
+) -> Points:
     """Checked observations in double precision, without omitted points."""
     if check_finite is None:
         check_finite = nan_policy is None
@@ -54,7 +60,7 @@ def prepare(xdata, ydata, sigma, check_finite, nan_policy) -> Points:
     return Points(x, y, None if sigma is None else _checked_sigma(sigma, y.size))
 
 
-def _is_finite(leaf) -> bool:
+def _is_finite(leaf: Any) -> bool:
     return not isinstance(leaf, np.ndarray) or bool(np.isfinite(leaf).all())
 
 
@@ -65,7 +71,7 @@ def _independent(xdata: Any) -> PyTree:
     refuse_tracers(xdata, "`xdata`")
     xdata = _one_array(xdata)
 
-    def convert(leaf):
+    def convert(leaf: Any) -> Any:
         if isinstance(leaf, (str, bytes)):
             raise TypeError(f"`xdata` is {leaf!r}; expected numbers.")
         if not hasattr(leaf, "__array__"):
@@ -125,7 +131,9 @@ def points_where(
     return found
 
 
-def _cut(x, y, sigma, nan_policy):
+def _cut(
+    x: PyTree, y: np.ndarray, sigma: np.ndarray | None, nan_policy: str | None
+) -> tuple[PyTree, np.ndarray, np.ndarray | None]:
     """Leave out points that are masked and, if asked, those with NaN."""
     m = y.size
     leaves, structure = jax.tree.flatten(x)
@@ -228,7 +236,7 @@ def padded_points(tree: PyTree, shape: tuple[int, ...], length: int) -> PyTree:
     """
     m = math.prod(shape)
 
-    def pad(leaf):
+    def pad(leaf: Any) -> Any:
         if not isinstance(leaf, np.ndarray) or leaf.ndim == 0:
             return leaf
         trailing = zip(leaf.shape[::-1], shape[::-1], strict=False)

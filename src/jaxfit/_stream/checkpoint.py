@@ -7,12 +7,10 @@ checkpoint, the new one or the one before.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,29 +143,3 @@ def _sync_folder(folder: Path) -> None:
 
 
 # What describes a fit in every process
-
-
-def digest_of_numbers(tree: PyTree) -> str:
-    """The structure of a pytree and the bits of its leaves."""
-    leaves, structure = jax.tree.flatten(tree)
-    return _digest(structure, *map(_described, leaves))
-
-
-def digest_of_program(fn: Callable, *shapes: PyTree) -> str:
-    """What a function computes from arrays of these shapes."""
-    program = jax.make_jaxpr(fn)(*shapes)
-    return _digest(program, *map(_described, program.consts))
-
-
-def _digest(*parts: Any) -> str:
-    text = "\n".join(map(str, parts))
-    text = re.sub("0x[0-9a-f]+", "", text)  # addresses
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
-        return repr(value)
-    array = np.asarray(value)
-    bits = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-    return array.dtype, array.shape, bits

@@ -10,7 +10,7 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -74,8 +74,8 @@ class npy_blocks:
             rows = [leaf[start : start + self.block] for leaf in table.rows]
             yield Weighted(*table.marked(rows, table.shared))
 
-    def _opened(self):
-        def opened(leaf):
+    def _opened(self) -> PyTree:
+        def opened(leaf: Any) -> Any:
             if isinstance(leaf, (str, os.PathLike)):
                 return np.load(leaf, mmap_mode="r", allow_pickle=False)
             return leaf
@@ -122,7 +122,7 @@ def _observed(index: int, block: PyTree) -> RowTable:
         raise ValueError(f"Block {index}: {error}") from error
 
 
-def _as_array(leaf):
+def _as_array(leaf: Any) -> Any:
     return leaf if isinstance(leaf, (jax.Array, np.ndarray)) else np.asarray(leaf)
 
 
@@ -178,14 +178,14 @@ class Feed:
         config: Any = jax.config
         x64, device = config.jax_enable_x64, config.jax_default_device
 
-        def put(item) -> bool:
+        def put(item: Any) -> bool:
             while not stop.is_set():
                 with contextlib.suppress(queue.Full):
                     ready.put(item, timeout=0.1)
                     return True
             return False
 
-        def work():
+        def work() -> None:
             try:
                 with jax.enable_x64(x64), jax.default_device(device):
                     for block in self._prepared(first):
@@ -206,7 +206,7 @@ class Feed:
             stop.set()
             thread.join()
 
-    def _prepared(self, first) -> Iterator[Block]:
+    def _prepared(self, first: int) -> Iterator[Block]:
         source = _from(self.blocks, first)
         for index in itertools.count(first):
             try:
@@ -221,7 +221,7 @@ class Feed:
             if prepared is not None:
                 yield prepared
 
-    def _on_device(self, index, block) -> Block | None:
+    def _on_device(self, index: int, block: PyTree) -> Block | None:
         table = _observed(index, block)
         layout = Layout.of(table)
         if self.layout is None:
@@ -246,7 +246,7 @@ class Feed:
 _END = object()
 
 
-def _from(blocks, first: int) -> Iterator:
+def _from(blocks: Any, first: int) -> Iterator:
     if first == 0:
         return iter(blocks)
     if hasattr(blocks, "iter_from"):
@@ -280,5 +280,5 @@ def _check_numbers(index: int, table: RowTable) -> None:
             )
 
 
-def _by_row(reduction, flags):
+def _by_row(reduction: Callable, flags: np.ndarray) -> np.ndarray:
     return reduction(flags, axis=tuple(range(1, flags.ndim)))

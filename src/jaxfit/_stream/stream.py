@@ -12,7 +12,6 @@ on to the same bits.
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -38,18 +37,18 @@ from jaxfit._core.trip import decide, frame_of
 from jaxfit._programs.arrays import ordinary
 from jaxfit._programs.call import Static
 from jaxfit._programs.compiled import compiled
-from jaxfit._programs.fingerprint import lasting_digest
+from jaxfit._programs.digest import digest_of_numbers, digest_of_program, lasting_digest
+from jaxfit._programs.progress import Line
 from jaxfit._rows.linearization import RunningSum
 from jaxfit._rows.table import split_rows
 from jaxfit._rows.visit import ResidualModel, default_size, trace_rows
-from jaxfit._stream.checkpoint import Checkpoint, digest_of_numbers, digest_of_program
+from jaxfit._stream.checkpoint import Checkpoint
 from jaxfit._stream.feed import Block, Feed, Layout, check_source, known_size
 from jaxfit.losses import Loss
 
 NAN_POLICIES = "raise", "omit", "propagate"
 
 EXAMPLE = 8  # rows of a block by which programs are compared
-SHOWN_EVERY = 0.2  # seconds
 
 
 def solve_stream(
@@ -126,8 +125,8 @@ def solve_stream(
     fit = _Fit(request, nan_policy == "omit")
     saved = _Saved(fit, checkpoint, checkpoint_every, known_size(blocks))
     feed = Feed(blocks, check_numbers=nan_policy == "raise")
-    line = _Line(saved.description["rows"]) if progress else None
-    return _run(fit, feed, saved, line)
+    report = _Report(saved.description["rows"]) if progress else None
+    return _run(fit, feed, saved, report)
 
 
 # The fit as four programs
@@ -234,7 +233,7 @@ class _Progress(NamedTuple):
         return int(self.all_blocks) == 0
 
 
-def _run(fit: _Fit, feed: Feed, saved: "_Saved", line: "_Line | None") -> Solution:
+def _run(fit: _Fit, feed: Feed, saved: "_Saved", report: "_Report | None") -> Solution:
     progress = saved.resumed() or fit.start()
     if not (is_running(progress.state) or saved.is_of_this_code):
         for block in feed.read(0):  # is it the same program, though?
@@ -242,18 +241,24 @@ def _run(fit: _Fit, feed: Feed, saved: "_Saved", line: "_Line | None") -> Soluti
             break
     try:
         while is_running(progress.state):
-            progress = _one_pass(fit, feed, saved, line, progress)
+            progress = _one_pass(fit, feed, saved, report, progress)
     finally:
-        if line is not None:
-            line.end()
+        if report is not None:
+            report.line.end()
     return fit.solution(progress.state)
 
 
-def _one_pass(fit, feed, saved, line, progress: _Progress) -> _Progress:
+def _one_pass(
+    fit: _Fit,
+    feed: Feed,
+    saved: "_Saved",
+    report: "_Report | None",
+    progress: _Progress,
+) -> _Progress:
     """All blocks, or those that a pass which was cut short had left."""
     feed.capacity = max(feed.capacity, int(progress.capacity))
-    if line is not None:
-        line.begin(progress)
+    if report is not None:
+        report.begin(progress)
     feed.check_numbers &= progress.is_first_pass
     for block in feed.read(int(progress.block)):
         saved.identify(block)
@@ -265,8 +270,8 @@ def _one_pass(fit, feed, saved, line, progress: _Progress) -> _Progress:
             capacity=np.int64(block.capacity),
         )
         saved.after_block(progress)
-        if line is not None:
-            line.show(progress)
+        if report is not None:
+            report.show(progress)
     size = progress.block, progress.rows
     if progress.rows == 0:
         raise ValueError("blocks has no rows; a fit needs at least one residual.")
@@ -287,7 +292,13 @@ def _one_pass(fit, feed, saved, line, progress: _Progress) -> _Progress:
 class _Saved:
     """The checkpoint of a fit, if it has one."""
 
-    def __init__(self, fit: _Fit, path, every: int, size: dict[str, int | None]):
+    def __init__(
+        self,
+        fit: _Fit,
+        path: str | os.PathLike | None,
+        every: int,
+        size: dict[str, int | None],
+    ):
         asked = fit.request
         self.fit, self.every, self.since = fit, every, 0
         self.file = None if path is None else Checkpoint(path)
@@ -330,8 +341,8 @@ class _Saved:
             for leaf in table.rows
         ]
 
-        def program(fn):
-            def of_vector(x, rows):
+        def program(fn: Callable) -> str:
+            def of_vector(x: Array, rows: list) -> Any:
                 return fn(parameters.unravel(x), table.with_rows(rows)[0])
 
             return digest_of_program(of_vector, x, rows)
@@ -356,37 +367,34 @@ class _Saved:
             self.file.write(self.description, progress)
 
 
-class _Line:
-    """One line that says how far a fit has come.
+class _Report:
+    """A line that says how far a fit has come.
 
     Args:
         rows: of a pass, if they are known before the first.
     """
 
     def __init__(self, rows: int | None):
-        self.rows = rows
-        self.started = self.shown = 0.0
-        self.skipped = 0
+        self.line, self.rows = Line(), rows
+        self.started, self.skipped = 0.0, 0
 
     def begin(self, progress: _Progress) -> None:
+        """Before a pass, or what is left of one."""
         self.started, self.skipped = time.perf_counter(), int(progress.rows)
         self.rows = int(progress.all_rows) or self.rows
 
     def show(self, progress: _Progress) -> None:
-        now = time.perf_counter()
-        if now - self.shown < SHOWN_EVERY:
+        """After a block."""
+        if not self.line.is_due:
             return
-        self.shown = now
-        rate = (int(progress.rows) - self.skipped) / max(now - self.started, 1e-9)
+        elapsed = max(time.perf_counter() - self.started, 1e-9)
+        rate = (int(progress.rows) - self.skipped) / elapsed
         state = progress.state
         parts = [f"pass {int(state.nfev) + 1}: {rate:,.0f} rows/s"]
         if state.nfev > 0:
             cost, radius = state.point.linearization.cost, state.radius
             parts.append(f"cost {float(cost):.6g}, radius {float(radius):.3g}")
         if self.rows is not None:
-            left = (self.rows - int(progress.rows)) / max(rate, 1e-9)
-            parts.append(f"{left:.0f} s left in the pass")
-        print(f"\r{', '.join(parts):<79}", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        print(file=sys.stderr)
+            seconds = (self.rows - int(progress.rows)) / max(rate, 1e-9)
+            parts.append(f"{seconds:.0f} s left in the pass")
+        self.line.show(", ".join(parts))

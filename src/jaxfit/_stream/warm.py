@@ -165,12 +165,12 @@ def subsample_start(
     ).x
 
 
-def _sample(table: RowTable, key, number: int) -> RowTable:
+def _sample(table: RowTable, key: Array, number: int) -> RowTable:
     """Random rows."""
     most = table.number
     chosen = jax.random.randint(key, (number,), 0, most, index_dtype(most))
 
-    def rows(leaf):
+    def rows(leaf: Any) -> Any:
         if isinstance(leaf, np.ndarray) and not isinstance(chosen, Tracer):
             return leaf[np.asarray(chosen)]
         return jnp.take(leaf, chosen, axis=0)
