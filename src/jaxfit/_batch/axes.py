@@ -57,10 +57,10 @@ def split(arguments: tuple, in_axes: Any, numpy: ModuleType) -> BatchArguments:
     if not sizes:
         raise ValueError("in_axes marks no batch axis; use solve for a single fit.")
     if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise ValueError(f"The batch axes differ in length: {found}.")
+        lengths = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(f"The batch axes differ in length: {lengths}.")
     shared = jax.tree.map(
-        lambda own, leaf: leaf if own is None else None,
+        lambda batched, leaf: leaf if batched is None else None,
         *(each, arguments),
         is_leaf=is_none,
     )

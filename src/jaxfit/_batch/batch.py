@@ -258,9 +258,9 @@ class Batch(NamedTuple):
     shared: PyTree  # of `BatchArguments`
     keep: Keep
 
-    def setup(self, own: PyTree) -> Setup:
+    def setup(self, each: PyTree) -> Setup:
         """One fit."""
-        return self.first.of_others(*BatchArguments(own, self.shared).one(own))
+        return self.first.of_others(*BatchArguments(each, self.shared).one(each))
 
 
 def _solve_batch(is_lean: bool, request: BatchRequest) -> Any:
@@ -333,8 +333,8 @@ def _on_mesh(
     numbers, rest = eqx.partition(batch, eqx.is_array)
 
     def part(each: tuple, numbers: PyTree) -> Any:
-        own, idle = each
-        return _fitted(eqx.combine(numbers, rest), own, idle, lanes)
+        arrays, idle = each
+        return _fitted(eqx.combine(numbers, rest), arrays, idle, lanes)
 
     def run(each: tuple, numbers: PyTree) -> Any:
         each = jax.tree.map(lambda leaf: lengthened(leaf, extra), each)
@@ -367,23 +367,25 @@ def _fitted(batch: Batch, each: PyTree, idle: Any, lanes: int | None) -> Any:
     def reported(each: PyTree, arrays: PyTree, report: Callable) -> Any:
         batch = eqx.combine(arrays, rest)
 
-        def of_one(own: PyTree, idle: Any) -> Any:
-            return run(batch.setup(own), report(batch), lanes, idle)
+        def of_one(one: PyTree, idle: Any) -> Any:
+            return run(batch.setup(one), report(batch), lanes, idle)
 
         return jax.vmap(of_one)(each, idle)
 
     def outcomes(each: PyTree, arrays: PyTree) -> Outcome:
         return reported(each, arrays, lambda _: whole_outcome)
 
-    def differentiable(own: PyTree, arrays: PyTree) -> Differentiable:
-        return eqx.combine(arrays, rest).setup(own).differentiable
+    def differentiable(one: PyTree, arrays: PyTree) -> Differentiable:
+        return eqx.combine(arrays, rest).setup(one).differentiable
 
     def kept_of_outcomes(both: tuple) -> Any:
         outcome, batch = differentiable_batch(outcomes, differentiable)(*both), both[1]
         batch = eqx.combine(batch, rest)
-        return jax.vmap(lambda own, outcome: batch.keep(batch.setup(own), outcome))(
-            both[0], outcome
-        )
+
+        def kept_of_one(one: PyTree, outcome: Outcome) -> Any:
+            return batch.keep(batch.setup(one), outcome)
+
+        return jax.vmap(kept_of_one)(both[0], outcome)
 
     def kept(both: tuple) -> Any:
         each, arrays = both

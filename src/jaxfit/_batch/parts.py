@@ -120,8 +120,8 @@ def lean_first_in_parts(
     """
 
     def done(is_lean: bool, each: PyTree) -> Any:
-        own = specialised(function, is_lean)
-        return in_parts(own, arguments, each, size, is_on_cpu=True, **options)
+        program = specialised(function, is_lean)
+        return in_parts(program, arguments, each, size, is_on_cpu=True, **options)
 
     results, incomplete = done(True, each)
     if incomplete.any():

@@ -232,10 +232,10 @@ class Moving:
 
     def __init__(self, tree: PyTree, directions: PyTree):
         self.leaves, self.structure = jax.tree.flatten(tree)
-        given = jax.tree.leaves(directions, is_leaf=_is_zero)
-        self.places = [i for i, move in enumerate(given) if not _is_zero(move)]
+        tangents = jax.tree.leaves(directions, is_leaf=_is_zero)
+        self.places = [i for i, move in enumerate(tangents) if not _is_zero(move)]
         self.values = [self.leaves[place] for place in self.places]
-        self.directions = [given[place] for place in self.places]
+        self.directions = [tangents[place] for place in self.places]
 
     def put(self, values: Any, leaves: Any = None) -> Any:
         """The tree, or one of other leaves, with others in these places."""
@@ -279,7 +279,9 @@ def tangent(
         outcome: of the fit.
     """
     succeeded, x = outcome.status > 0, outcome.x
-    proper = jnp.where(outcome.status == Status.KINK, jnp.nan, 1).astype(x.dtype)
+    proper = jnp.where(outcome.status == jnp.int32(Status.KINK), jnp.nan, 1).astype(
+        x.dtype
+    )
 
     def gate(tree: PyTree, factor: Any = 1) -> PyTree:
         return jax.tree.map(lambda t: jnp.where(succeeded, factor * t, 0), tree)
@@ -299,17 +301,17 @@ def tangent(
         lambda x, v: rebuild(v).rows.linearize(x, frame), (x, values), (dx, directions)
     )
     moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
-    none: Any = None  # in the place of integers
+    absent: Any = None  # in the place of integers
     zero = jnp.zeros_like(outcome.optimality)
     return Outcome(
         x=dx,
         linearization=gate(moved, proper),
-        status=none,
+        status=absent,
         optimality=zero,
-        steps=none,
-        nfev=none,
+        steps=absent,
+        nfev=absent,
         start_cost=zero,
-        certified=none,
+        certified=absent,
     )
 
 

@@ -34,7 +34,7 @@ KINKED = 4  # times what the radius changes in a smooth gradient: a kink
 HULL_TRIPS = 1000
 
 
-class Here(NamedTuple):
+class Vicinity(NamedTuple):
     """A point, with its columns scaled to one."""
 
     point: Any
@@ -45,7 +45,7 @@ class Here(NamedTuple):
     smooth: Scalar  # the most that a smooth gradient changes in it
 
     @classmethod
-    def of(cls, bounds: Bounds | None, point: Any) -> "Here":
+    def of(cls, bounds: Bounds | None, point: Any) -> "Vicinity":
         """That of an evaluated point."""
         limit = certificate_limit(point.linearization, point.rounding)
         squared = point.largest_norms
@@ -131,16 +131,16 @@ def along_kink(
         search: the `Search`, which has the hull.
         point: where the fit has stalled.
     """
-    norms, here = point.largest_norms, Here.of(None, point)
+    norms, vicinity = point.largest_norms, Vicinity.of(None, point)
     scale = jnp.sqrt(jnp.where(norms > 0, norms, 1))
     across = (search.corners - search.corners[0]) / scale
     rounding = jnp.finfo(scale.dtype).eps ** 0.5
 
     def without(k: Int[Array, ""], onto: Matrix) -> Matrix:
-        left = matvec(onto, across[k])
-        left = jnp.where(jnp.abs(left) > here.smooth / KINKED, left, 0)
-        length = norm(left)
-        unit = left / jnp.where(length > 0, length, 1)
+        rest = matvec(onto, across[k])
+        rest = jnp.where(jnp.abs(rest) > vicinity.smooth / KINKED, rest, 0)
+        length = norm(rest)
+        unit = rest / jnp.where(length > 0, length, 1)
         onto = onto - outer(unit, unit)
         return jnp.where(jnp.abs(onto) > rounding, onto, 0)
 

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxfit._core.bounds import Bounds
 from jaxfit._core.certificate import RUNNING, Status
-from jaxfit._core.hull import Here, along_kink, first_corner, least_norm
+from jaxfit._core.hull import Vicinity, along_kink, first_corner, least_norm
 from jaxfit._linalg.branches import branch, choose, for_each, varying_with
 from jaxfit._linalg.kernels import (
     Flag,
@@ -70,12 +70,12 @@ class Search(eqx.Module):
     def off(cls, x: Vector) -> "Search":
         """None."""
         zeros = jnp.zeros_like(x)
-        none = zeros[0].astype(jnp.int32)
+        zero = zeros[0].astype(jnp.int32)
         corners = jnp.stack([zeros] * (min(len(x), MOST) + 2))
         return cls(
-            mode=none + OFF,
-            turn=none,
-            near=none != 0,
+            mode=zero + OFF,
+            turn=zero,
+            near=zero != 0,
             extent=zeros[0],
             corners=corners,
             weights=corners[:, 0],
@@ -113,20 +113,20 @@ class Search(eqx.Module):
         moves = columns.moves | (self.adopts & (whole > 0))
         return linearization, columns._replace(squared_norms=lengths, moves=moves)
 
-    def look(self, here: Here) -> Vector:
+    def look(self, vicinity: Vicinity) -> Vector:
         """Where to look for a descent: down a corner, or anywhere."""
         m, n = self.corners.shape
         anywhere = np.random.default_rng(0).normal(size=(2 * m, n))
-        anywhere = jnp.asarray(anywhere, here.size.dtype)
-        anywhere = anywhere / jnp.where(here.size > 0, here.size, 1)
+        anywhere = jnp.asarray(anywhere, vicinity.size.dtype)
+        anywhere = anywhere / jnp.where(vicinity.size > 0, vicinity.size, 1)
         used = jnp.where(self.weights[:, None] > 0, self.corners, anywhere[:m])
         directions = jnp.concatenate([used, anywhere[m:]])
         return lax.dynamic_index_in_dim(directions, self.turn, keepdims=False)
 
     def is_wanted(self, status: Int[Array, "*lanes"], finishing: Flag) -> Flag:
         """Whether `searched` is to decide what follows a trip with this end."""
-        stalled = (status == Status.STALLED) & ~finishing
-        goes_on = (self.mode != OVER) & (status != Status.MAX_STEPS)
+        stalled = (status == jnp.int32(Status.STALLED)) & ~finishing
+        goes_on = (self.mode != OVER) & (status != jnp.int32(Status.MAX_STEPS))
         return jnp.where(self.mode == OFF, stalled, goes_on)
 
 
@@ -154,13 +154,15 @@ def searched(
         before, after: its states about the trip; `after` knows of no search.
         sample: the linearization at the trial point.
     """
-    here = Here.of(bounds, after.point)
+    vicinity = Vicinity.of(bounds, after.point)
     return branch(
-        before.search.samples, _sampled, _stepped, here, before, after, sample
+        before.search.samples, _sampled, _stepped, vicinity, before, after, sample
     )
 
 
-def _stepped(here: Here, before: Any, after: Any, sample: Linearization) -> Turn:
+def _stepped(
+    vicinity: Vicinity, before: Any, after: Any, sample: Linearization
+) -> Turn:
     """It has stalled, or adopted the slope of a hull, or made a step with it.
 
     A hull is begun where it stalls, after a step, and, where the point is certified, a
@@ -181,7 +183,7 @@ def _stepped(here: Here, before: Any, after: Any, sample: Linearization) -> Turn
         otherwise=OVER,
     )
     gradient = jnp.where(nears, search.corners[0], after.point.gradient)
-    extent = jnp.where(nears, ALIKE * here.extent(search.corners), here.smooth)
+    extent = jnp.where(nears, ALIKE * vicinity.extent(search.corners), vicinity.smooth)
     fresh = Search(
         mode=mode,
         turn=jnp.zeros_like(search.turn),
@@ -196,7 +198,7 @@ def _stepped(here: Here, before: Any, after: Any, sample: Linearization) -> Turn
     )
     shorter = _shortened(before.trial, after.point.x)
     trial = choose(along & (mode == ALONG), shorter, trial)
-    sampled = _visit(trial, here.at(fresh.corners[0], fresh.near))
+    sampled = _visit(trial, vicinity.at(fresh.corners[0], fresh.near))
     return Turn(
         search=fresh,
         trial=choose(samples, sampled, trial),
@@ -205,30 +207,32 @@ def _stepped(here: Here, before: Any, after: Any, sample: Linearization) -> Turn
     )
 
 
-def _sampled(here: Here, before: Any, after: Any, sample: Linearization) -> Turn:
+def _sampled(
+    vicinity: Vicinity, before: Any, after: Any, sample: Linearization
+) -> Turn:
     """A sample makes the hull larger, or completes it, or is a check passed."""
-    search, seen = before.search, _Seen.of(here, before, sample)
+    search, seen = before.search, _Seen.of(vicinity, before, sample)
     m, checking = len(search.weights), search.mode == CHECK
 
     # one more corner, unless the hull is complete or there is no kink
     spare = jnp.where(first_corner(search.weights) > 0, jnp.inf, search.weights)
     spare = _first_true(spare == jnp.min(spare))
     corners = jnp.where(spare[:, None], seen.gradient, search.corners)
-    scaled = here.size * corners
+    scaled = vicinity.size * corners
     weights = least_norm(matmul(scaled, transpose(scaled)))
     terms = matvec(transpose(scaled), weights)
     sampling = ~checking & seen.continuous
     descends = seen.change <= DESCENT * inner(search.slope, seen.shift)
-    shorter = norm(terms) < PROGRESS * norm(here.size * search.slope)
+    shorter = norm(terms) < PROGRESS * norm(vicinity.size * search.slope)
     grows = sampling & ~descends & shorter
     turn = jnp.where(grows | checking, search.turn + 1, 0)
     more = turn < 2 * m
     corners, weights = choose(
         grows, (corners, weights), (search.corners, search.weights)
     )
-    kinked = here.extent(corners) >= search.extent
+    kinked = vicinity.extent(corners) >= search.extent
 
-    complete = jnp.max(jnp.abs(terms)) <= here.limit
+    complete = jnp.max(jnp.abs(terms)) <= vicinity.limit
     mode = first_of(
         (grows & ~complete & more, SAMPLE),
         (sampling & (kinked | descends), ADOPT),
@@ -239,8 +243,8 @@ def _sampled(here: Here, before: Any, after: Any, sample: Linearization) -> Turn
     fresh = dataclasses.replace(
         search, mode=mode, turn=turn, corners=corners, weights=weights
     )
-    down = jnp.where(checking, fresh.look(here), fresh.slope)
-    x = jnp.where(mode == ADOPT, after.point.x, here.at(down, search.near))
+    down = jnp.where(checking, fresh.look(vicinity), fresh.slope)
+    x = jnp.where(mode == ADOPT, after.point.x, vicinity.at(down, search.near))
     x = jnp.where(mode == ALONG, before.trial.x, x)
     passed = jnp.where(checking & seen.level, Status.KINK, Status.STALLED)
     goes_on = mode != OVER
@@ -291,19 +295,19 @@ class _Seen(NamedTuple):
     lower: Flag  # or downwards
 
     @classmethod
-    def of(cls, here: Here, before: Any, sample: Linearization) -> "_Seen":
-        shift = before.trial.x - here.point.x
+    def of(cls, vicinity: Vicinity, before: Any, sample: Linearization) -> "_Seen":
+        shift = before.trial.x - vicinity.point.x
         bend = matvec(sample.hessian, shift)
         gradient = sample.gradient - bend
         slopes = matvec(before.search.corners, shift)
         slope, bend = inner(gradient, shift), inner(bend, shift)
-        change = sample.cost - here.point.linearization.cost
+        change = sample.cost - vicinity.point.linearization.cost
         least = jnp.minimum(jnp.min(slopes), slope) - bend
         most = jnp.maximum(jnp.max(slopes), slope) + bend
-        lin, eps = here.point.linearization, jnp.finfo(shift.dtype).eps
+        lin, eps = vicinity.point.linearization, jnp.finfo(shift.dtype).eps
         rounding = 4 * eps * jnp.sqrt(lin.count) * lin.cost
-        rounding += 2 * jnp.sqrt(lin.squared_residual) * here.point.rounding
-        rounding += len(shift) * here.radius**2
+        rounding += 2 * jnp.sqrt(lin.squared_residual) * vicinity.point.rounding
+        rounding += len(shift) * vicinity.radius**2
         continuous = (change >= least - rounding) & (change <= most + rounding)
         continuous = continuous & (jnp.abs(slope) < jnp.inf)
         return cls(

@@ -47,27 +47,29 @@ class Many(NamedTuple):
     idle: Bool[Array, " N"] | None  # not fitted
     rebuild: Callable  # from the arrays of one fit to its setup and its report
 
-    def setup(self, own: PyTree) -> Any:
+    def setup(self, arrays: PyTree) -> Any:
         """One fit."""
-        return self.rebuild(eqx.combine(own, self.shared))[0]
+        return self.rebuild(eqx.combine(arrays, self.shared))[0]
 
     def some(self, places: Int[Array, " K"]) -> PyTree:
         """The arrays of some fits."""
         return _some(self.each, places)
 
-    def started(self, own: PyTree) -> tuple[State, Setting]:
+    def started(self, arrays: PyTree) -> tuple[State, Setting]:
         """States of some fits before their first trip, and their settings."""
 
-        def of_one(own: PyTree) -> tuple[Setting, Array]:
-            setup = self.setup(own)
+        def of_one(arrays: PyTree) -> tuple[Setting, Array]:
+            setup = self.setup(arrays)
             return setup.setting, setup.start
 
-        setting, start = jax.vmap(of_one, out_axes=-1)(own)
+        setting, start = jax.vmap(of_one, out_axes=-1)(arrays)
         return initial_state(setting, start), setting
 
-    def entered(self, places: Int[Array, " K"], own: PyTree) -> tuple[State, Setting]:
+    def entered(
+        self, places: Int[Array, " K"], arrays: PyTree
+    ) -> tuple[State, Setting]:
         """`started` of the fits in some places; what is not fitted rests."""
-        state, setting = self.started(own)
+        state, setting = self.started(arrays)
         idle = places >= self.number
         if self.idle is not None:
             idle = idle | self.idle.at[places].get(mode="clip")
@@ -79,23 +81,23 @@ class Many(NamedTuple):
         """Those of one fit, whichever."""
         return self.setup(_some(self.each, 0)).rows
 
-    def linearize(self, own: PyTree) -> Callable:
+    def linearize(self, arrays: PyTree) -> Callable:
         """The linearizations of some fits."""
 
-        def of_one(own: PyTree, x: Array, frame: Frame) -> Linearization:
-            return self.setup(own).rows.in_columns(False).linearize(x, frame)
+        def of_one(arrays: PyTree, x: Array, frame: Frame) -> Linearization:
+            return self.setup(arrays).rows.in_columns(False).linearize(x, frame)
 
         in_lanes = jax.vmap(of_one, in_axes=(0, -1, -1), out_axes=-1)
-        return lambda x, frame: in_lanes(own, x, frame)
+        return lambda x, frame: in_lanes(arrays, x, frame)
 
-    def reports(self, own: PyTree, state: State) -> PyTree:
+    def reports(self, arrays: PyTree, state: State) -> PyTree:
         """What is reported of some fits."""
 
-        def of_one(own: PyTree, outcome: Outcome) -> Any:
-            setup, report = self.rebuild(eqx.combine(own, self.shared))
+        def of_one(arrays: PyTree, outcome: Outcome) -> Any:
+            setup, report = self.rebuild(eqx.combine(arrays, self.shared))
             return report(setup, outcome)
 
-        return jax.vmap(of_one, in_axes=(0, -1))(own, Outcome.of(state))
+        return jax.vmap(of_one, in_axes=(0, -1))(arrays, Outcome.of(state))
 
 
 class Queue(eqx.Module):
@@ -103,7 +105,7 @@ class Queue(eqx.Module):
 
     state: State
     setting: Setting  # of the lanes
-    own: PyTree  # of `Many.each`, those in the lanes
+    arrays: PyTree  # of `Many.each`, those in the lanes
     index: Int[Array, " L"]  # the fit in each lane; the number of fits where none is
     taken: Int[Array, ""]  # fits that have entered
     results: PyTree
@@ -164,15 +166,15 @@ def _some(tree: PyTree, places: Any) -> PyTree:
 def _filled(many: Many, lanes: int) -> Queue:
     """The first fits in the lanes."""
     index = jnp.arange(lanes, dtype=jnp.int32)
-    own = many.some(index)
-    state, setting = many.entered(index, own)
+    arrays = many.some(index)
+    state, setting = many.entered(index, arrays)
     number = many.number
-    kept = jax.eval_shape(many.reports, own, state)
+    kept = jax.eval_shape(many.reports, arrays, state)
     results = jax.tree.map(lambda x: jnp.zeros((number, *x.shape[1:]), x.dtype), kept)
     return Queue(
         state=state,
         setting=setting,
-        own=own,
+        arrays=arrays,
         index=jnp.minimum(index, number),
         taken=jnp.int32(min(lanes, number)),
         results=results,
@@ -184,7 +186,7 @@ def _until_refill(many: Many, refill: int, queue: Queue) -> Queue:
 
     When no fit is left to enter, until all have finished.
     """
-    linearize, agreed = many.linearize(queue.own), many.rows.agreed
+    linearize, agreed = many.linearize(queue.arrays), many.rows.agreed
     lanes = len(queue.index)
 
     def goes_on(state: State) -> Bool[Array, ""]:
@@ -209,20 +211,20 @@ def _refilled(many: Many, refill: int, queue: Queue) -> Queue:
 
     # what has ended
     ended = queue.index.at[place].get(mode="fill", fill_value=number)
-    own = _some(queue.own, place)
+    arrays = _some(queue.arrays, place)
     state = jax.tree.map(lambda x: x.at[..., place].get(mode="clip"), queue.state)
-    state = reached(state, many.started(own)[0])
+    state = reached(state, many.started(arrays)[0])
     results = jax.tree.map(
         lambda all, some: all.at[ended].set(some, mode="drop"),
-        *(queue.results, many.reports(own, state)),
+        *(queue.results, many.reports(arrays, state)),
     )
 
     # what comes in
     new = queue.taken + jnp.arange(refill, dtype=jnp.int32)
     enters = (place < lanes) & (new < number)
     new = jnp.where(enters, new, number)
-    own = many.some(new)
-    fresh, setting = many.entered(new, own)
+    arrays = many.some(new)
+    fresh, setting = many.entered(new, arrays)
     filled = jnp.where(enters, place, lanes)
     return Queue(
         state=restarted(queue.state, fresh, filled),
@@ -230,8 +232,8 @@ def _refilled(many: Many, refill: int, queue: Queue) -> Queue:
             lambda old, new: old.at[..., filled].set(new, mode="drop"),
             *(queue.setting, setting),
         ),
-        own=jax.tree.map(
-            lambda old, new: old.at[filled].set(new, mode="drop"), queue.own, own
+        arrays=jax.tree.map(
+            lambda old, new: old.at[filled].set(new, mode="drop"), queue.arrays, arrays
         ),
         index=queue.index.at[place].set(new, mode="drop"),
         taken=queue.taken + jnp.sum(enters, dtype=jnp.int32),

@@ -54,7 +54,7 @@ def is_incomplete(setting: Setting, status: Int[Array, "*lanes"]) -> Flag:
     """Whether a lean fit that ended so needs what was left out."""
     incomplete = status == INCOMPLETE
     if setting.can_have_kinks:
-        incomplete = incomplete | (status == Status.STALLED)
+        incomplete = incomplete | (status == jnp.int32(Status.STALLED))
     return incomplete
 
 

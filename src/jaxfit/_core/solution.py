@@ -180,9 +180,9 @@ class Solution(eqx.Module):
     def uncertainty(self, absolute: ArrayLike = False) -> Uncertainty:
         """`covariance` and `determined` at once, both in `ravel` order."""
         of_one = functools.partial(uncertainty, absolute=absolute)
-        found = self._each(of_one, self.linearization, self.free)
-        on_kink = (self.status == Status.KINK)[..., None]
-        return found._replace(determined=found.determined | on_kink)
+        unknown = self._each(of_one, self.linearization, self.free)
+        on_kink = (self.status == jnp.int32(Status.KINK))[..., None]
+        return unknown._replace(determined=unknown.determined | on_kink)
 
     @_at_once
     def stderr(self, absolute: ArrayLike = False) -> PyTree[Float[Numbers, "..."]]:

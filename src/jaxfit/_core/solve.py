@@ -134,9 +134,10 @@ def _on_mesh(request: Request, rows: Sharded, mesh: Mesh) -> Solution:
     def fit(
         data: PyTree, weights: PyTree, counts: Array | None, shared: Request
     ) -> Solution:
-        here = Sharded(None, rows.axis, rows.size, counts)
+        own_rows = Sharded(None, rows.axis, rows.size, counts)
         return _solve(
-            False, shared._replace(data=data, weights=weights, rows=here, **functions)
+            False,
+            shared._replace(data=data, weights=weights, rows=own_rows, **functions),
         )
 
     functions = {"fn": request.fn, "jac": request.jac}

@@ -1,10 +1,10 @@
 """What a fit knows between two trips: one immutable pytree."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from jaxfit._core.bounds import ScaledModel
@@ -81,7 +81,7 @@ class State(eqx.Module):
     start_cost: Scalar
 
 
-def is_running(state: State) -> ArrayLike:
+def is_running(state: State) -> Any:
     """Whether another trip follows."""
     return (state.status == RUNNING) | state.finishing
 
@@ -124,8 +124,8 @@ def restarted(state: State, fresh: State, lanes: Int[Array, " K"]) -> State:
 
 def reached(state: State, fresh: State) -> State:
     """The state with the start for its point where no trip has accepted any."""
-    never_left = (state.status == Status.NONFINITE_START) | (
-        state.status == Status.INVALID_BOUNDS
+    never_left = (state.status == jnp.int32(Status.NONFINITE_START)) | (
+        state.status == jnp.int32(Status.INVALID_BOUNDS)
     )
     point = choose(never_left, fresh.point, state.point)
     return dataclasses.replace(state, point=point)

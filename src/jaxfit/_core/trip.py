@@ -292,7 +292,7 @@ def _moved(setting: Setting, state: State, new: Point, verdict: Verdict) -> Stan
     )
     tested = rules.tests(setting.limits, setting.bounds, tried)
     if rules.certifies:
-        tested = jnp.where(new.certified, tested, RUNNING)
+        tested = jnp.where(new.certified, tested, jnp.int32(RUNNING))
     counts = verdict.is_step & ~state.finishing
     return Stand(
         point=new,
@@ -322,7 +322,7 @@ def _stayed(setting: Setting, state: State, new: Point, verdict: Verdict) -> Sta
     )
     tested = rules.tests(setting.limits, setting.bounds, tried)
     if rules.certifies:
-        tested = jnp.where(old.certified, tested, RUNNING)
+        tested = jnp.where(old.certified, tested, jnp.int32(RUNNING))
         stalled = _is_hopeless(tried)
         tested = jnp.where(stalled, jnp.int32(Status.STALLED), tested)
     region, tested = choose(
@@ -352,16 +352,16 @@ def judge(
 
     A success needs the certificate; a stalled fit that has it has succeeded.
     """
-    status = jnp.where(verdict.repeated, RUNNING, stand.tested)
+    status = jnp.where(verdict.repeated, jnp.int32(RUNNING), stand.tested)
     is_full = (status == RUNNING) & (state.nfev + 1 >= setting.limits.max_steps)
-    status = jnp.where(is_full, Status.MAX_STEPS, status)
+    status = jnp.where(is_full, jnp.int32(Status.MAX_STEPS), status)
     start_fails = verdict.is_first & ~verdict.is_finite
-    status = jnp.where(start_fails, Status.NONFINITE_START, status)
-    status = jnp.where(state.finishing, state.status, status).astype(jnp.int32)
+    status = jnp.where(start_fails, jnp.int32(Status.NONFINITE_START), status)
+    status = jnp.where(state.finishing, state.status, status)
     if setting.rules.certifies:
         certified = stand.point.certified
         lost = (status > 0) & (status != RUNNING) & ~certified
-        won = (status == Status.STALLED) & certified
+        won = (status == jnp.int32(Status.STALLED)) & certified
         status = jnp.where(lost, jnp.int32(Status.STALLED), status)
         status = jnp.where(won, jnp.int32(Status.STEP), status)
     if setting.is_lean:
@@ -457,7 +457,7 @@ def _finish(
         reach = jnp.where(largest_norms > 0, reach / largest_norms, 0)
         x = snap(x, point.gradient, point.squared_norms, bounds, reach)
         is_useful = is_useful | some(x != point.x)
-    ended = (status > 0) | (status == Status.STALLED)
+    ended = (status > 0) | (status == jnp.int32(Status.STALLED))
     finishing = ended & ~state.finishing & is_useful
     trial = dataclasses.replace(state.trial, x=x, framed=finishing & lossy)
     return Following(trial, stand.region.alpha, finishing)

@@ -29,15 +29,15 @@ def branch(
     """
     if needed.ndim == 0:
         return lax.cond(needed, _varying(then), _varying(otherwise), *operands)
-    found = otherwise(*operands)
+    usual = otherwise(*operands)
     if needed.size == 0:
-        return found
+        return usual
 
-    def corrected(found: PyTree, *operands: PyTree) -> PyTree:
-        return choose(needed, then(*operands), found)
+    def corrected(usual: PyTree, *operands: PyTree) -> PyTree:
+        return choose(needed, then(*operands), usual)
 
     return lax.cond(
-        jnp.any(needed), corrected, lambda found, *_: found, found, *operands
+        jnp.any(needed), corrected, lambda usual, *_: usual, usual, *operands
     )
 
 

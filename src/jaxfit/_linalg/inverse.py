@@ -146,15 +146,15 @@ def _inverse_gram_jvp(
 ) -> tuple[GramInverse, GramInverse]:
     """dC = -C dB C with B = JᵀJ: plain products, so that reverse mode works too."""
     gram, frame, free = primals
-    found = inverse_gram(gram, frame, free)
+    inverse = inverse_gram(gram, frame, free)
 
     def matrix(gram: Matrix, frame: Matrix) -> Matrix:
         return matmul(transpose(frame), matmul(gram, frame))
 
     _, change = jax.jvp(matrix, (gram, frame), tangents[:2])
-    change = -matmul(found.matrix, matmul(change, found.matrix))
-    none: Any = np.zeros(found.undetermined.shape, jax.dtypes.float0)
-    return found, GramInverse(change, none)
+    change = -matmul(inverse.matrix, matmul(change, inverse.matrix))
+    no_tangent: Any = np.zeros(inverse.undetermined.shape, jax.dtypes.float0)
+    return inverse, GramInverse(change, no_tangent)
 
 
 def _inverse_gram(gram: Matrix, frame: Matrix, free: Any) -> GramInverse:

@@ -91,7 +91,7 @@ def diagonalised_together(
         jnp.stack(curvatures, axis=-1),
     )
     leaves = [jnp.unstack(leaf, axis=-1) for leaf in together]
-    return [Diagonal(*own) for own in zip(*leaves, strict=True)]
+    return [Diagonal(*parts) for parts in zip(*leaves, strict=True)]
 
 
 def _by_rotations(
@@ -167,8 +167,12 @@ def _by_lapack(
     kept = values > n * jnp.finfo(values.dtype).eps * largest(values)
     root = jnp.sqrt(jnp.where(kept, values, 0))[:, None]
     factor = [matmul(root * turn.T, vectors), jnp.diag(jnp.sqrt(curvature))]
-    left, singular, right = jnp.linalg.svd(jnp.concatenate(factor), full_matrices=False)
-    images = matmul(turn, left[:n] * singular / jnp.where(kept[:, None], root, 1))
+    left_vectors, singular, right = jnp.linalg.svd(
+        jnp.concatenate(factor), full_matrices=False
+    )
+    images = matmul(
+        turn, left_vectors[:n] * singular / jnp.where(kept[:, None], root, 1)
+    )
     return singular**2, right.T, images
 
 

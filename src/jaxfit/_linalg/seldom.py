@@ -59,11 +59,11 @@ def uncertainty_of(solution: Any, absolute: Any) -> Any:
         return solution.uncertainty(absolute)
     _here.missed = []
     try:
-        found = solution.uncertainty(absolute)
+        uncertainty = solution.uncertainty(absolute)
         note(functools.reduce(operator.or_, _here.missed))
     finally:
         _here.missed = None
-    return found
+    return uncertainty
 
 
 def is_lean() -> bool:

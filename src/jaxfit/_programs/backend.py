@@ -59,8 +59,8 @@ def _trace_state() -> Any:
 @functools.cache
 def _no_trace() -> Any:
     """The state in which nothing is traced, as a new thread has it."""
-    found: list = []
-    thread = threading.Thread(target=lambda: found.append(_trace_state()))
+    states: list = []
+    thread = threading.Thread(target=lambda: states.append(_trace_state()))
     thread.start()
     thread.join()
-    return found[0]
+    return states[0]

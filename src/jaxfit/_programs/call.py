@@ -108,9 +108,9 @@ def _described(reading: Reading, node: Any) -> tuple[Hashable, bool]:
     if jax.tree_util.all_leaves([node]):
         return None, True
     children, static = jax.tree_util.default_registry.flatten_one_level(node)
-    found = [_described(reading, child) for child in children]
-    keys = tuple(key for key, _ in found)
-    is_plain = _is_plain(static) and all(plain for _, plain in found)
+    descriptions = [_described(reading, child) for child in children]
+    keys = tuple(key for key, _ in descriptions)
+    is_plain = _is_plain(static) and all(plain for _, plain in descriptions)
     return (type(node), reading.by_value(static), keys), is_plain
 
 

@@ -40,10 +40,10 @@ def plain_content(value: Any, depth: int = 3) -> Hashable:
     space = value if isinstance(value, dict) else attributes(value)
     if not isinstance(space, dict):
         return None
-    found = (
+    entries = (
         (plain_content(k), plain_content(v, depth - 1)) for k, v in tuple(space.items())
     )
-    return kind, tuple(pair for pair in found if None not in pair)
+    return kind, tuple(pair for pair in entries if None not in pair)
 
 
 def table_of(value: Any) -> Hashable:

@@ -342,7 +342,7 @@ class Reading:
             return name
         self._states.add(name)
         package, inside = package_of(name), tuple(vars(sys.modules[name]).items())
-        own = [
+        settings = [
             (key, plain_content(value))
             for key, value in inside
             if not (key.startswith("__") or isinstance(value, types.ModuleType))
@@ -353,7 +353,7 @@ class Reading:
             if isinstance(value, types.ModuleType)
             and package_of(value.__name__) == package
         ]
-        return name, tuple(one for one in own if one[1] is not None), tuple(others)
+        return name, tuple(one for one in settings if one[1] is not None), tuple(others)
 
     def _split_module(self, view: ModuleNames) -> Split:
         outside = READERS.get(view.module.__name__, set()).intersection(view.names)

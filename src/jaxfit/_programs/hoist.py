@@ -137,27 +137,27 @@ class _FirstCall:
         free = self.used - static
         if not free:
             return self.used, None
-        found = self._borne(static)
-        if found is None:
+        steps = self._borne(static)
+        if steps is None:
             bears = {p for p in free if self._borne(self.used - {p}) is not None}
             static = self.used - bears
-            found = self._borne(static) if bears else None
-        if found is None:
+            steps = self._borne(static) if bears else None
+        if steps is None:
             return self.used, None
-        return static, functools.partial(self._result, found)
+        return static, functools.partial(self._result, steps)
 
     def _borne(self, static: set[int]) -> "_Steps | None":
         """The steps with all other values as inputs, if they do the same."""
         try:
-            found = self._steps(static)
+            steps = self._steps(static)
             if self.held.is_plain:
-                return found
+                return steps
             self.numeric = self.numeric or self._steps(self.used)
-            numbers = [self.held.numbers[place] for place in found.places]
-            same = self.numeric.structure == found.structure
+            numbers = [self.held.numbers[place] for place in steps.places]
+            same = self.numeric.structure == steps.structure
             return (
-                found
-                if same and _agree(self.numeric.jaxpr, found.jaxpr, numbers)
+                steps
+                if same and _agree(self.numeric.jaxpr, steps.jaxpr, numbers)
                 else None
             )
         except Exception:  # a user's function may fail in any way

@@ -44,7 +44,7 @@ def pack(tree: PyTree) -> Float[Array, " k"]:
 
 
 def unpack(vector: Any, shapes: Tree) -> Tree:
-    """The inverse of `pack`, as NumPy arrays of their own and Python numbers.
+    """The inverse of `pack`, as NumPy arrays of their array and Python numbers.
 
     Args:
         vector: from `pack`, with any leading axes, which all arrays then have.
@@ -56,8 +56,8 @@ def unpack(vector: Any, shapes: Tree) -> Tree:
     for shape in leaves:
         size = math.prod(shape)
         part = vector[..., start : start + size]
-        own = part.reshape((*lead, *shape)).copy()
-        parts.append(own if own.ndim else own.item())
+        array = part.reshape((*lead, *shape)).copy()
+        parts.append(array if array.ndim else array.item())
         start += size
     return jax.tree.unflatten(structure, parts)
 

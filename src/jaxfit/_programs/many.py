@@ -189,8 +189,8 @@ def _in_turn(
 
     def step(carry: tuple) -> tuple:
         k, results = carry
-        found = one([of_nth(leaf, k) for leaf in inputs])
-        pairs = zip(results, found, strict=True)
+        result = one([of_nth(leaf, k) for leaf in inputs])
+        pairs = zip(results, result, strict=True)
         return k + 1, [lax.dynamic_update_index_in_dim(*pair, k, 0) for pair in pairs]
 
     carry = varying_with((index(0), results), (inputs, idle))
@@ -239,8 +239,8 @@ def _parted(sizes: tuple, inputs: Inputs) -> tuple[list, list]:
             wide = jnp.broadcast_to(leaf, (*sizes, *rest))
             each.append(wide.reshape(-1, *rest))
     shared = [
-        leaf.reshape(leaf.shape[depth:]) if own is None else None
-        for leaf, own in zip(inputs, each, strict=True)
+        leaf.reshape(leaf.shape[depth:]) if batched is None else None
+        for leaf, batched in zip(inputs, each, strict=True)
     ]
     return each, shared
 

@@ -120,8 +120,8 @@ _noted: dict[Hashable, _Noted] = {}
 
 def noted(place: Place, content: Any) -> Hashable | None:
     """The key of a counter or a log that nobody but tracing has changed, or None."""
-    found = _noted.get(place.mark) if _noted else None
-    return found.key if found and _is_same(found.left, content) else None
+    entry = _noted.get(place.mark) if _noted else None
+    return entry.key if entry and _is_same(entry.left, content) else None
 
 
 def _note_new_counters(owner: dict, old: dict, new: dict) -> None:

@@ -103,14 +103,18 @@ class Program:
         numbers. A function that does not bear copies of its objects is called itself.
         """
         before, everything = call.reading.snapshot(), frozenset(range(len(values)))
-        known = self.static | call.static
-        copied = dict.fromkeys((known, everything)) if call.reading.is_movable else ()
+        static_so_far = self.static | call.static
+        copied = (
+            dict.fromkeys((static_so_far, everything))
+            if call.reading.is_movable
+            else ()
+        )
         ways = [*((static, True) for static in copied), (everything, False)]
         for static, is_copied in ways:
             held = Held(call.reading.values, values, static, call.reading.is_plain)
-            given = iter(inputs)
+            remaining = iter(inputs)
             leaves = [
-                next(given)
+                next(remaining)
                 if part is INPUT
                 else opened(leaf, part, held)
                 if is_copied

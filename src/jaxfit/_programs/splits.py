@@ -63,9 +63,9 @@ class ModuleNames(NamedTuple):
 
 def split_tuple(value: tuple) -> Split:
     kind = type(value)
-    items, own = [Child(item) for item in value], attributes(value)
-    if own:
-        return Split(kind, [*items, Child(own)])
+    items, extras = [Child(item) for item in value], attributes(value)
+    if extras:
+        return Split(kind, [*items, Child(extras)])
     is_python = kind.__new__ is tuple.__new__ or is_function(kind.__new__)
     make = functools.partial(tuple.__new__, kind) if is_python else kind
     return Split(kind, items, make)
@@ -105,9 +105,9 @@ def split_partial(partial: functools.partial) -> Split:
     kind = type(partial)
 
     def make(parts: list) -> Any:
-        function, arguments, keywords, own = parts
+        function, arguments, keywords, extras = parts
         twin = functools.partial.__new__(kind, function, *arguments, **keywords)
-        vars(twin).update(own)
+        vars(twin).update(extras)
         return twin
 
     held = partial.func, partial.args, partial.keywords, vars(partial)
@@ -123,7 +123,7 @@ def split_function(
         names: of the globals that count.
         key: of its code.
     """
-    code, space, own = function.__code__, function.__globals__, vars(function)
+    code, space, extras = function.__code__, function.__globals__, vars(function)
     closure = function.__closure__ or ()
     filled = [k for k, cell in enumerate(closure) if not _is_empty(cell)]
     named = _named(space, names)
@@ -136,7 +136,7 @@ def split_function(
     named = _seen_by(names, named) | passed
     cells = [Child(closure[k].cell_contents, Place("cell", closure[k])) for k in filled]
     globals_ = [Child(value, Place("item", space, n)) for n, value in named.items()]
-    held = function.__defaults__, function.__kwdefaults__, own or None
+    held = function.__defaults__, function.__kwdefaults__, extras or None
     first_cell, first_global = len(held), len(held) + len(cells)
 
     def copy(changed: dict, made: dict) -> types.FunctionType:
@@ -158,7 +158,7 @@ def split_function(
         )
         twin.__kwdefaults__ = function.__kwdefaults__
         twin.__qualname__ = function.__qualname__
-        vars(twin).update(own)
+        vars(twin).update(extras)
         return twin
 
     def replace(twin: types.FunctionType, changed: dict) -> None:
@@ -181,10 +181,10 @@ def split_function(
 
 def _named(space: dict, names: Sequence[str]) -> dict[str, Any]:
     """What names mean among globals."""
-    found = {name: space[name] for name in names if name in space}
+    values = {name: space[name] for name in names if name in space}
     if "globals" in names and "globals" not in space:
-        found |= {n: v for n, v in space.items() if n not in found and _is_data(v)}
-    return found
+        values |= {n: v for n, v in space.items() if n not in values and _is_data(v)}
+    return values
 
 
 def _seen_by(names: Sequence[str], space: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,9 +202,9 @@ def split_module(view: ModuleNames) -> Split:
     module, names = view
     inside = vars(module)
     if package_of(module.__name__) in PURE:
-        found = {n: inside[n] for n in names if _can_change(inside.get(n))}
-        children = [Child(value) for value in _seen_by(names, found).values()]
-        return Split((module.__name__, tuple(found)), children)
+        changing = {n: inside[n] for n in names if _can_change(inside.get(n))}
+        children = [Child(value) for value in _seen_by(names, changing).values()]
+        return Split((module.__name__, tuple(changing)), children)
     lookup = LOOKUPS.intersection(names)
     chosen = {n: v for n, v in inside.items() if n in names or (lookup and _is_data(v))}
     chosen = _seen_by(names, chosen)
@@ -224,8 +224,8 @@ def split_module(view: ModuleNames) -> Split:
 def split_object(value: Any) -> Split:
     """The attributes of an object of a class in Python."""
     kind, space, slots = type(value), attributes(value) or {}, _slots(value)
-    own = without_counters(space)
-    names = [*slots, *own]
+    entries = without_counters(space)
+    names = [*slots, *entries]
 
     def copy(*_) -> Any:
         twin = object.__new__(kind)
@@ -243,15 +243,15 @@ def split_object(value: Any) -> Split:
 
     children = [
         *(Child(item, Place("attribute", value, n)) for n, item in slots.items()),
-        *(Child(item, Place("item", space, n)) for n, item in own.items()),
+        *(Child(item, Place("item", space, n)) for n, item in entries.items()),
     ]
     return Split(("object", tuple(names)), children, None, copy, replace)
 
 
 def split_class(value: type) -> Split:
-    own = {k: v for k, v in vars(value).items() if not _is_machinery(k, v)}
+    entries = {k: v for k, v in vars(value).items() if not _is_machinery(k, v)}
     children = [Child(base) for base in (type(value), *value.__bases__)]
-    for name, item in own.items():
+    for name, item in entries.items():
         if isinstance(item, property):
             children += map(Child, (item.fget, item.fset, item.fdel))
         elif isinstance(item, (staticmethod, classmethod)):
@@ -262,7 +262,7 @@ def split_class(value: type) -> Split:
             children.append(Child(item))
         else:
             children.append(Child(item, Place("attribute", value, name)))
-    return Split((len(value.__bases__), tuple(own)), children)
+    return Split((len(value.__bases__), tuple(entries)), children)
 
 
 # What is named, and where it comes from
@@ -324,12 +324,12 @@ def _is_machinery(name: str, value: Any) -> bool:
 
 def _slots(value: Any) -> dict[str, Any]:
     """What is in the slots of an object, by their names inside Python."""
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     for cls in type(value).__mro__:
         for name, slot in vars(cls).items() if "__slots__" in vars(cls) else ():
-            if isinstance(slot, types.MemberDescriptorType) and name not in found:
+            if isinstance(slot, types.MemberDescriptorType) and name not in contents:
                 try:
-                    found[name] = slot.__get__(value)
+                    contents[name] = slot.__get__(value)
                 except AttributeError:  # empty
                     continue
-    return found
+    return contents

@@ -70,30 +70,30 @@ def _in_compiled_parts(many: Many, length: int, leaves: list, structure: Any) ->
     is_wide, number = jax.config.jax_enable_x64, len(leaves)
 
     def local(*leaves: Any) -> list:
-        own = itertools.compress(leaves, is_long)
-        here = next((leaf.shape[0] for leaf in own), length)
+        long_leaves = itertools.compress(leaves, is_long)
+        length_here = next((leaf.shape[0] for leaf in long_leaves), length)
         arrays = jax.tree.unflatten(structure, leaves[:number])
         with jax.enable_x64(is_wide):
-            return many(here, arrays, True)
+            return many(length_here, arrays, True)
 
     closed = jax.make_jaxpr(local)(*leaves)
     operands = [*leaves, *closed.consts]
 
     @custom_partitioning
     def parted(*operands: Any) -> list:
-        own, constants = operands[:number], operands[number:]
-        return eval_jaxpr(closed.jaxpr, constants, *own)
+        arrays, constants = operands[:number], operands[number:]
+        return eval_jaxpr(closed.jaxpr, constants, *arrays)
 
     is_long += [False] * len(closed.consts)
 
     def partition(mesh: Any, arguments: Sequence, results: Sequence) -> tuple:
-        own = itertools.compress(arguments, is_long)
-        lead = next(filter(None, map(_lead, [*results, *own])), None)
+        long_arguments = itertools.compress(arguments, is_long)
+        lead = next(filter(None, map(_lead, [*results, *long_arguments])), None)
         mesh = mesh if lead else Mesh(_devices(arguments[0]), ("all",))
         parts, whole = (
             NamedSharding(mesh, PartitionSpec(axis)) for axis in (lead, None)
         )
-        taken = tuple(parts if own else whole for own in is_long)
+        taken = tuple(parts if is_part else whole for is_part in is_long)
         return mesh, local, [parts] * len(results), taken
 
     rule, whole = _rule(operands, is_long, closed.out_avals)
@@ -120,12 +120,12 @@ def _rule(leaves: list, is_long: list[bool], results: list) -> tuple[str, tuple]
     names, whole = (f"i{k}" for k in itertools.count()), []
 
     def mapping(leaf: Any, is_long: bool) -> str:
-        own = list(itertools.islice(names, len(leaf.shape)))
+        axes = list(itertools.islice(names, len(leaf.shape)))
         if is_long:
-            own[0] = "b"
-        whole.extend(name for name in own if name != "b")
-        return " ".join(own)
+            axes[0] = "b"
+        whole.extend(name for name in axes if name != "b")
+        return " ".join(axes)
 
     taken = ", ".join(map(mapping, leaves, is_long))
-    given = ", ".join(mapping(leaf, True) for leaf in results)
-    return f"{taken} -> {given}", tuple(whole)
+    results_text = ", ".join(mapping(leaf, True) for leaf in results)
+    return f"{taken} -> {results_text}", tuple(whole)

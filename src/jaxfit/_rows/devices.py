@@ -73,16 +73,16 @@ def on_each_device(
     counts: Int[Array, " devices"] | None,
     fit: Callable,
     table: RowTable,
-    others: PyTree,
+    shared_tree: PyTree,
 ) -> PyTree:
     """A fit that runs on all devices of a mesh at once.
 
     Args:
         mesh, axes: where the rows lie.
         counts: how many rows of each device count; None: all.
-        fit: (data, weights, counts, others) -> what is the same on all devices.
+        fit: (data, weights, counts, shared_tree) -> what is the same on all devices.
         table: all rows.
-        others: what every device has.
+        shared_tree: what every device has.
     """
     devices = math.prod(mesh.shape[axis] for axis in axes)
     share = -(-table.number // devices)
@@ -91,13 +91,13 @@ def on_each_device(
         counts = jnp.clip(table.number - share * np.arange(devices), 0, share)
 
     def on_device(
-        own: list, counts: Array | None, shared: list, others: PyTree
+        rows: list, counts: Array | None, shared: list, shared_tree: PyTree
     ) -> PyTree:
-        return fit(*table.marked(own, shared), counts, others)
+        return fit(*table.marked(rows, shared), counts, shared_tree)
 
     specs = P(axes), P(axes), P(), P()
-    own = [lengthened(leaf, extra) for leaf in table.rows]
-    arguments: tuple = own, counts, table.shared, others
+    rows = [lengthened(leaf, extra) for leaf in table.rows]
+    arguments: tuple = rows, counts, table.shared, shared_tree
     if AxisType.Explicit in mesh.axis_types:
         arguments = tuple(
             jax.reshard(tree, NamedSharding(mesh, spec))
@@ -111,7 +111,7 @@ def on_each_device(
 def place(
     mesh: Mesh, axes: tuple[str, ...], table: RowTable
 ) -> tuple[Int[Array, " devices"] | None, list[Array]]:
-    """The rows of each process on its own devices of a mesh.
+    """The rows of each process on its local_slots devices of a mesh.
 
     Returns:
         how many rows of each device count (None: all), and the arrays of rows.
@@ -124,14 +124,14 @@ def place(
         for device, index in places.items()
         if index is not None
     }
-    own = sorted(set(slots.values()))
-    numbers = _of_all_processes(np.array([table.number, len(own)]))
+    local_slots = sorted(set(slots.values()))
+    numbers = _of_all_processes(np.array([table.number, len(local_slots)]))
     share = int(np.max(-(-numbers[:, 0] // numbers[:, 1])))
 
     def spread(pieces: list) -> Array:
         """One array of the pieces of the devices."""
         arrays = [
-            jax.device_put(pieces[own.index(slot)], device)
+            jax.device_put(pieces[local_slots.index(slot)], device)
             for device, slot in slots.items()
         ]
         shape = devices * len(pieces[0]), *pieces[0].shape[1:]
@@ -142,12 +142,12 @@ def place(
             sharding, leaf.ndim
         ):
             return leaf
-        pieces = (leaf[j * share : (j + 1) * share] for j in range(len(own)))
+        pieces = (leaf[j * share : (j + 1) * share] for j in range(len(local_slots)))
         return spread([lengthened(piece, share - len(piece)) for piece in pieces])
 
     counts = None
     if np.any(numbers[:, 0] != share * numbers[:, 1]):
-        begins = share * np.arange(len(own))
+        begins = share * np.arange(len(local_slots))
         counts = np.clip(table.number - begins, 0, share).astype(np.int32)
         counts = spread(list(counts[:, None]))
     return counts, [placed(leaf) for leaf in table.rows]

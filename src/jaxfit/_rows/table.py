@@ -49,8 +49,8 @@ class RowTable(NamedTuple):
 
     def marked(self, rows: list, shared: list) -> tuple[PyTree, PyTree]:
         """Data and weights with other rows, and marks on what is shared."""
-        given = iter(rows)
-        leaves = [next(given) if leaf is None else leaf for leaf in shared]
+        remaining = iter(rows)
+        leaves = [next(remaining) if leaf is None else leaf for leaf in shared]
         return jax.tree.unflatten(self.structure, leaves)
 
     def with_rows(self, rows: list) -> tuple[PyTree, PyTree]:
@@ -86,9 +86,11 @@ def split_rows(data: PyTree, weights: PyTree | None) -> RowTable:
     if not rows:
         raise ValueError("data has no rows to be visited in parts; use Whole().")
     if len({leaf.shape[0] for leaf in rows.values()}) > 1:
-        found = ", ".join(f"{name} has {leaf.shape[0]}" for name, leaf in rows.items())
+        lengths = ", ".join(
+            f"{name} has {leaf.shape[0]}" for name, leaf in rows.items()
+        )
         raise ValueError(
-            f"The numbers of rows differ: {found}. Wrap what is not rows as "
+            f"The numbers of rows differ: {lengths}. Wrap what is not rows as "
             "jaxfit.Shared(...)."
         )
     shared = [leaf if _is_shared(leaf) else None for _, leaf in flat]

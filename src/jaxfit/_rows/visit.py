@@ -108,13 +108,13 @@ class Rows(NamedTuple):
 
     def linearize(self, x: Vector, frame: Frame) -> Linearization:
         """The linearization of all rows."""
-        here = varying_with((x, frame), self.like)
+        varied = varying_with((x, frame), self.like)
         if self._is_one:
-            lin = self._linearization(self._one, *here)
+            lin = self._linearization(self._one, *varied)
         else:
-            inverse = here[1].inverse
-            nothing = RunningSum.of_nothing(here[0], inverse, is_linear(self.loss))
-            lin = self.add_to(nothing, *here).total()
+            inverse = varied[1].inverse
+            nothing = RunningSum.of_nothing(varied[0], inverse, is_linear(self.loss))
+            lin = self.add_to(nothing, *varied).total()
         if self.axes is None:
             return lin
         return over_devices(self.axes, dataclasses.replace(lin, frame=frame.inverse))

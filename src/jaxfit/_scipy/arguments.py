@@ -194,10 +194,10 @@ def refuse_unsupported(jac_sparsity: Any, workers: Any) -> None:
         )
 
 
-def tolerances(given: Mapping[str, Any], all_above_eps: bool) -> dict[str, float]:
+def tolerances(values: Mapping[str, Any], all_above_eps: bool) -> dict[str, float]:
     """SciPy's tolerances, checked; None and 0 turn a test off."""
     checked = {}
-    for name, value in given.items():
+    for name, value in values.items():
         value = 0.0 if value is None else _number(name, value)
         if not value >= 0:
             raise ValueError(f"`{name}` is {value!r}; a tolerance is not negative.")

@@ -88,11 +88,11 @@ def settings_of(
     names = [name for name in ("ftol", "xtol", "gtol") if name in kwargs]
     tolerances = None
     if names:
-        given: dict[str, Any] = dict.fromkeys(
+        wanted: dict[str, Any] = dict.fromkeys(
             ("ftol", "xtol", "gtol"), arguments.SCIPY_TOLERANCE
         )
-        given.update({name: kwargs.pop(name) for name in names})
-        tolerances = arguments.tolerances(given, all_above_eps=method == "lm")
+        wanted.update({name: kwargs.pop(name) for name in names})
+        tolerances = arguments.tolerances(wanted, all_above_eps=method == "lm")
     if kwargs:
         raise TypeError(
             f"curve_fit() got an unexpected keyword argument {next(iter(kwargs))!r}."

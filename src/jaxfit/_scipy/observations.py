@@ -112,7 +112,7 @@ def points_where(
 
     An array has the shape of the points, also behind leading axes, or broadcasts to it.
     """
-    found = np.zeros(shape, bool)
+    flagged = np.zeros(shape, bool)
     for leaf in leaves:
         flags = np.asarray(flag(leaf))
         if not flags.any():
@@ -121,14 +121,14 @@ def points_where(
         if leading > 0 and flags.shape[leading:] == shape:
             flags = flags.any(axis=tuple(range(leading)))
         try:
-            found |= flags
+            flagged |= flags
         except ValueError:
             raise ValueError(
                 f"{name} has NaN, infinity or masked elements, and its shape "
                 f"{leaf.shape} does not tell to which points of y, {shape}, they "
                 "belong."
             ) from None
-    return found
+    return flagged
 
 
 def _cut(
@@ -146,8 +146,8 @@ def _cut(
     arrays = [y.ravel(), *(leaf for leaf in flat if isinstance(leaf, np.ndarray))]
     missing = points_where(np.ma.getmask, filter(is_masked, arrays), (m,), "`xdata`")
     if is_masked(sigma):
-        own = sigma.diagonal() if sigma.shape == (m, m) else sigma
-        missing |= points_where(np.ma.getmask, [own], (m,), "`sigma`")
+        errors = sigma.diagonal() if sigma.shape == (m, m) else sigma
+        missing |= points_where(np.ma.getmask, [errors], (m,), "`sigma`")
     if nan_policy is not None:
         has_nan = points_where(_is_nan, arrays, (m,), "`xdata`") & ~missing
         if nan_policy == "raise" and has_nan.any():

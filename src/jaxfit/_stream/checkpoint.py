@@ -88,21 +88,21 @@ class Checkpoint:
             )
         return fit, arrays
 
-    def check(self, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    def check(self, saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         """Refuse the checkpoint of another fit.
 
         Args:
-            found: from `read`.
+            saved: from `read`.
             expected: of this fit; only what both know is compared.
         """
         other = [
             name
             for name, value in expected.items()
-            if None not in (value, found.get(name)) and value != found[name]
+            if None not in (value, saved.get(name)) and value != saved[name]
         ]
         if other:
             words = ", ".join(
-                f"{name} ({found[name]} there, {expected[name]} here)" for name in other
+                f"{name} ({saved[name]} there, {expected[name]} here)" for name in other
             )
             raise self._error(f"belongs to another fit, which differs in {words}")
 

@@ -237,9 +237,9 @@ class Feed:
         if self.check_numbers:
             _check_numbers(index, table)
         self.capacity = max(self.capacity, rows)
-        own = [_filled_up(np.asarray(leaf), self.capacity) for leaf in table.rows]
-        own = jax.device_put(own)
-        data, weights = table.marked(own, table.shared)
+        arrays = [_filled_up(np.asarray(leaf), self.capacity) for leaf in table.rows]
+        arrays = jax.device_put(arrays)
+        data, weights = table.marked(arrays, table.shared)
         return Block(index, data, weights, rows, self.capacity)
 
 
@@ -256,10 +256,10 @@ def _from(blocks: Any, first: int) -> Iterator:
 
 def _filled_up(leaf: np.ndarray, rows: int) -> np.ndarray:
     """A copy, since the user may read the next block into the same memory."""
-    own = np.empty((rows, *leaf.shape[1:]), leaf.dtype)
-    own[: len(leaf)] = leaf
-    own[len(leaf) :] = leaf[-1:]
-    return own
+    filled = np.empty((rows, *leaf.shape[1:]), leaf.dtype)
+    filled[: len(leaf)] = leaf
+    filled[len(leaf) :] = leaf[-1:]
+    return filled
 
 
 def _check_numbers(index: int, table: RowTable) -> None:

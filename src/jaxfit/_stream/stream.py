@@ -159,9 +159,9 @@ class _Fit(NamedTuple):
 
     def with_block(self, running: RunningSum, state: State, block: Block) -> RunningSum:
         """The sum with the rows of another block."""
-        own = self.request._replace(data=block.data, weights=block.weights)
+        asked = self.request._replace(data=block.data, weights=block.weights)
         rows, omit = np.int32(block.rows), Static(self.omit)
-        return compiled(_accumulated, own, state, rows, omit, donate=(running,))
+        return compiled(_accumulated, asked, state, rows, omit, donate=(running,))
 
     def decided(self, running: RunningSum, state: State) -> tuple[State, RunningSum]:
         """The state after a pass, and the empty sum of the next."""
@@ -302,7 +302,7 @@ class _Saved:
         asked = fit.request
         self.fit, self.every, self.since = fit, every, 0
         self.file = None if path is None else Checkpoint(path)
-        self.found: dict[str, Any] = {}
+        self.saved: dict[str, Any] = {}
         self.description: dict[str, Any] = {
             **size,
             "x0": digest_of_numbers(asked.x0),
@@ -318,14 +318,14 @@ class _Saved:
     @property
     def is_of_this_code(self) -> bool:
         """Whether the functions of the file are known to be these."""
-        return self.code is not None and self.code == self.found.get("code")
+        return self.code is not None and self.code == self.saved.get("code")
 
     def resumed(self) -> _Progress | None:
         """Where an earlier fit stopped; None if there was none."""
-        if self.file is None or (found := self.file.read()) is None:
+        if self.file is None or (saved := self.file.read()) is None:
             return None
-        self.found, arrays = found
-        self.file.check(self.found, self.description)
+        self.saved, arrays = saved
+        self.file.check(self.saved, self.description)
         return self.file.restore(jax.eval_shape(self.fit.start), arrays)
 
     def identify(self, block: Block) -> None:
@@ -348,13 +348,13 @@ class _Saved:
             return digest_of_program(of_vector, x, rows)
 
         self.description["data"] = str(Layout.of(table))
-        self.file.check(self.found, self.description)
+        self.file.check(self.saved, self.description)
         programs = [program(f) for f in (asked.fn, asked.jac) if callable(f)]
         if asked.loss is not None:
             programs.append(digest_of_program(asked.loss.evaluate, x))
         self.description |= {"program": programs, "code": self.code}
-        if self.found.get("program") != programs:
-            self.file.check(self.found, self.description)
+        if self.saved.get("program") != programs:
+            self.file.check(self.saved, self.description)
 
     def after_block(self, progress: _Progress) -> None:
         self.since += 1

@@ -105,12 +105,12 @@ def _descended(problem: _Descent, key: Array, steps: Static, rows: Static) -> Py
         sample = _sample(table, key, size)
         lin = batch._replace(table=sample).linearize(x, frame)
         gradient = lin.gradient / jnp.maximum(lin.count, 1)
-        here = parameters.unravel(x)
+        current = parameters.unravel(x)
         with jax.numpy_dtype_promotion("standard"):  # which optax needs
             updates, after = optimizer.update(
-                parameters.unravel(gradient), memory, here
+                parameters.unravel(gradient), memory, current
             )
-        moved = parameters.ravel(jax.tree.map(jnp.add, here, updates), "an update")
+        moved = parameters.ravel(jax.tree.map(jnp.add, current, updates), "an update")
         if bounds is not None:
             moved = bounds.project(moved)
         fine = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(moved))
