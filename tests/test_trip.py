@@ -12,12 +12,13 @@ import pytest
 
 from jaxfit._core.bounds import Bounds, ScaledModel
 from jaxfit._core.certificate import RUNNING, Status
+from jaxfit._core.decisions import Stand, Verdict, accept, judge, new_region
 from jaxfit._core.options import Limits
+from jaxfit._core.proposal import propose
 from jaxfit._core.quadratic import Quadratic, reduce_quadratic
 from jaxfit._core.rules import OURS, SCIPY, Region
 from jaxfit._core.setting import Setting, initial_state
 from jaxfit._core.state import Point
-from jaxfit._core.trip import Stand, Verdict, accept, judge, new_region, propose
 from jaxfit._rows.linearization import Linearization
 
 EYE, X = jnp.eye(2), jnp.array([1.0, 2.0])

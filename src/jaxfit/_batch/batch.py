@@ -300,9 +300,9 @@ def batch_of(request: BatchRequest, is_lean: bool = False) -> Batch:
         return batch
     example = jax.eval_shape(lambda: solution(setup, outcome_at_start(setup)))
 
-    def noting(solution: Solution) -> tuple[Any, list]:
+    def noting(result: Solution) -> tuple[Any, list]:
         with reporting(is_lean) as flags:
-            return request.keep(solution), flags
+            return request.keep(result), flags
 
     function, constants, jaxpr = hoisted(noting, example)
     batch = batch._replace(keep=Keep(function, constants))

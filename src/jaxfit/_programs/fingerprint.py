@@ -42,6 +42,9 @@ from jaxfit._programs.content import (
     table_of,
 )
 from jaxfit._programs.names import (
+    IDENTITY,
+    OUTSIDE,
+    READERS,
     can_tell,
     imports_in,
     is_pure,
@@ -68,16 +71,6 @@ from jaxfit._programs.splits import (
     split_tuple,
 )
 
-# What these give stands nowhere in the function.
-OUTSIDE = {"__import__", "eval", "exec", "input", "open"}
-READERS = {
-    "numpy": {"fromfile", "genfromtxt", "load", "loadtxt", "memmap"},
-    "os": {"getenv"},
-    "importlib": {"import_module"},
-    "sys": {"_getframe", "modules"},
-    "pandas": {"read_csv", "read_excel", "read_hdf", "read_parquet", "read_table"},
-}
-IDENTITY = {"id", "hash"}  # and by these a copy from what it was made of
 FLOATS, WHOLE = "efdFD", "?bBhHiIlLqQ"  # types of arrays that JAX takes
 OPAQUE = type(threading.Lock()), type(threading.RLock())
 DESCRIPTORS = types.MemberDescriptorType, types.GetSetDescriptorType

@@ -15,6 +15,17 @@ PURE = {"equinox", "jax", "jaxfit", "jaxlib", "jaxtyping", "numpy", "optax", "sc
 PURE |= {"_pytest", "matplotlib", "pandas", "xarray"}
 PURE |= sys.stdlib_module_names - {"__main__"}
 
+# What these give stands nowhere in the function.
+OUTSIDE = {"__import__", "eval", "exec", "input", "open"}
+READERS = {
+    "numpy": {"fromfile", "genfromtxt", "load", "loadtxt", "memmap"},
+    "os": {"getenv"},
+    "importlib": {"import_module"},
+    "sys": {"_getframe", "modules"},
+    "pandas": {"read_csv", "read_excel", "read_hdf", "read_parquet", "read_table"},
+}
+IDENTITY = {"id", "hash"}  # and by these a copy from what it was made of
+
 # By these a function can tell a number from a tracer without an error.
 TYPES = frozenset(
     "isinstance issubclass type hasattr getattr __class__ callable format isscalar "

@@ -174,9 +174,9 @@ def _touched(lin: Linearization) -> Vector:
     return total(jnp.abs(lin.normal[:, :-1]))
 
 
-def _out_of(frame: Matrix, gram: Matrix) -> Matrix:
-    """frameᵀ gram frame."""
-    return matmul(transpose(frame), matmul(gram, frame))
+def _out_of(frame: Matrix, matrix: Matrix) -> Matrix:
+    """frameᵀ matrix frame."""
+    return matmul(transpose(frame), matmul(matrix, frame))
 
 
 # Sums over rows
@@ -268,20 +268,20 @@ class RunningSum(NamedTuple):
     def plus(self, more: Linearization) -> "RunningSum":
         """The sum with another term."""
         old, new = sums(self.linearization), sums(more)
-        total = jax.tree.map(operator.add, old, new)
-        lost = jax.tree.map(_lost, self.lost, old, new, total)
-        return RunningSum(_merged(self.linearization, more, total), lost)
+        added = jax.tree.map(operator.add, old, new)
+        lost = jax.tree.map(_lost, self.lost, old, new, added)
+        return RunningSum(_merged(self.linearization, more, added), lost)
 
     def total(self) -> Linearization:
         """The sum."""
         lin = self.linearization
-        total = jax.tree.map(operator.add, sums(lin), self.lost)
-        return with_sums(lin, total, lin.counted, lin.influence)
+        exact = jax.tree.map(operator.add, sums(lin), self.lost)
+        return with_sums(lin, exact, lin.counted, lin.influence)
 
 
-def _lost(so_far: Array, a: Array, b: Array, total: Array) -> Array:
-    from_b = total - a
-    return so_far + ((a - (total - from_b)) + (b - from_b))
+def _lost(so_far: Array, a: Array, b: Array, added: Array) -> Array:
+    from_b = added - a
+    return so_far + ((a - (added - from_b)) + (b - from_b))
 
 
 def cost_rounding(linearization: Linearization) -> Scalar:
