@@ -68,8 +68,8 @@ class _Composite(Model):
 
     def moved(self, parameters: Params, origin: Any) -> dict[str, Any] | None:
         changes = [member.moved(parameters, origin) for member in self.members]
-        known = [change for change in changes if change is not None]
-        return _merged(known) if len(known) == len(changes) else None
+        movable = [change for change in changes if change is not None]
+        return _merged(movable) if len(movable) == len(changes) else None
 
 
 def _merged(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -170,10 +170,10 @@ class Product(_Composite):
             for k, member in enumerate(members):
                 others = [v for j, v in enumerate(values) if j != k]
                 factor = functools.reduce(xp.multiply, others, rest.factor)
-                beside = rest._replace(factor=factor)
-                start = start | member.guessed_beside(beside, known)
-                factor = _finite(member.evaluate(rest.x, start))
-                values = (*values[:k], factor, *values[k + 1 :])
+                guess = member.guessed_beside(rest._replace(factor=factor), known)
+                start = start | guess
+                values_of_member = _finite(member.evaluate(rest.x, start))
+                values = (*values[:k], values_of_member, *values[k + 1 :])
             return _Factors(start, values)
 
         ones = tuple(xp.ones_like(rest.y) for _ in members)

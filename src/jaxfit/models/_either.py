@@ -40,7 +40,7 @@ def is_numpy(*values: Any) -> bool:
 class _Namespace:
     """The functions of two modules, chosen by their arguments."""
 
-    def __init__(self, of_numpy: Any, of_jax: Any):
+    def __init__(self, of_numpy: Any, of_jax: Any) -> None:
         self._modules = of_numpy, of_jax
 
     def __getattr__(self, name: str) -> Any:
