@@ -7,6 +7,8 @@ scale, so that outliers lose their pull. The definitions are those of
 (Technometrics 16, 1974).
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ class Loss(eqx.Module):
             another scale does not compile again.
     """
 
-    scale: Float[Array, ""] | float = 1.0
+    scale: Any = 1.0  # judged below, with words
 
     def __check_init__(self) -> None:
         if isinstance(self.scale, Tracer):
