@@ -15,8 +15,7 @@ import numpy as np
 from jaxfit import losses
 from jaxfit._core.options import Options
 from jaxfit.fitting._fit import FitError, fit
-from jaxfit.models._model import as_model
-from jaxfit.models._parse import library
+from jaxfit.models._parse import as_model, library
 
 NOT_SOLVED, WRONG = 1, 2  # exit statuses
 COMMENT = "#"

@@ -7,13 +7,16 @@ scale, so that outliers lose their pull. The definitions are those of
 (Technometrics 16, 1974).
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+
+Elements = Float[Array, "*shape"]
 
 
 class Loss(eqx.Module):
@@ -25,9 +28,9 @@ class Loss(eqx.Module):
             another scale does not compile again.
     """
 
-    scale: ArrayLike = 1.0
+    scale: Any = 1.0  # judged below, with words
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if isinstance(self.scale, Tracer):
             return
         scale = np.asarray(self.scale)
@@ -37,19 +40,17 @@ class Loss(eqx.Module):
                 "finite number, the residual beyond which a point is an outlier."
             )
 
-    def rho(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
+    def rho(self, z: Elements) -> Elements:
         """ρ(z), elementwise; ρ(0) = 0 and ρ'(0) = 1 by convention."""
         raise NotImplementedError(
             f"{type(self).__name__} must define rho(self, z), elementwise in z."
         )
 
-    def evaluate(
-        self, z: Float[Array, "..."]
-    ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    def evaluate(self, z: Elements) -> tuple[Elements, Elements, Elements]:
         """ρ(z), ρ'(z) and ρ''(z). By default the derivatives of `rho` are taken."""
         ones = jnp.ones_like(z)
 
-        def with_slope(z):
+        def with_slope(z: Elements) -> tuple[Elements, Elements]:
             return jax.jvp(self.rho, (z,), (ones,))
 
         (rho, slope), (_, curvature) = jax.jvp(with_slope, (z,), (ones,))
@@ -59,20 +60,20 @@ class Loss(eqx.Module):
 class Linear(Loss):
     """Plain least squares, ρ(z) = z: the efficient choice for Gaussian errors."""
 
-    def rho(self, z):
+    def rho(self, z: Elements) -> Elements:
         return z
 
-    def evaluate(self, z):
+    def evaluate(self, z: Elements) -> tuple[Elements, Elements, Elements]:
         return z, jnp.ones_like(z), jnp.zeros_like(z)
 
 
 class Huber(Loss):
     """ρ(z) = z up to 1 and 2√z - 1 beyond: quadratic, then linear, still convex."""
 
-    def rho(self, z):
+    def rho(self, z: Elements) -> Elements:
         return self.evaluate(z)[0]
 
-    def evaluate(self, z):
+    def evaluate(self, z: Elements) -> tuple[Elements, Elements, Elements]:
         inlier = z <= 1
         root = jnp.sqrt(jnp.where(inlier, 1, z))
         return (
@@ -85,10 +86,10 @@ class Huber(Loss):
 class SoftL1(Loss):
     """ρ(z) = 2(√(1 + z) - 1): a smooth Huber."""
 
-    def rho(self, z):
+    def rho(self, z: Elements) -> Elements:
         return self.evaluate(z)[0]
 
-    def evaluate(self, z):
+    def evaluate(self, z: Elements) -> tuple[Elements, Elements, Elements]:
         root = jnp.sqrt(1 + z)
         # 2(root - 1), written without cancellation at small z
         return 2 * z / (1 + root), 1 / root, -0.5 / root**3
@@ -97,10 +98,10 @@ class SoftL1(Loss):
 class Cauchy(Loss):
     """ρ(z) = log(1 + z): outliers lose almost all weight; not convex."""
 
-    def rho(self, z):
+    def rho(self, z: Elements) -> Elements:
         return jnp.log1p(z)
 
-    def evaluate(self, z):
+    def evaluate(self, z: Elements) -> tuple[Elements, Elements, Elements]:
         slope = 1 / (1 + z)
         return jnp.log1p(z), slope, -(slope**2)
 
@@ -108,10 +109,10 @@ class Cauchy(Loss):
 class Arctan(Loss):
     """ρ(z) = arctan(z): the cost of a single residual is bounded; not convex."""
 
-    def rho(self, z):
+    def rho(self, z: Elements) -> Elements:
         return jnp.arctan(z)
 
-    def evaluate(self, z):
+    def evaluate(self, z: Elements) -> tuple[Elements, Elements, Elements]:
         slope = 1 / (1 + z**2)
         return jnp.arctan(z), slope, -2 * z * slope**2
 
@@ -119,10 +120,10 @@ class Arctan(Loss):
 class Tukey(Loss):
     """ρ(z) = (1 - (1 - z)³)/3 up to 1, then 1/3: residuals beyond count for nothing."""
 
-    def rho(self, z):
+    def rho(self, z: Elements) -> Elements:
         return self.evaluate(z)[0]
 
-    def evaluate(self, z):
+    def evaluate(self, z: Elements) -> tuple[Elements, Elements, Elements]:
         z = jnp.minimum(z, 1)
         # (1 - (1 - z)³)/3, written without cancellation at small z
         return z * (1 - z + z**2 / 3), (1 - z) ** 2, -2 * (1 - z)

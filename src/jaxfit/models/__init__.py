@@ -16,8 +16,8 @@ from jaxfit.models._curves import (
     StretchedExponential,
 )
 from jaxfit.models._images import EllipticGaussian2D, Gaussian2D
-from jaxfit.models._model import FunctionModel, Model, as_model
-from jaxfit.models._parse import parse
+from jaxfit.models._model import FunctionModel, Model
+from jaxfit.models._parse import as_model, parse
 from jaxfit.models._peaks import (
     BreitWigner,
     Doniach,

@@ -1,29 +1,30 @@
 """Backgrounds, decays, power laws, and curves of kinetics and thermodynamics."""
 
 import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import numpy as np
 
-from jaxfit.models._either import xp
-from jaxfit.models._guess import extent, grid
-from jaxfit.models._model import POSITIVE, Model
+from jaxfit.models._either import Coordinates, Real, Reals, Values, xp
+from jaxfit.models._model import POSITIVE, Candidates, Model
+from jaxfit.models._projection import extent, grid
 
 GAS_CONSTANT = 8.31446261815324  # J / (mol K), exact since 2019
 
 
-def power(x, exponent):
+def power(x: Real, exponent: Real) -> Real:
     """x^exponent for x > 0 and 0 elsewhere, with derivatives that are finite."""
     positive = x > 0
     return xp.where(positive, xp.where(positive, x, 1) ** exponent, 0)
 
 
-def first(x):
+def first(x: Coordinates) -> Real:
     """The first coordinate."""
     return x[0] if isinstance(x, (tuple, list)) else x
 
 
-def taylor_shift(coefficients, origin):
+def taylor_shift(coefficients: Sequence[Real], origin: Real) -> list[Real]:
     """The coefficients of p(x + origin), ascending like those of p."""
     shifted = list(coefficients)
     for k in range(len(shifted) - 1):
@@ -40,10 +41,10 @@ class Constant(Model):
 
     linear = ("c",)
 
-    def function(self, x, c):
+    def function(self, x: Coordinates, c: Real) -> Real:
         return c * xp.ones_like(first(x))
 
-    def about(self, origin, c):
+    def about(self, origin: Real, c: Real) -> Reals:
         return {}
 
 
@@ -55,16 +56,16 @@ class Linear(Model):
 
     linear = ("slope", "intercept")
 
-    def function(self, x, slope, intercept):
+    def function(self, x: Real, slope: Real, intercept: Real) -> Real:
         return slope * x + intercept
 
-    def about(self, origin, slope, intercept):
+    def about(self, origin: Real, slope: Real, intercept: Real) -> Reals:
         return {"intercept": intercept + slope * origin}
 
-    def quantities(self, slope, intercept):
+    def quantities(self, slope: Real, intercept: Real) -> Reals:
         return self.quantities_about(0.0, slope, intercept)
 
-    def quantities_about(self, origin, slope, intercept):
+    def quantities_about(self, origin: Real, slope: Real, intercept: Real) -> Reals:
         return {"root": origin - intercept / slope}
 
 
@@ -77,17 +78,17 @@ class Quadratic(Model):
 
     linear = ("a", "b", "c")
 
-    def function(self, x, a, b, c):
+    def function(self, x: Real, a: Real, b: Real, c: Real) -> Real:
         return (a * x + b) * x + c
 
-    def about(self, origin, a, b, c):
+    def about(self, origin: Real, a: Real, b: Real, c: Real) -> Reals:
         c, b, _ = taylor_shift([c, b, a], origin)
         return {"b": b, "c": c}
 
-    def quantities(self, a, b, c):
+    def quantities(self, a: Real, b: Real, c: Real) -> Reals:
         return self.quantities_about(0.0, a, b, c)
 
-    def quantities_about(self, origin, a, b, c):
+    def quantities_about(self, origin: Real, a: Real, b: Real, c: Real) -> Reals:
         return {"vertex": origin - b / (2 * a), "extremum": c - b**2 / (4 * a)}
 
 
@@ -102,25 +103,25 @@ class Polynomial(Model):
 
     degree: int = eqx.field(default=3, static=True)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not (isinstance(self.degree, int) and 0 <= self.degree <= 20):
             raise ValueError(f"degree is {self.degree!r}; give an integer in 0..20.")
 
     @property
-    def own_names(self):
+    def own_names(self) -> tuple[str, ...]:
         return tuple(f"c{k}" for k in range(self.degree + 1))
 
     @property
-    def linear(self):  # type: ignore[override]
+    def linear(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.own_names
 
-    def function(self, x, **coefficients):
+    def function(self, x: Real, **coefficients: Real) -> Real:
         value = xp.zeros_like(x)
         for name in reversed(self.own_names):
             value = value * x + coefficients[name]
         return value
 
-    def about(self, origin, **coefficients):
+    def about(self, origin: Real, **coefficients: Real) -> Reals:
         shifted = taylor_shift([coefficients[n] for n in self.own_names], origin)
         return dict(zip(self.own_names[:-1], shifted, strict=False))
 
@@ -135,17 +136,17 @@ class Exponential(Model):
     linear = ("amplitude",)
     scales = ("amplitude",)
 
-    def function(self, x, amplitude, rate):
+    def function(self, x: Real, amplitude: Real, rate: Real) -> Real:
         return amplitude * xp.exp(-rate * x)
 
-    def candidates(self, x, y):
+    def candidates(self, x: Values, y: Values) -> Candidates:
         rates = np.geomspace(0.15, 60, 14)
-        return {"rate": np.concatenate([-rates[:10], rates]) / extent(x)[1]}
+        return {"rate": np.concatenate([-rates[:10], rates]) / extent(x).span}
 
-    def about(self, origin, amplitude, rate):
+    def about(self, origin: Real, amplitude: Real, rate: Real) -> Reals:
         return {"amplitude": amplitude * xp.exp(-rate * origin)}
 
-    def quantities(self, amplitude, rate):
+    def quantities(self, amplitude: Real, rate: Real) -> Reals:
         return {"half_life": math.log(2) / rate, "lifetime": 1 / rate}
 
 
@@ -161,23 +162,29 @@ class BiExponential(Model):
     scales = ("amplitude1", "amplitude2")
     limits = {"rate1": POSITIVE, "rate2": POSITIVE}
 
-    def function(self, x, amplitude1, rate1, amplitude2, rate2):
+    def function(
+        self, x: Real, amplitude1: Real, rate1: Real, amplitude2: Real, rate2: Real
+    ) -> Real:
         return amplitude1 * xp.exp(-rate1 * x) + amplitude2 * xp.exp(-rate2 * x)
 
-    def candidates(self, x, y):
+    def candidates(self, x: Values, y: Values) -> Candidates:
         rates = np.geomspace(0.2, 80, 12)
         fast, slow = np.meshgrid(rates, rates)
         pairs = fast > 1.5 * slow
-        span = extent(x)[1]
+        span = extent(x).span
         return {"rate1": fast[pairs] / span, "rate2": slow[pairs] / span}
 
-    def about(self, origin, amplitude1, rate1, amplitude2, rate2):
+    def about(
+        self, origin: Real, amplitude1: Real, rate1: Real, amplitude2: Real, rate2: Real
+    ) -> Reals:
         return {
             "amplitude1": amplitude1 * xp.exp(-rate1 * origin),
             "amplitude2": amplitude2 * xp.exp(-rate2 * origin),
         }
 
-    def quantities(self, amplitude1, rate1, amplitude2, rate2):
+    def quantities(
+        self, amplitude1: Real, rate1: Real, amplitude2: Real, rate2: Real
+    ) -> Reals:
         return {
             "half_life1": math.log(2) / rate1,
             "half_life2": math.log(2) / rate2,
@@ -196,16 +203,18 @@ class StretchedExponential(Model):
     linear = ("amplitude",)
     limits = {"lifetime": POSITIVE, "exponent": POSITIVE}
 
-    def function(self, x, amplitude, lifetime, exponent):
+    def function(
+        self, x: Real, amplitude: Real, lifetime: Real, exponent: Real
+    ) -> Real:
         return amplitude * xp.exp(-power(x / lifetime, exponent))
 
-    def candidates(self, x, y):
+    def candidates(self, x: Values, y: Values) -> Candidates:
         return grid(
-            lifetime=extent(x)[1] * np.geomspace(0.01, 5, 14),
+            lifetime=extent(x).span * np.geomspace(0.01, 5, 14),
             exponent=np.array([0.4, 0.6, 0.8, 1.0, 1.4, 2.0]),
         )
 
-    def quantities(self, amplitude, lifetime, exponent):
+    def quantities(self, amplitude: Real, lifetime: Real, exponent: Real) -> Reals:
         return {"half_life": lifetime * math.log(2) ** (1 / exponent)}
 
 
@@ -217,10 +226,10 @@ class PowerLaw(Model):
 
     linear = ("amplitude",)
 
-    def function(self, x, amplitude, exponent):
+    def function(self, x: Real, amplitude: Real, exponent: Real) -> Real:
         return amplitude * power(x, exponent)
 
-    def candidates(self, x, y):
+    def candidates(self, x: Values, y: Values) -> Candidates:
         return {"exponent": np.concatenate([np.arange(-6, 0), np.arange(1, 7)]) * 0.75}
 
 
@@ -234,13 +243,13 @@ class MichaelisMenten(Model):
     linear = ("maximum",)
     limits = {"constant": POSITIVE}
 
-    def function(self, x, maximum, constant):
+    def function(self, x: Real, maximum: Real, constant: Real) -> Real:
         return maximum * x / (constant + x)
 
-    def candidates(self, x, y):
+    def candidates(self, x: Values, y: Values) -> Candidates:
         return {"constant": xp.max(xp.abs(x)) * np.geomspace(1e-3, 30, 24)}
 
-    def quantities(self, maximum, constant):
+    def quantities(self, maximum: Real, constant: Real) -> Reals:
         return {"efficiency": maximum / constant}
 
 
@@ -254,10 +263,10 @@ class Hill(Model):
     linear = ("maximum",)
     limits = {"constant": POSITIVE, "exponent": POSITIVE}
 
-    def function(self, x, maximum, constant, exponent):
+    def function(self, x: Real, maximum: Real, constant: Real, exponent: Real) -> Real:
         return maximum * rise(x / constant, exponent)
 
-    def candidates(self, x, y):
+    def candidates(self, x: Values, y: Values) -> Candidates:
         return grid(
             constant=xp.max(xp.abs(x)) * np.geomspace(1e-3, 10, 16),
             exponent=np.array([0.5, 1.0, 2.0, 4.0, 8.0]),
@@ -276,11 +285,13 @@ class FourParameterLogistic(Model):
     linear = ("bottom", "top")
     limits = {"ec50": POSITIVE, "slope": POSITIVE}
 
-    def function(self, x, bottom, top, ec50, slope):
+    def function(
+        self, x: Real, bottom: Real, top: Real, ec50: Real, slope: Real
+    ) -> Real:
         part = rise(x / ec50, slope)
         return bottom * (1 - part) + top * part
 
-    def candidates(self, x, y):
+    def candidates(self, x: Values, y: Values) -> Candidates:
         dose = xp.where(x > 0, x, np.inf)
         least, most = xp.min(dose), xp.max(x)
         part = np.linspace(0.02, 0.98, 16)
@@ -289,11 +300,11 @@ class FourParameterLogistic(Model):
             slope=np.array([0.5, 1.0, 2.0, 4.0, 8.0]),
         )
 
-    def quantities(self, bottom, top, ec50, slope):
+    def quantities(self, bottom: Real, top: Real, ec50: Real, slope: Real) -> Reals:
         return {"pec50": -xp.log10(ec50), "span": top - bottom}
 
 
-def rise(ratio, exponent):
+def rise(ratio: Real, exponent: Real) -> Real:
     """ratio^n / (1 + ratio^n), from 0 at ratio <= 0 to 1, with finite derivatives."""
     positive = ratio > 0
     u = exponent * xp.log(xp.where(positive, ratio, 1))
@@ -309,10 +320,10 @@ class Arrhenius(Model):
     linear = ("prefactor",)
     limits = {"prefactor": POSITIVE}
 
-    def function(self, x, prefactor, energy):
+    def function(self, x: Real, prefactor: Real, energy: Real) -> Real:
         return prefactor * xp.exp(-energy / (GAS_CONSTANT * x))
 
-    def candidates(self, x, y):
+    def candidates(self, x: Values, y: Values) -> Candidates:
         middle = GAS_CONSTANT * xp.mean(x)
         steps = np.geomspace(0.2, 60, 40)
         return {"energy": middle * np.concatenate([-steps[:16], steps])}

@@ -6,16 +6,23 @@ of many a program of JAX does, where the same code meets tracers.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.scipy import special
 from jax.scipy.linalg import cho_solve
-from jax.scipy.special import erf, gammaln, log_ndtr
-from jaxtyping import PyTree
+from jaxtyping import Complex, Float, Int, Num
+
+# Arrays of NumPy or JAX, which differ in too much to be one type; shapes are checked.
+Scalar = Float[Any, ""]
+Values = Float[Any, " m"]  # of one curve, at its points
+Real = Num[Any, "..."] | float | int  # a number or an array
+Reals = dict[str, Real]  # by name
+Coordinates = Num[Any, "..."] | tuple[Real, ...] | list[Real]
 
 _PLAIN = {np.ndarray, np.float64, np.int64, np.bool_, float, int, type(None)}
 
@@ -33,16 +40,16 @@ def is_numpy(*values: Any) -> bool:
 class _Namespace:
     """The functions of two modules, chosen by their arguments."""
 
-    def __init__(self, of_numpy: Any, of_jax: Any):
+    def __init__(self, of_numpy: Any, of_jax: Any) -> None:
         self._modules = of_numpy, of_jax
 
     def __getattr__(self, name: str) -> Any:
         of_numpy, of_jax = (getattr(module, name) for module in self._modules)
 
         @functools.wraps(of_jax)
-        def either(*values, **settings):
-            own = _PLAIN.issuperset(map(type, values)) or is_numpy(*values)
-            return (of_numpy if own else of_jax)(*values, **settings)
+        def either(*values: Any, **settings: Any) -> Any:
+            is_plain = _PLAIN.issuperset(map(type, values)) or is_numpy(*values)
+            return (of_numpy if is_plain else of_jax)(*values, **settings)
 
         setattr(self, name, either)
         return either
@@ -67,7 +74,9 @@ def put(array: Any, index: Any, value: Any) -> Any:
     return array
 
 
-def sums_at(places: Any, rows: Any, length: int) -> Any:
+def sums_at(
+    places: Int[Any, " m"], rows: Float[Any, "q m"], length: int
+) -> Float[Any, "q length"]:
     """Rows of so many zeros, to which these are added at some places."""
     if not is_numpy(places, rows):
         zeros = jnp.zeros((len(rows), length), rows.dtype)
@@ -80,7 +89,7 @@ def rfft(rows: Any) -> Any:
     return (np if is_numpy(rows) else jnp).fft.rfft(rows)
 
 
-def solved(matrix: Any, right: Any) -> Any:
+def solved(matrix: Float[Any, "n n"], right: Float[Any, "n *k"]) -> Any:
     """The solution of a positive definite system; NaN where the matrix is none."""
     if not is_numpy(matrix, right):
         return cho_solve((jnp.linalg.cholesky(matrix), True), right)
@@ -95,7 +104,9 @@ def array_like(like: Any, values: Any) -> Any:
     return (np if is_numpy(like, values) else jnp).asarray(values)
 
 
-def complex_of(real: Any, imaginary: Any) -> Any:
+def complex_of(
+    real: Float[Any, "*shape"], imaginary: Float[Any, "*shape"]
+) -> Complex[Any, "*shape"]:
     """A complex array of two real ones."""
     if is_numpy(real, imaginary):
         return real + 1j * imaginary
@@ -104,10 +115,10 @@ def complex_of(real: Any, imaginary: Any) -> Any:
 
 def _for_either(function: Callable) -> Callable:
     """A special function of JAX, of arrays of NumPy too: of few lengths."""
-    compiled = jax.jit(function)
+    program = jax.jit(function)
 
     @functools.wraps(function)
-    def of(values):
+    def either(values: Real) -> Any:
         if not is_numpy(values):
             return function(values)
         values = np.asarray(values, float)
@@ -115,19 +126,21 @@ def _for_either(function: Callable) -> Callable:
         padded = np.zeros(length)
         padded[: values.size] = values.ravel()
         with jax.enable_x64(True):
-            found = np.asarray(compiled(padded))
-        return found[: values.size].reshape(values.shape)
+            results = np.asarray(program(padded))
+        return results[: values.size].reshape(values.shape)
 
-    return of
+    return either
 
 
-erf, gammaln, log_ndtr = map(_for_either, (erf, gammaln, log_ndtr))
+erf = _for_either(special.erf)
+gammaln = _for_either(special.gammaln)
+log_ndtr = _for_either(special.log_ndtr)
 
 
 # Loops, of whatever the array `like` is
 
 
-def repeated(like: Any, number: Any, step: Callable, start: PyTree) -> PyTree:
+def repeated(like: Any, number: Any, step: Callable, start: Any) -> Any:
     """step(k, state), so many times."""
     if not is_numpy(like):
         return lax.fori_loop(0, number, step, start)
@@ -145,14 +158,14 @@ def repeated_while(like: Any, goes_on: Callable, step: Callable, start: Any) -> 
     return start
 
 
-def one_of(like: Any, index: Any, functions: list[Callable]) -> Any:
+def one_of(like: Any, index: Any, functions: Sequence[Callable]) -> Any:
     """The result of one of some functions."""
     if not is_numpy(like):
         return lax.switch(index, functions)
     return functions[int(index)]()
 
 
-def chosen(like: Any, flag: Any, then: PyTree, otherwise: PyTree) -> PyTree:
+def chosen(like: Any, flag: Any, then: Any, otherwise: Any) -> Any:
     """One of two pytrees."""
     if is_numpy(like):
         return then if flag else otherwise

@@ -2,12 +2,14 @@
 
 A model of one's own is a function `f(x, a, b)`, or a subclass of `Model` with a method
 `function(self, x, a, b)`; the names of its parameters are those of the arguments.
+
+What is made of models (`_guess.py`, `_compose.py`) stands above this file, and is
+imported where a model first needs it.
 """
 
 import functools
 import inspect
 import math
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -15,27 +17,48 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
-from jaxfit._programs.compiled import compiled
-from jaxfit._programs.host import double_precision
-from jaxfit._scipy.arguments import coordinates, is_numbers, real_points
-from jaxfit.models import _guess as _start
-from jaxfit.models._either import xp
+from jaxfit._scipy.arguments import is_numbers
+from jaxfit.models._either import Values, xp
+from jaxfit.models._projection import Remainder, alone, best_of, with_known
 
 Params = Mapping[str, Any]
+Candidates = dict[str, Any]  # vectors (K,) by name
 Interval = tuple[float, float]
 
 POSITIVE = (0.0, math.inf)
+FREE = (-math.inf, math.inf)
+DEFAULT_START = 1.0  # of a parameter of which nothing is known, as in curve_fit
 
 
 class Model(eqx.Module):
     """A function of x with named parameters.
 
     Models compose: `Gaussian() + Gaussian(prefix="b_") + Linear()`, `Sine() * Step()`;
-    a plain function may be added too. To write one, define `function`, and what else
-    applies: `limits`, `linear` and `candidates` (or `start`), `quantities`, and
-    `places` or `about` where the curve can be moved along x.
+    a plain function may be added too. To write one, subclass `Model` and define
+    `function`, and of these hooks what applies. Names are without the prefix in all of
+    them, so that none needs to know it.
+
+    =================== ====================== =========================================
+    hook                called with            what for
+    =================== ====================== =========================================
+    `function`          x, parameters by name  the values; always needed
+    `limits`            a table by name        natural bounds, such as (0, inf)
+    `linear`            names                  solved for in a start, by least squares
+    `candidates`        x, y                   values to try for the other parameters
+    `start`             x, y, known values     a start by other means than candidates
+    `quantities`        parameters by name     what is derived: an area, a half-life
+    `places`            names                  parameters that are an x, as a center is
+    `about`             origin, parameters     if more than `places` changes with x's
+                                               origin: data far from x = 0
+    `quantities_about`  origin, parameters     if `quantities` cancels far from x = 0
+    `scales`            names                  what `about` multiplies by a number > 0
+    `is_peak`           True or False          whether it falls off on both sides
+    =================== ====================== =========================================
+
+    Without `linear` or `start` every parameter starts at 1. What stands below the hooks
+    is made of them, and takes and gives names with the prefix.
 
     Args:
         prefix: stands before the name of every parameter.
@@ -54,22 +77,22 @@ class Model(eqx.Module):
     is_peak: ClassVar[bool] = False
     """Whether it falls off on both sides, so that a sum finds its place by itself."""
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not (self.prefix == "" or (self.prefix + "x").isidentifier()):
             raise ValueError(
                 f"prefix is {self.prefix!r}; give letters, digits and underscores, "
                 "such as 'b_'."
             )
 
-    # What a subclass defines
+    # What a subclass defines: parameters come by name, and `args` is never given
 
-    def function(self, x: PyTree, **parameters: Array) -> Array:
+    def function(self, x: PyTree, *args: Any, **parameters: Any) -> Any:
         """The model's values at x, in `jax.numpy`, of parameters by name."""
         raise NotImplementedError(
             f"{type(self).__name__} must define function(self, x, a, b, ...)."
         )
 
-    def candidates(self, x: PyTree, y: Array) -> dict[str, Array]:
+    def candidates(self, x: PyTree, y: Values) -> Candidates:
         """Values (K,) to try for the parameters that are not linear.
 
         Args:
@@ -78,30 +101,32 @@ class Model(eqx.Module):
         """
         return {}
 
-    def start(self, x: PyTree, y: Array, known: Params) -> dict[str, Array]:
+    def start(self, x: PyTree, y: Values, known: Params) -> dict[str, Any]:
         """A start from data: the best candidate, with its linear parameters.
 
         Args:
             known: values by name that are given, and need no guess.
         """
-        return self.search(_start.alone(x, y), known)
+        return self.start_beside(alone(x, y), known)
 
-    def search(self, rest: _start.Remainder, known: Params) -> dict[str, Any]:
+    def start_beside(self, rest: Remainder, known: Params) -> dict[str, Any]:
         """`start` of a part of a model, from what the others leave of the data."""
         if type(self).start is not Model.start:
             return self.start(rest.x, rest.orthogonal, known)
         if not self.linear:
             return self._start_without_linear()
-        candidates = _start.with_known(self.candidates(rest.x, rest.orthogonal), known)
-        limits = self._linear_limits
-        others, linear = _start.best_of(self.columns, rest, candidates, limits)
-        return others | dict(zip(self.linear, linear, strict=True))
+        candidates = with_known(self.candidates(rest.x, rest.orthogonal), known)
+        limits = [self.limits.get(name, FREE) for name in self.linear]
+        best = best_of(self.columns, rest, candidates, limits)
+        return best.others | dict(zip(self.linear, best.linear, strict=True))
 
-    def quantities(self, **parameters: Array) -> dict[str, Array]:
+    def quantities(self, *args: Any, **parameters: Any) -> dict[str, Any]:
         """What follows from the parameters: a width at half maximum, an area."""
         return {}
 
-    def about(self, origin: Any, **parameters: Any) -> dict[str, Any] | None:
+    def about(
+        self, origin: Any, *args: Any, **parameters: Any
+    ) -> dict[str, Any] | None:
         """The parameters that change when x counts from an origin; None: it cannot.
 
         The curve is the same: f(x, p) = f(x - origin, q), with q = p but for these.
@@ -109,7 +134,9 @@ class Model(eqx.Module):
         """
         return {name: parameters[name] - origin for name in self.places} or None
 
-    def quantities_about(self, origin: Any, **parameters: Array) -> dict[str, Array]:
+    def quantities_about(
+        self, origin: Any, *args: Any, **parameters: Any
+    ) -> dict[str, Any]:
         """`quantities`, from the parameters for an x that counts from an origin."""
         moved = self.about(-origin, **parameters)
         return self.quantities(**(parameters | (moved or {})))
@@ -119,7 +146,7 @@ class Model(eqx.Module):
     @property
     def own_names(self) -> tuple[str, ...]:
         """The parameters without the prefix."""
-        return _arguments_of(type(self).function)[2:]
+        return tuple(_parameters_of(type(self).function))[2:]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -129,8 +156,7 @@ class Model(eqx.Module):
     @property
     def bounds(self) -> dict[str, Interval]:
         """Natural bounds of every parameter."""
-        free = (-math.inf, math.inf)
-        return {self.prefix + n: self.limits.get(n, free) for n in self.own_names}
+        return {self.prefix + n: self.limits.get(n, FREE) for n in self.own_names}
 
     @property
     def label(self) -> str:
@@ -162,62 +188,56 @@ class Model(eqx.Module):
         """What it is the sum of."""
         return (self,)
 
-    def evaluate(self, x: PyTree, parameters: Params) -> Array:
+    def evaluate(self, x: PyTree, parameters: Params) -> Any:
         """The values at x; parameters that belong to others are left alone."""
-        return self.function(x, **self._own(parameters))
+        return self.function(x, **self.without_prefix(parameters))
 
     def __call__(
         self, x: PyTree, parameters: Params | None = None, /, **named: Any
-    ) -> Array:
+    ) -> Any:
         """The values at x, of parameters by name: a dictionary, keywords, or both."""
         parameters = {**(parameters or {}), **named}
         unknown = [name for name in parameters if name not in self.names]
         missing = [name for name in self.names if name not in parameters]
         if unknown or missing:
+            wrong = {"unknown": unknown, "missing": missing}
+            lists = [f"{what}: {', '.join(n)}" for what, n in wrong.items() if n]
             raise TypeError(
                 f"{self.label} has the parameters {', '.join(self.names)}; "
-                + "; ".join(
-                    f"{what}: {', '.join(names)}"
-                    for what, names in (("unknown", unknown), ("missing", missing))
-                    if names
-                )
-                + "."
+                f"{'; '.join(lists)}."
             )
         x = jax.tree.map(jnp.asarray, x, is_leaf=is_numbers)
         return self.evaluate(x, parameters)
 
-    def derived(self, parameters: Params, origin: Any = None) -> dict[str, Array]:
+    def derived(self, parameters: Params, origin: Any = None) -> dict[str, Any]:
         """Derived quantities by name, with the prefix.
 
         Args:
             origin: where the x counts from to which the parameters belong; None: 0.
         """
-        own = self._own(parameters)
+        parameters = self.without_prefix(parameters)
         if origin is None:
-            own = self.quantities(**own)
-        else:
-            own = self.quantities_about(origin, **own)
-        return {self.prefix + name: value for name, value in own.items()}
+            return self.with_prefix(self.quantities(**parameters))
+        return self.with_prefix(self.quantities_about(origin, **parameters))
 
     def moved(self, parameters: Params, origin: Any) -> dict[str, Any] | None:
         """`about` with the prefix."""
-        changed = self.about(origin, **self._own(parameters))
-        if changed is None:
-            return None
-        return {self.prefix + name: value for name, value in changed.items()}
+        changed = self.about(origin, **self.without_prefix(parameters))
+        return None if changed is None else self.with_prefix(changed)
 
-    def starts(self, x: PyTree, y: Array, known: Params) -> dict[str, Array]:
+    def guessed_start(self, x: PyTree, y: Values, known: Params) -> dict[str, Any]:
         """`start` with the prefix, and the known values, which may be others' too."""
-        return self.searched(_start.alone(x, y), known)
+        return self.guessed_beside(alone(x, y), known)
 
-    def searched(self, rest: _start.Remainder, known: Params) -> dict[str, Array]:
-        """`search` with the prefix, and the known values, which may be others' too."""
-        own = self._known(known)
-        found = self.search(rest, own) | own
-        found = {n: xp.asarray(v, rest.y.dtype) for n, v in found.items()}
-        return self._with_prefix(found)
+    def guessed_beside(self, rest: Remainder, known: Params) -> dict[str, Any]:
+        """`start_beside` with the prefix, and the known values, others' too."""
+        known = self.known_of(known)
+        start = self.start_beside(rest, known) | known
+        return self.with_prefix(
+            {name: xp.asarray(value, rest.y.dtype) for name, value in start.items()}
+        )
 
-    def columns(self, x: PyTree, **others: Array) -> list[Array]:
+    def columns(self, x: PyTree, **others: Any) -> list[Any]:
         """The values that one unit of each linear parameter adds."""
         zeros = dict.fromkeys(self.linear, 0.0)
         axes = x if isinstance(x, tuple) else (x,)
@@ -239,37 +259,21 @@ class Model(eqx.Module):
         Returns:
             A number for each parameter; for a batch arrays of its leading axes.
         """
-        y, x = jax.tree.map(np.ma.getdata, (real_points(y, "y"), coordinates(x)))
-        origin, ones = _start.far_middle(x), dict.fromkeys(self.names, 1.0)
-        with double_precision(self):
-            if origin is not None and self.moved(ones, origin) is None:
-                origin = None
-            about = x if origin is None else x - origin
-            number = math.prod(_start.batch_shape(x, y))
-            if _start.is_for_numpy(self, number, y.size // max(number, 1)):
-                found = _start.guess_in_numpy(self, about, y)
-            else:
-                found = compiled(_start.guess, self, about, y)
-            if origin is not None:
-                with np.errstate(all="ignore"):
-                    found = found | (self.moved(found, -origin) or {})
-        return {name: np.asarray(found[name])[()] for name in self.names}
+        from jaxfit.models._guess import guessed  # which is made of models
+
+        return guessed(self, x, y)
 
     def __add__(self, other: Any) -> "Model":
-        from jaxfit.models._compose import added
-
-        return added(self, as_model(other))
+        return _above().added(self, other)
 
     def __radd__(self, other: Any) -> "Model":
-        return as_model(other) + self
+        return _above().added(other, self)
 
     def __mul__(self, other: Any) -> "Model":
-        from jaxfit.models._compose import multiplied
-
-        return multiplied(self, as_model(other))
+        return _above().multiplied(self, other)
 
     def __rmul__(self, other: Any) -> "Model":
-        return as_model(other) * self
+        return _above().multiplied(other, self)
 
     def _start_without_linear(self) -> dict[str, float]:
         """Where nothing is known of a model, as of a plain function."""
@@ -278,41 +282,48 @@ class Model(eqx.Module):
                 f"{type(self).__name__} has candidates and no linear parameter, by "
                 "which they are judged. Name one in `linear`, or define start()."
             )
-        return dict.fromkeys(self.own_names, _start.DEFAULT_START)
+        return dict.fromkeys(self.own_names, DEFAULT_START)
 
-    @property
-    def _linear_limits(self) -> list[Interval]:
-        return [self.limits.get(name, (-math.inf, math.inf)) for name in self.linear]
+    # Prefixes
 
-    def _known(self, known: Params) -> dict[str, Any]:
-        """Which of its own parameters are known, without the prefix."""
+    def with_prefix(self, values: Params) -> dict[str, Any]:
+        """Values by name, with the prefix before the names."""
+        return {self.prefix + name: value for name, value in values.items()}
+
+    def without_prefix(self, parameters: Params) -> dict[str, Any]:
+        """All parameters of this model by name, without the prefix."""
+        return {name: parameters[self.prefix + name] for name in self.own_names}
+
+    def known_of(self, known: Params) -> dict[str, Any]:
+        """Which parameters of this model are known, by name without the prefix."""
         names = {self.prefix + name: name for name in self.own_names}
         return {names[name]: value for name, value in known.items() if name in names}
 
-    def _with_prefix(self, own: Params) -> dict[str, Any]:
-        return {self.prefix + name: value for name, value in own.items()}
 
-    def _own(self, parameters: Params) -> dict[str, Any]:
-        return {n: parameters[self.prefix + n] for n in self.own_names}
+def _above() -> Any:
+    """The module of sums and products, which are models: it imports this one."""
+    from jaxfit.models import _compose
+
+    return _compose
 
 
 @functools.lru_cache(maxsize=512)
-def _arguments_of(function: Callable) -> tuple[str, ...]:
-    """The names of a function's arguments."""
+def _parameters_of(function: Callable) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a function by name."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{function!r} does not tell its arguments. Write the model as "
             "f(x, a, b, ...)."
         ) from error
-    for p in parameters:
+    for p in parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise TypeError(
                 f"{getattr(function, '__name__', function)} takes {p}, which names no "
                 "parameter. Write the model as f(x, a, b, ...)."
             )
-    return tuple(p.name for p in parameters)
+    return parameters
 
 
 class FunctionModel(Model):
@@ -324,30 +335,31 @@ class FunctionModel(Model):
 
     plain: Callable
 
-    def __check_init__(self):
-        if len(self._arguments) < 2:
+    def __check_init__(self) -> None:
+        number = len(_parameters_of(self.plain))
+        if number < 2:
             raise TypeError(
-                f"{self.label} takes {len(self._arguments)} argument(s); a model is "
+                f"{self.label} takes {number} argument(s); a model is "
                 "f(x, a, b, ...), with at least one parameter after x."
             )
 
     @property
-    def _arguments(self):
-        return _arguments_of(self.plain)
+    def _parameters(self) -> list[inspect.Parameter]:
+        return list(_parameters_of(self.plain).values())[1:]
 
     @property
-    def own_names(self):
-        return self._arguments[1:]
+    def own_names(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self._parameters)
 
     @property
-    def label(self):
+    def label(self) -> str:
         name = getattr(self.plain, "__name__", type(self.plain).__name__)
         return f"{name} {self.prefix.rstrip('_')}".strip()
 
-    def function(self, x, **parameters):
+    def function(self, x: PyTree, **parameters: Any) -> Any:
         return self.plain(x, **parameters)
 
-    def evaluate(self, x, parameters):
+    def evaluate(self, x: PyTree, parameters: Params) -> Any:
         positional, named = [], {}
         for p in self._parameters:
             value = parameters[self.prefix + p.name]
@@ -358,48 +370,19 @@ class FunctionModel(Model):
         return self.plain(x, *positional, **named)
 
     @property
-    def starts_from_data(self):
+    def starts_from_data(self) -> bool:
         return False
 
     @property
-    def is_pointwise(self):
+    def is_pointwise(self) -> bool:
         return False
 
-    def start(self, x, y, known):
+    def start(self, x: PyTree, y: Values, known: Params) -> dict[str, Any]:
         return {p.name: np.asarray(_default(p)) for p in self._parameters}
-
-    @property
-    def _parameters(self):
-        return list(inspect.signature(self.plain).parameters.values())[1:]
 
 
 def _default(parameter: inspect.Parameter) -> float:
     """Where a parameter of a plain function starts."""
     default = parameter.default
     is_number = isinstance(default, (int, float, np.number, np.ndarray))
-    return float(default) if is_number else _start.DEFAULT_START
-
-
-@functools.lru_cache(maxsize=64)
-def _of_function(function: types.FunctionType) -> FunctionModel:
-    return FunctionModel(function)
-
-
-def as_model(model: Any) -> Model:
-    """A model from a model, a plain function, or a text such as "gaussian + linear"."""
-    if isinstance(model, types.FunctionType):
-        return _of_function(model)
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, str):
-        from jaxfit.models._parse import parse
-
-        return parse(model)
-    if isinstance(model, type) and issubclass(model, Model):
-        raise TypeError(f"{model.__name__} is a class; write {model.__name__}().")
-    if callable(model):
-        return FunctionModel(model)
-    raise TypeError(
-        f"model is {model!r}; expected one of jaxfit.models, a sum or product of them, "
-        "a function f(x, a, b, ...), or a text such as 'gaussian + linear'."
-    )
+    return float(default) if is_number else DEFAULT_START

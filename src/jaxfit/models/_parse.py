@@ -1,24 +1,51 @@
-"""Models from a text: "gaussian + b_gaussian * step + polynomial(2)"."""
+"""Models from functions, and from texts: "gaussian + b_gaussian * polynomial(2)"."""
 
+import difflib
+import functools
 import re
+import types
 from typing import Any
 
-from jaxfit import models
-from jaxfit.models._model import Model
-
-NOT_BY_NAME = models.Model, models.FunctionModel, models.Sum, models.Product
+from jaxfit.models import _curves, _images, _peaks, _waves
+from jaxfit.models._model import FunctionModel, Model
 
 _TOKEN = re.compile(r"\s*(?:([A-Za-z_]\w*)|(\d+)|([+*()]))")
 
 
+def as_model(model: Any) -> Model:
+    """A model from a model, a plain function, or a text such as "gaussian + linear"."""
+    if isinstance(model, types.FunctionType):
+        return _of_function(model)
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str):
+        return parse(model)
+    if isinstance(model, type) and issubclass(model, Model):
+        raise TypeError(f"{model.__name__} is a class; write {model.__name__}().")
+    if callable(model):
+        return FunctionModel(model)
+    raise TypeError(
+        f"model is {model!r}; expected one of jaxfit.models, a sum or product of them, "
+        "a function f(x, a, b, ...), or a text such as 'gaussian + linear'."
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _of_function(function: types.FunctionType) -> FunctionModel:
+    return FunctionModel(function)
+
+
 def library() -> dict[str, type[Model]]:
-    """All models of the library by their lower-case names."""
-    kinds = {name.lower(): getattr(models, name) for name in models.__all__}
-    return {
-        name: kind
-        for name, kind in kinds.items()
-        if isinstance(kind, type) and kind not in NOT_BY_NAME
+    """All models of the library by their lower-case names, in order."""
+    kinds = {
+        kind.__name__.lower(): kind
+        for module in (_curves, _images, _peaks, _waves)
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, Model)
+        and kind.__module__ == module.__name__
     }
+    return dict(sorted(kinds.items()))
 
 
 def parse(text: str) -> Model:
@@ -28,10 +55,10 @@ def parse(text: str) -> Model:
     degree and the form of a step behind it, `polynomial(2)`, `step(arctan)`.
 
     Raises:
-        ValueError: for what is none, with the place and the nearest names.
+        ValueError: for a text that names no model, with the place and near names.
     """
-    tokens, position = [], 0
-    text = text.rstrip()
+    tokens: list[str] = []
+    position, text = 0, text.rstrip()
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
@@ -47,7 +74,7 @@ def parse(text: str) -> Model:
 class _Parser:
     """Recursive descent: a sum of products of names or sums in parentheses."""
 
-    def __init__(self, text: str, tokens: list[str]):
+    def __init__(self, text: str, tokens: list[str]) -> None:
         self.text, self.tokens = text, tokens
 
     def whole(self) -> Model:
@@ -75,8 +102,8 @@ class _Parser:
                 raise self.error("a closing parenthesis is missing")
             return model
         if not self.tokens or not self.tokens[0][0].isidentifier():
-            found = repr(self.tokens[0]) if self.tokens else "the end"
-            raise self.error(f"a model is expected, not {found}")
+            token = repr(self.tokens[0]) if self.tokens else "the end"
+            raise self.error(f"a model is expected, not {token}")
         return self.named(self.tokens.pop(0))
 
     def named(self, name: str) -> Model:
@@ -89,10 +116,10 @@ class _Parser:
             if not self.tokens or self.tokens[0] in "+*()":
                 raise self.error(f"{name}( lacks what stands in parentheses")
             value = self.tokens.pop(0)
-            own = [f for f in ("degree", "form") if f in kind.__dataclass_fields__]
-            if not own or not self.accepts(")"):
+            fields = [f for f in ("degree", "form") if f in kind.__dataclass_fields__]
+            if not fields or not self.accepts(")"):
                 raise self.error(f"{name}({value} takes nothing in parentheses")
-            settings[own[0]] = int(value) if value.isdigit() else value
+            settings[fields[0]] = int(value) if value.isdigit() else value
         return kind(**settings)
 
     def accepts(self, token: str) -> bool:
@@ -106,8 +133,6 @@ class _Parser:
 
 
 def _unknown(name: str) -> str:
-    import difflib
-
     near = difflib.get_close_matches(name.lower().rpartition("_")[2], library(), 3)
     hint = f"did you mean {' or '.join(near)}" if near else "see jaxfit.models.__all__"
     return f"there is no model {name!r}; {hint}"

@@ -1,34 +1,27 @@
 """Peaks of one coordinate. Negative heights and areas are dips."""
 
 import math
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
-from jaxtyping import Array
 
-from jaxfit.models._either import complex_of, erf, gammaln, log_ndtr, xp
-from jaxfit.models._guess import grid, peak
-from jaxfit.models._model import POSITIVE, Model
-from jaxfit.models._place import placed
+from jaxfit.models._either import (
+    Real,
+    Reals,
+    Scalar,
+    Values,
+    complex_of,
+    erf,
+    gammaln,
+    log_ndtr,
+    xp,
+)
+from jaxfit.models._model import POSITIVE, Candidates, Model
+from jaxfit.models._place import Peak
+from jaxfit.models._projection import grid, largest_hump
 from jaxfit.models._special import faddeeva
 
 FWHM = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian, in standard deviations
-
-
-class Peak(Model):
-    """A peak with a centre and one linear parameter; it needs `shaped` for a start."""
-
-    is_peak: ClassVar[bool] = True
-
-    def shaped(self, center: Array, fwhm: Array) -> dict[str, Array]:
-        """Parameters (S,), but for the linear one, of peaks of one place and width.
-
-        Their full width at half maximum is about `fwhm`; the first is the likeliest.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define shaped().")
-
-    def search(self, rest, known):
-        return self._known(placed([self], rest, self._with_prefix(known)))
 
 
 class Gaussian(Peak):
@@ -43,13 +36,13 @@ class Gaussian(Peak):
     places = ("center",)
     limits = {"width": POSITIVE}
 
-    def function(self, x, height, center, width):
+    def function(self, x: Real, height: Real, center: Real, width: Real) -> Real:
         return height * xp.exp(-0.5 * ((x - center) / width) ** 2)
 
-    def shaped(self, center, fwhm):
+    def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
         return {"center": center[None], "width": fwhm[None] / FWHM}
 
-    def quantities(self, height, center, width):
+    def quantities(self, height: Real, center: Real, width: Real) -> Reals:
         return {"fwhm": FWHM * width, "area": math.sqrt(2 * math.pi) * height * width}
 
 
@@ -65,13 +58,13 @@ class Lorentzian(Peak):
     places = ("center",)
     limits = {"width": POSITIVE}
 
-    def function(self, x, height, center, width):
+    def function(self, x: Real, height: Real, center: Real, width: Real) -> Real:
         return height / (1 + ((x - center) / width) ** 2)
 
-    def shaped(self, center, fwhm):
+    def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
         return {"center": center[None], "width": fwhm[None] / 2}
 
-    def quantities(self, height, center, width):
+    def quantities(self, height: Real, center: Real, width: Real) -> Reals:
         return {"fwhm": 2 * width, "area": math.pi * height * width}
 
 
@@ -90,19 +83,21 @@ class Voigt(Peak):
     places = ("center",)
     limits = {"sigma": POSITIVE, "gamma": POSITIVE}
 
-    def function(self, x, area, center, sigma, gamma):
+    def function(
+        self, x: Real, area: Real, center: Real, sigma: Real, gamma: Real
+    ) -> Real:
         scale = 1 / (math.sqrt(2) * sigma)
-        along = (x - center) * scale
+        along: Any = (x - center) * scale
         height = xp.broadcast_to(gamma * scale, xp.shape(along))
         profile = faddeeva(complex_of(along, xp.asarray(height, along.dtype))).real
         return area * profile * scale / math.sqrt(math.pi)
 
-    def shaped(self, center, fwhm):
+    def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
         sigma, gamma = np.array([(0.77, 0.4), (0.95, 0.1), (0.4, 0.8)]).T
         same = xp.full(len(sigma), center)
         return {"center": same, "sigma": fwhm / FWHM * sigma, "gamma": fwhm / 2 * gamma}
 
-    def quantities(self, area, center, sigma, gamma):
+    def quantities(self, area: Real, center: Real, sigma: Real, gamma: Real) -> Reals:
         wide = FWHM * sigma
         fwhm = 1.0692 * gamma + xp.sqrt(0.86639 * gamma**2 + wide**2)
         height = self.function(center, area, center, sigma, gamma)
@@ -121,16 +116,20 @@ class PseudoVoigt(Peak):
     places = ("center",)
     limits = {"width": POSITIVE, "fraction": (0.0, 1.0)}
 
-    def function(self, x, height, center, width, fraction):
+    def function(
+        self, x: Real, height: Real, center: Real, width: Real, fraction: Real
+    ) -> Real:
         z = ((x - center) / width) ** 2
         gaussian = xp.exp(-math.log(2) * z)
         return height * (fraction / (1 + z) + (1 - fraction) * gaussian)
 
-    def shaped(self, center, fwhm):
-        found = grid(width=fwhm[None] / 2, fraction=np.array([0.5, 0.15, 0.85]))
-        return {"center": xp.full(3, center), **found}
+    def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
+        shapes = grid(width=fwhm[None] / 2, fraction=np.array([0.5, 0.15, 0.85]))
+        return {"center": xp.full(3, center), **shapes}
 
-    def quantities(self, height, center, width, fraction):
+    def quantities(
+        self, height: Real, center: Real, width: Real, fraction: Real
+    ) -> Reals:
         unit = fraction * math.pi + (1 - fraction) * math.sqrt(math.pi / math.log(2))
         return {"fwhm": 2 * width, "area": height * width * unit}
 
@@ -147,15 +146,19 @@ class Moffat(Peak):
     places = ("center",)
     limits = {"width": POSITIVE, "exponent": POSITIVE}
 
-    def function(self, x, height, center, width, exponent):
+    def function(
+        self, x: Real, height: Real, center: Real, width: Real, exponent: Real
+    ) -> Real:
         return height * (1 + ((x - center) / width) ** 2) ** -exponent
 
-    def shaped(self, center, fwhm):
+    def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
         exponent = np.array([2.0, 1.0, 4.0])
         width = fwhm / 2 / np.sqrt(2 ** (1 / exponent) - 1)
         return {"center": xp.full(3, center), "width": width, "exponent": exponent}
 
-    def quantities(self, height, center, width, exponent):
+    def quantities(
+        self, height: Real, center: Real, width: Real, exponent: Real
+    ) -> Reals:
         return {"fwhm": 2 * width * xp.sqrt(2 ** (1 / exponent) - 1)}
 
 
@@ -172,15 +175,19 @@ class Pearson7(Peak):
     places = ("center",)
     limits = {"width": POSITIVE, "exponent": (0.5, np.inf)}
 
-    def function(self, x, height, center, width, exponent):
+    def function(
+        self, x: Real, height: Real, center: Real, width: Real, exponent: Real
+    ) -> Real:
         steep = 2 ** (1 / exponent) - 1
         return height * (1 + steep * ((x - center) / width) ** 2) ** -exponent
 
-    def shaped(self, center, fwhm):
-        found = grid(width=fwhm[None] / 2, exponent=np.array([1.5, 0.8, 4.0]))
-        return {"center": xp.full(3, center), **found}
+    def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
+        shapes = grid(width=fwhm[None] / 2, exponent=np.array([1.5, 0.8, 4.0]))
+        return {"center": xp.full(3, center), **shapes}
 
-    def quantities(self, height, center, width, exponent):
+    def quantities(
+        self, height: Real, center: Real, width: Real, exponent: Real
+    ) -> Reals:
         steep = 2 ** (1 / exponent) - 1
         beta = xp.exp(gammaln(exponent - 0.5) - gammaln(exponent))
         area = height * width * xp.sqrt(math.pi / steep) * beta
@@ -200,12 +207,14 @@ class SkewedGaussian(Peak):
     places = ("center",)
     limits = {"width": POSITIVE}
 
-    def function(self, x, area, center, width, skew):
+    def function(
+        self, x: Real, area: Real, center: Real, width: Real, skew: Real
+    ) -> Real:
         z = (x - center) / width
         unit = xp.exp(-0.5 * z**2) / (math.sqrt(2 * math.pi) * width)
         return area * unit * (1 + erf(skew * z / math.sqrt(2)))
 
-    def shaped(self, center, fwhm):
+    def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
         # none without skew, where the derivatives by centre and skew are parallel
         skew = np.array([0.7, -0.7, 1.5, -1.5, 4.0, -4.0])
         wider = np.array([1.1, 1.1, 1.25, 1.25, 1.55, 1.55])
@@ -216,7 +225,7 @@ class SkewedGaussian(Peak):
             "skew": skew,
         }
 
-    def quantities(self, area, center, width, skew):
+    def quantities(self, area: Real, center: Real, width: Real, skew: Real) -> Reals:
         delta = skew / xp.sqrt(1 + skew**2)
         return {
             "mean": center + width * delta * math.sqrt(2 / math.pi),
@@ -239,12 +248,14 @@ class ExponentialGaussian(Peak):
     places = ("center",)
     limits = {"width": POSITIVE, "rate": POSITIVE}
 
-    def function(self, x, area, center, width, rate):
+    def function(
+        self, x: Real, area: Real, center: Real, width: Real, rate: Real
+    ) -> Real:
         z = (x - center) / width
         k = rate * width
         return area * rate * xp.exp(0.5 * k**2 - k * z + log_ndtr(z - k))
 
-    def shaped(self, center, fwhm):
+    def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
         sigma = np.array([0.8, 0.92, 0.5, 0.25])  # of the Gaussian, in widths
         tail = np.array([0.7, 0.35, 1.3, 1.6])  # its length likewise
         width = fwhm / FWHM * sigma
@@ -254,7 +265,7 @@ class ExponentialGaussian(Peak):
             "rate": FWHM / fwhm / tail,
         }
 
-    def quantities(self, area, center, width, rate):
+    def quantities(self, area: Real, center: Real, width: Real, rate: Real) -> Reals:
         return {
             "mean": center + 1 / rate,
             "deviation": xp.sqrt(width**2 + 1 / rate**2),
@@ -276,12 +287,14 @@ class Doniach(Peak):
     places = ("center",)
     limits = {"width": POSITIVE, "asymmetry": (0.0, 1.0)}
 
-    def function(self, x, height, center, width, asymmetry):
+    def function(
+        self, x: Real, height: Real, center: Real, width: Real, asymmetry: Real
+    ) -> Real:
         z = (x - center) / width
         angle = 0.5 * math.pi * asymmetry + (1 - asymmetry) * xp.arctan(z)
         return height * xp.cos(angle) * (1 + z**2) ** (-0.5 * (1 - asymmetry))
 
-    def shaped(self, center, fwhm):
+    def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
         asymmetry = np.array([0.1, 0.02, 0.3])
         width = fwhm / 2 * np.array([0.95, 1.0, 0.8])
         return {
@@ -302,21 +315,23 @@ class BreitWigner(Model):
     places = ("center",)
     limits = {"width": POSITIVE}
 
-    def function(self, x, amplitude, center, width, q):
+    def function(
+        self, x: Real, amplitude: Real, center: Real, width: Real, q: Real
+    ) -> Real:
         z = (x - center) / width
         return amplitude * (q + z) ** 2 / (1 + z**2)
 
-    def candidates(self, x, y):
+    def candidates(self, x: Values, y: Values) -> Candidates:
         # (q + z)² / (1 + z²) = 1 + (q² - 1 + 2 q z) / (1 + z²): a peak and its slope
         edge = 0.5 * (xp.mean(y[: len(y) // 8 + 1]) + xp.mean(y[-(len(y) // 8) - 1 :]))
-        center, fwhm = peak(x, y - edge)
-        found = grid(
+        hump = largest_hump(x, y - edge)
+        shapes = grid(
             shift=np.array([-0.6, -0.3, 0.0, 0.3, 0.6]),
-            width=fwhm / 2 * np.array([0.35, 0.6, 1.0, 1.6]),
+            width=hump.fwhm / 2 * np.array([0.35, 0.6, 1.0, 1.6]),
             q=np.array([-6, -2.5, -1.2, -0.5, 0.0, 0.5, 1.2, 2.5, 6]),
         )
         return {
-            "center": center + found["shift"] * found["width"],
-            "width": found["width"],
-            "q": found["q"],
+            "center": hump.center + shapes["shift"] * shapes["width"],
+            "width": shapes["width"],
+            "q": shapes["q"],
         }

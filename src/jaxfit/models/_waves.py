@@ -1,18 +1,38 @@
 """Oscillations, resonances and steps."""
 
 import math
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from jaxfit.models._either import each, erf, rfft, sums_at, xp
-from jaxfit.models._guess import Remainder, best_of, extent, grid, peak, with_known
-from jaxfit.models._model import POSITIVE, Model
+from jaxfit.models._either import (
+    Real,
+    Reals,
+    Scalar,
+    Values,
+    each,
+    erf,
+    rfft,
+    sums_at,
+    xp,
+)
+from jaxfit.models._model import POSITIVE, Candidates, Model, Params
+from jaxfit.models._projection import (
+    Remainder,
+    best_of,
+    extent,
+    grid,
+    largest_hump,
+    with_known,
+)
+
+SPECTRUM = 4  # frequencies for each that the range of x resolves
 
 
-def turned(phase, frequency, origin):
+def turned(phase: Real, frequency: Real, origin: Real) -> Real:
     """The phase at an origin: less the whole turns that lie between."""
     turns = frequency * origin
     return phase + 2 * math.pi * (turns - xp.round(turns))
@@ -29,16 +49,18 @@ class Sine(Model):
     linear = ("amplitude",)
     limits = {"amplitude": POSITIVE, "frequency": POSITIVE}
 
-    def function(self, x, amplitude, frequency, phase):
+    def function(self, x: Real, amplitude: Real, frequency: Real, phase: Real) -> Real:
         return amplitude * xp.sin(2 * math.pi * frequency * x + phase)
 
-    def search(self, rest, known):
+    def start_beside(self, rest: Remainder, known: Params) -> dict[str, Any]:
         return _oscillation(self, rest, known, {})
 
-    def about(self, origin, amplitude, frequency, phase):
+    def about(
+        self, origin: Real, amplitude: Real, frequency: Real, phase: Real
+    ) -> Reals:
         return {"phase": turned(phase, frequency, origin)}
 
-    def quantities(self, amplitude, frequency, phase):
+    def quantities(self, amplitude: Real, frequency: Real, phase: Real) -> Reals:
         return {"period": 1 / frequency}
 
 
@@ -54,25 +76,33 @@ class DampedSine(Model):
     limits = {"amplitude": POSITIVE, "frequency": POSITIVE}
     scales = ("amplitude",)
 
-    def function(self, x, amplitude, frequency, phase, rate):
+    def function(
+        self, x: Real, amplitude: Real, frequency: Real, phase: Real, rate: Real
+    ) -> Real:
         wave = xp.sin(2 * math.pi * frequency * x + phase)
         return amplitude * xp.exp(-rate * x) * wave
 
-    def search(self, rest, known):
-        rates = np.array([0, 0.6, 1.2, 2.4, 5, 10, 20, 40]) / extent(rest.x)[1]
+    def start_beside(self, rest: Remainder, known: Params) -> dict[str, Any]:
+        rates = np.array([0, 0.6, 1.2, 2.4, 5, 10, 20, 40]) / extent(rest.x).span
         return _oscillation(self, rest, known, {"rate": rates})
 
-    def about(self, origin, amplitude, frequency, phase, rate):
+    def about(
+        self, origin: Real, amplitude: Real, frequency: Real, phase: Real, rate: Real
+    ) -> Reals:
         return {
             "amplitude": amplitude * xp.exp(-rate * origin),
             "phase": turned(phase, frequency, origin),
         }
 
-    def quantities(self, amplitude, frequency, phase, rate):
+    def quantities(
+        self, amplitude: Real, frequency: Real, phase: Real, rate: Real
+    ) -> Reals:
         return {"period": 1 / frequency, "quality": math.pi * frequency / rate}
 
 
-def _oscillation(model, rest: Remainder, known, damping) -> dict[str, Array]:
+def _oscillation(
+    model: Model, rest: Remainder, known: Params, damping: Mapping[str, Any]
+) -> dict[str, Any]:
     """The frequency, and the rate of damping if any, that explain most of the data.
 
     Amplitude and phase are those of a cosine and a sine, two linear columns. Where
@@ -84,33 +114,37 @@ def _oscillation(model, rest: Remainder, known, damping) -> dict[str, Array]:
     low, span = extent(rest.x)
     t = rest.x - low
 
-    def columns(x, frequency, rate=0.0):
-        turn = 2 * math.pi * frequency * (x - low)
-        decay = xp.exp(-rate * (x - low))
-        return [decay * xp.cos(turn), decay * xp.sin(turn)]
-
+    # the frequency and rate at which a periodogram is largest
     rates = with_known(damping, known).get("rate", xp.zeros(1))
     factors = rest.factor * xp.exp(-rates[:, None] * t)
-    gains = each(factors, lambda f: _spectrum(rest._replace(factor=f)), factors)
+    gains = each(factors, lambda f: _periodogram(rest._replace(factor=f)), factors)
     best = xp.argmax(gains)
     frequency = (best % gains.shape[1]).astype(t.dtype) / (SPECTRUM * span)
+
+    # the best near these, by cosine and sine themselves
     near = {"frequency": frequency + np.arange(-4.0, 5.0) / (8 * SPECTRUM * span)}
     if damping:
         rate = rates[best // gains.shape[1]]
         near["rate"] = xp.concatenate([rate * np.geomspace(0.5, 2, 5), rates[:1]])
     near = with_known(grid(**near), known)
-    chosen, (along, across) = best_of(columns, rest, near)
-    start = xp.arctan2(along, across) - 2 * math.pi * chosen["frequency"] * low
-    phase = xp.asarray(known.get("phase", xp.arctan2(xp.sin(start), xp.cos(start))))
-    one = {name: value[None] for name, value in {**chosen, "phase": phase}.items()}
-    others, linear = best_of(model.columns, rest, one)
-    return {**others, "amplitude": linear[0]}
+
+    def columns(x: Values, frequency: Real, rate: Real = 0.0) -> list[Real]:
+        turn = 2 * math.pi * frequency * (x - low)
+        decay = xp.exp(-rate * (x - low))
+        return [decay * xp.cos(turn), decay * xp.sin(turn)]
+
+    wave = best_of(columns, rest, near)
+
+    # the phase at x = 0 of their sum, or that which is known, and then the amplitude
+    angle = xp.arctan2(wave.linear[0], wave.linear[1])
+    angle = angle - 2 * math.pi * wave.others["frequency"] * low
+    phase = xp.asarray(known.get("phase", xp.arctan2(xp.sin(angle), xp.cos(angle))))
+    one = {name: value[None] for name, value in {**wave.others, "phase": phase}.items()}
+    best = best_of(model.columns, rest, one)
+    return {**best.others, "amplitude": best.linear[0]}
 
 
-SPECTRUM = 4  # frequencies for each that the range of x resolves
-
-
-def _spectrum(rest: Remainder) -> Float[Array, " k"]:
+def _periodogram(rest: Remainder) -> Float[Any, " k"]:
     """What a cosine and a sine explain of the data, for a range of frequencies.
 
     Lomb's periodogram (Astrophys. Space Sci. 39, 1976) beside other columns: the sum of
@@ -120,16 +154,18 @@ def _spectrum(rest: Remainder) -> Float[Array, " k"]:
     """
     x, factor = rest.x, rest.factor
     low, span = extent(x)
-    m = len(x)
-    each = max(m - 1, 1)  # points as even as these lie on the grid
-    length = 4 * SPECTRUM * each
-    place = xp.round((x - low) / span * (4 * each)).astype(int)
+    intervals = max(len(x) - 1, 1)  # points as even as these lie on the grid
+
+    # of y, of the columns beside, and of the squared weights: at twice the frequency
+    place = xp.round((x - low) / span * (4 * intervals)).astype(int)
     rows = xp.concatenate([(factor * rest.orthogonal)[None], factor * rest.basis])
     rows = xp.concatenate([rows, (factor**2)[None]])
-    transform = rfft(sums_at(place, rows, length))
-    k = np.arange(SPECTRUM // 2 * each + 1)
+    transform = rfft(sums_at(place, rows, 4 * SPECTRUM * intervals))
+    k = np.arange(SPECTRUM // 2 * intervals + 1)
     image, others, double = transform[0, k], transform[1:-1, k], transform[-1, 2 * k]
     total = transform[-1, 0].real
+
+    # normal equations of cosine and sine, at right angles to the columns beside
     cosines = 0.5 * (total + double.real) - xp.sum(others.real**2, axis=0)
     sines = 0.5 * (total - double.real) - xp.sum(others.imag**2, axis=0)
     mixed = 0.5 * double.imag - xp.sum(others.real * others.imag, axis=0)
@@ -137,8 +173,8 @@ def _spectrum(rest: Remainder) -> Float[Array, " k"]:
     determinant = cosines * sines - mixed**2
     a, b = image.real, image.imag
     gain = (sines * a**2 - 2 * mixed * a * b + cosines * b**2) / determinant
-    fine = (determinant > 0) & (k >= SPECTRUM // 2)  # half a cycle at least
-    return xp.where(fine, gain, 0)
+    counts = (determinant > 0) & (k >= SPECTRUM // 2)  # half a cycle at least
+    return xp.where(counts, gain, 0)
 
 
 class DampedOscillator(Model):
@@ -154,28 +190,35 @@ class DampedOscillator(Model):
     linear = ("amplitude",)
     limits = {"center": POSITIVE, "damping": POSITIVE}
 
-    def function(self, x, amplitude, center, damping):
+    def function(self, x: Real, amplitude: Real, center: Real, damping: Real) -> Real:
         ratio = x / center
         squared = (1 - ratio**2) ** 2 + (2 * damping * ratio) ** 2
         return amplitude / xp.sqrt(squared)
 
-    def candidates(self, x, y):
-        top, fwhm = peak(x, y)
-        ratio = fwhm / xp.maximum(xp.abs(top), 1e-12)
-        found = grid(
-            center=xp.abs(top) * np.array([0.98, 1.0, 1.02, 1.1]),
+    def candidates(self, x: Values, y: Values) -> Candidates:
+        hump = largest_hump(x, y)
+        top = xp.abs(hump.center)
+        ratio = hump.fwhm / xp.maximum(top, 1e-12)
+        return grid(
+            center=top * np.array([0.98, 1.0, 1.02, 1.1]),
             damping=ratio * np.array([0.1, 0.17, 0.29, 0.5, 1.0]),
         )
-        return found
 
-    def quantities(self, amplitude, center, damping):
+    def quantities(self, amplitude: Real, center: Real, damping: Real) -> Reals:
         return {"quality": 0.5 / damping, "height": 0.5 * amplitude / damping}
 
 
-def _places(x):
-    """Where a step may be: every sixteenth of the range."""
+class _Steps(NamedTuple):
+    """Where a step may be."""
+
+    centers: Float[Any, " k"]
+    span: Scalar  # of x
+
+
+def _steps(x: Values) -> _Steps:
+    """Places of a step: every sixteenth of the range."""
     low, span = extent(x)
-    return low + span * np.linspace(0.03, 0.97, 17), span
+    return _Steps(low + span * np.linspace(0.03, 0.97, 17), span)
 
 
 class Logistic(Model):
@@ -188,13 +231,13 @@ class Logistic(Model):
     linear = ("height",)
     places = ("center",)
 
-    def function(self, x, height, center, rate):
+    def function(self, x: Real, height: Real, center: Real, rate: Real) -> Real:
         return height * 0.5 * (1 + xp.tanh(0.5 * rate * (x - center)))
 
-    def candidates(self, x, y):
-        places, span = _places(x)
+    def candidates(self, x: Values, y: Values) -> Candidates:
+        centers, span = _steps(x)
         rates = np.array([2.0, 4.0, 8.0, 16.0, 50.0, 150.0])
-        return grid(center=places, rate=np.concatenate([-rates, rates]) / span)
+        return grid(center=centers, rate=np.concatenate([-rates, rates]) / span)
 
 
 class Gompertz(Model):
@@ -209,15 +252,15 @@ class Gompertz(Model):
     places = ("center",)
     limits = {"rate": POSITIVE}
 
-    def function(self, x, height, center, rate):
+    def function(self, x: Real, height: Real, center: Real, rate: Real) -> Real:
         return height * xp.exp(-xp.exp(xp.minimum(-rate * (x - center), 500.0)))
 
-    def candidates(self, x, y):
-        places, span = _places(x)
+    def candidates(self, x: Values, y: Values) -> Candidates:
+        centers, span = _steps(x)
         rates = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 50.0, 150.0])
-        return grid(center=places, rate=rates / span)
+        return grid(center=centers, rate=rates / span)
 
-    def quantities(self, height, center, rate):
+    def quantities(self, height: Real, center: Real, rate: Real) -> Reals:
         return {"fastest": height * rate / math.e}
 
 
@@ -239,21 +282,21 @@ class Step(Model):
     places = ("center",)
     limits = {"width": POSITIVE}
 
-    _FORMS: ClassVar = {
+    _FORMS: ClassVar[Mapping[str, Callable]] = {
         "erf": lambda z: 0.5 * (1 + erf(z / math.sqrt(2))),
         "arctan": lambda z: 0.5 + xp.arctan(z) / math.pi,
         "logistic": lambda z: 0.5 * (1 + xp.tanh(0.5 * z)),
     }
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.form not in self._FORMS:
             raise ValueError(
                 f"form is {self.form!r}; give 'erf', 'arctan' or 'logistic'."
             )
 
-    def function(self, x, height, center, width):
+    def function(self, x: Real, height: Real, center: Real, width: Real) -> Real:
         return height * self._FORMS[self.form]((x - center) / width)
 
-    def candidates(self, x, y):
-        places, span = _places(x)
-        return grid(center=places, width=span * np.array([0.004, 0.015, 0.05, 0.15]))
+    def candidates(self, x: Values, y: Values) -> Candidates:
+        centers, span = _steps(x)
+        return grid(center=centers, width=span * np.array([0.004, 0.015, 0.05, 0.15]))
