@@ -8,10 +8,16 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxfit.fitting._record import Record
-from jaxfit.fitting.inference import _bands, _intervals
+from jaxfit.fitting.inference import _bands, _bootstrap, _intervals
 from jaxfit.fitting.inference._bands import Band
 from jaxfit.fitting.inference._bootstrap import Bootstrap
-from jaxfit.fitting.inference._intervals import SIGMAS, Contour, Intervals, Profile
+from jaxfit.fitting.inference._intervals import (
+    SIGMAS,
+    Contour,
+    Intervals,
+    Level,
+    Profile,
+)
 from jaxfit.fitting.output import _plot, _report, _save, _tables, _warnings
 
 
@@ -56,7 +62,7 @@ class Fit(Record):
     # Intervals
 
     def intervals(
-        self, kind: str = "wald", level: float | Iterable[float] = 0.95, **settings: Any
+        self, kind: str = "wald", level: Level = 0.95, **settings: Any
     ) -> Intervals:
         """Confidence intervals.
 
@@ -96,13 +102,13 @@ class Fit(Record):
                 alike; "parametric", the fitted curve and normal errors.
             seed: of the random numbers.
         """
-        return _intervals.bootstrap(self, number, resample, seed)
+        return _bootstrap.bootstrap(self, number, resample, seed)
 
     def contour(
         self,
         a: str,
         b: str,
-        level: float | Iterable[float] = SIGMAS,
+        level: Level = SIGMAS,
         points: int = 64,
     ) -> Contour:
         """The edges of joint confidence regions of two parameters, by profiles.
@@ -221,7 +227,7 @@ class Fit(Record):
         self,
         a: str,
         b: str,
-        level: float | Iterable[float] = SIGMAS,
+        level: Level = SIGMAS,
         *,
         axes: Any = None,
     ) -> Any:

@@ -135,7 +135,7 @@ def numbers_from(
             return common, pad.each(part), idle
 
         if number == 0:
-            vectors = np.zeros((0, _size_of(shapes)))
+            vectors = np.zeros((0, 0))
         else:
             fits = specialised(_fits, keeps_values)
             vectors = way.run(fits, arguments, inputs.each, progress)
@@ -189,8 +189,8 @@ def _for_each(
     bounds = inputs.bounds
     if bounds is not None and not is_each.bounds:
         lower, upper = bounds
-        tail = number, *np.shape(lower)
-        bounds = np.broadcast_to(lower, tail), np.broadcast_to(upper, tail)
+        whole = number, *np.shape(lower)
+        bounds = np.broadcast_to(lower, whole), np.broadcast_to(upper, whole)
     return inputs._replace(
         y=of_points(inputs.y, is_each.y),
         sigma=of_points(inputs.sigma, is_each.sigma),
@@ -225,7 +225,14 @@ class _Way(NamedTuple):
         else:
             size = max(1, min(number, BLOCK_NUMBERS // numbers))
             mesh = devices_for(size)
-        return cls(is_on_cpu, is_for_few, is_hasty, length, size, mesh)
+        return cls(
+            is_on_cpu=is_on_cpu,
+            is_for_few=is_for_few,
+            is_hasty=is_hasty,
+            length=length,
+            size=size,
+            mesh=mesh,
+        )
 
     def run(
         self, fits: Callable, arguments: Callable, each: FitInputs, progress: bool
@@ -318,10 +325,6 @@ def _numbers_in(options: Options | None, n: int) -> Options:
 def _default_numbers(n: int) -> Options:
     """The options of which none is given."""
     return _numbers_in(Options(), n)
-
-
-def _size_of(shapes: Numbers) -> int:
-    return sum(math.prod(shape) for shape in shapes if shape is not None)
 
 
 def devices_for(number: int) -> Mesh | None:

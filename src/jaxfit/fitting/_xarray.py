@@ -170,8 +170,7 @@ class _Fitting:
             )
         dims = [d for d in variable.dims if d not in self.reduced]
         data_sets = self._data_sets(variable, dims)
-        has_valid, is_bounded = data_sets.valid is not None, self.limits is not None
-        axes = Axes(valid=0 if has_valid else None, bounds=0 if is_bounded else None)
+        axes = Axes.of(data_sets)
         numbers = batch_numbers(self.problem, data_sets, axes, self.method)
         numbers = self._judged(numbers, data_sets.valid)
         shape, n = [variable.sizes[d] for d in dims], len(self.problem.varied)

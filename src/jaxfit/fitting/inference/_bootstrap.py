@@ -41,7 +41,9 @@ class _Samples(NamedTuple):
     axes: Axes
 
 
-def bootstrap(record: Record, number: int, resample: str, seed: int) -> Bootstrap:
+def bootstrap(
+    record: Record, number: int = 2000, resample: str = "residual", seed: int = 0
+) -> Bootstrap:
     """Refits of resampled data, see `Fit.bootstrap`."""
     if resample not in KINDS:
         raise ValueError(f"resample is {resample!r}; give one of {', '.join(KINDS)}.")

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxfit.fitting._record import Record
-from jaxfit.fitting.inference import _bootstrap, _profile
-from jaxfit.fitting.inference._bootstrap import Bootstrap
+from jaxfit.fitting.inference import _profile
+from jaxfit.fitting.inference._bootstrap import Bootstrap, bootstrap
 from jaxfit.fitting.inference._statistics import check_level, joint_threshold, quantile
 
+Level = int | float | Iterable[float]  # one probability or several
 Levels = tuple[float, ...]
 
 SIGMAS = (0.6826894921370859, 0.9544997361036416)  # one and two standard deviations
@@ -77,9 +78,7 @@ class Contour(NamedTuple):
     points: np.ndarray  # (levels, points, 2)
 
 
-def intervals(
-    record: Record, kind: str, level: float | Iterable[float], **settings: Any
-) -> Intervals:
+def intervals(record: Record, kind: str, level: Level, **settings: Any) -> Intervals:
     """Confidence intervals, see `Fit.intervals`."""
     levels = levels_of(level)
     if kind not in KINDS:
@@ -93,7 +92,7 @@ def intervals(
     return _wald(record, levels) if kind == "wald" else _by_profile(record, levels)
 
 
-def levels_of(level: float | Iterable[float]) -> Levels:
+def levels_of(level: Level) -> Levels:
     """One or several probabilities, checked."""
     levels = tuple(level) if isinstance(level, Iterable) else (level,)
     for probability in levels:
@@ -114,13 +113,6 @@ def _wald(record: Record, levels: Levels) -> Intervals:
         lower=around - reach,
         upper=around + reach,
     )
-
-
-def bootstrap(
-    record: Record, number: int = 2000, resample: str = "residual", seed: int = 0
-) -> Bootstrap:
-    """Refits of resampled data, see `Fit.bootstrap`."""
-    return _bootstrap.bootstrap(record, number, resample, seed)
 
 
 def of_bootstrap(record: Record, samples: Bootstrap, levels: Levels) -> Intervals:
@@ -259,7 +251,7 @@ def contour(
     record: Record,
     a: str,
     b: str,
-    level: float | Iterable[float] = SIGMAS,
+    level: Level = SIGMAS,
     points: int = 64,
 ) -> Contour:
     """The edges of joint confidence regions, see `Fit.contour`."""

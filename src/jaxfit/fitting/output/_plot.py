@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference import _bands, _intervals
-from jaxfit.fitting.inference._intervals import SIGMAS, Contour
+from jaxfit.fitting.inference._bootstrap import bootstrap
+from jaxfit.fitting.inference._intervals import SIGMAS, Contour, Level
 from jaxfit.fitting.inference._statistics import joint_threshold, quantile
 
 DATA = {"color": "0.35", "markersize": 3.5, "linewidth": 0.8}
@@ -165,9 +166,7 @@ def profiles(record: Record, names: str | Iterable[str] | None) -> Any:
     return figure
 
 
-def regions(
-    record: Record, a: str, b: str, level: float | Iterable[float], axes: Any
-) -> Any:
+def regions(record: Record, a: str, b: str, level: Level, axes: Any) -> Any:
     """A figure of joint regions of two parameters, see `Fit.plot_contour`."""
     plt = pyplot()
     edges = _intervals.contour(record, a, b, level)
@@ -183,7 +182,7 @@ def corner(record: Record, names: str | Iterable[str] | None, number: int) -> An
     """A figure of the refits of each pair of parameters, see `Fit.plot_corner`."""
     plt = pyplot()
     chosen = list(record.varied if names is None else names)
-    samples = _intervals.bootstrap(
+    samples = bootstrap(
         record, number, resample="case" if record.dof <= 0 else "residual"
     )
     good = samples.status > 0
