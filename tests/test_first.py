@@ -330,3 +330,6 @@ def test_settings_of_a_problem_are_no_numbers():
     problem, _ = jaxfit.fitting._arguments.problem_from(MODEL)
     other = dataclasses.replace(problem, rowwise="yes")
     assert jax.tree.structure(problem) != jax.tree.structure(other)
+    for flag in (1, 2, np.bool_(True)):
+        same, _ = jaxfit.fitting._arguments.problem_from(MODEL, rowwise=flag)
+        assert jax.tree.structure(same) == jax.tree.structure(other)

@@ -39,11 +39,37 @@ def problem_from(
     rowwise: bool = False,
 ) -> ProblemAndStarts:
     """The problem, and the starts; arguments as in `fit`, and checked here."""
-    names = model.names
-    starts = {} if p0 is None else _starts(names, p0)
+    starts = {} if p0 is None else _starts(model.names, p0)
     if bounds is fixed is tie is prior is None:
-        problem = dataclasses.replace(_plain(model), rowwise="yes" * rowwise)
-        return ProblemAndStarts(problem, _inside(problem, starts))
+        problem = _plain(model)
+    else:
+        problem = _with_terms(
+            model, starts, bounds=bounds, fixed=fixed, tie=tie, prior=prior
+        )
+    if rowwise:
+        problem = dataclasses.replace(problem, rowwise="yes")
+    starts = {name: starts[name] for name in problem.varied if name in starts}
+    _check_inside(problem, starts)
+    return ProblemAndStarts(problem, starts)
+
+
+@once_for_a_model
+def _plain(model: Model) -> Problem:
+    """A model with nothing but its own bounds."""
+    return _with_terms(model, {})
+
+
+def _with_terms(
+    model: Model,
+    starts: Mapping[str, Any],
+    *,
+    bounds: Any = None,
+    fixed: Any = None,
+    tie: Mapping[str, Any] | None = None,
+    prior: Mapping[str, Any] | None = None,
+) -> Problem:
+    """The model with what is asked of its parameters."""
+    names = model.names
     values = _fixed_values(names, fixed, starts)
     ties = _ties(names, tie, values)
     intervals = _intervals(names, bounds, ties)
@@ -52,19 +78,22 @@ def problem_from(
             values.setdefault(name, lower)
     limits = model.bounds | intervals
     _check_fixed(values, limits)
-    problem = _problem(
-        model,
+    pairs = by_name(names, prior, "prior").items()
+    priors = {name: _prior(name, pair) for name, pair in pairs}
+    varied = tuple(n for n in names if n not in values and n not in ties)
+    if not varied:
+        raise ValueError("Every parameter is fixed or tied; let at least one vary.")
+    lower, upper = (np.array([limits[n][i] for n in varied], float) for i in (0, 1))
+    is_free = not (np.isfinite(lower).any() or np.isfinite(upper).any())
+    return Problem(
+        model=model,
+        varied=varied,
         fixed={name: np.asarray(value) for name, value in values.items()},
         ties=ties,
-        limits=limits,
-        priors={
-            name: _prior(name, pair)
-            for name, pair in by_name(names, prior, "prior").items()
-        },
-        rowwise=rowwise,
+        lower=None if is_free else lower,
+        upper=None if is_free else upper,
+        prior=priors,
     )
-    starts = {name: starts[name] for name in problem.varied if name in starts}
-    return ProblemAndStarts(problem, _inside(problem, starts))
 
 
 def method_from(
@@ -102,39 +131,6 @@ def by_name(names: Sequence[str], values: Any, what: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _problem(
-    model: Model,
-    *,
-    limits: Mapping[str, Interval],
-    fixed: dict[str, np.ndarray] | None = None,
-    ties: dict[str, Callable] | None = None,
-    priors: dict[str, Prior] | None = None,
-    rowwise: bool = False,
-) -> Problem:
-    fixed, ties = fixed or {}, ties or {}
-    varied = tuple(n for n in model.names if n not in fixed and n not in ties)
-    if not varied:
-        raise ValueError("Every parameter is fixed or tied; let at least one vary.")
-    lower, upper = (np.array([limits[n][i] for n in varied], float) for i in (0, 1))
-    is_free = not (np.isfinite(lower).any() or np.isfinite(upper).any())
-    return Problem(
-        model=model,
-        varied=varied,
-        fixed=fixed,
-        ties=ties,
-        lower=None if is_free else lower,
-        upper=None if is_free else upper,
-        prior=priors or {},
-        rowwise="yes" * rowwise,
-    )
-
-
-@once_for_a_model
-def _plain(model: Model) -> Problem:
-    """A model with nothing but its own bounds."""
-    return _problem(model, limits=model.bounds)
-
-
 # Single arguments
 
 
@@ -153,10 +149,10 @@ def _starts(names: Sequence[str], p0: Any) -> dict[str, np.ndarray]:
     return {name: _finite(f"p0[{name!r}]", value) for name, value in starts.items()}
 
 
-def _inside(problem: Problem, starts: dict[str, Any]) -> dict[str, Any]:
-    """The starts, refused if one is outside its bounds."""
+def _check_inside(problem: Problem, starts: Mapping[str, Any]) -> None:
+    """Refuse starts outside their bounds."""
     if problem.lower is None:
-        return starts
+        return
     limits = zip(problem.varied, problem.lower, problem.upper, strict=True)
     for name, lower, upper in limits:
         if name not in starts:
@@ -168,7 +164,6 @@ def _inside(problem: Problem, starts: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"p0[{name!r}] is {which}, outside its bounds ({lower}, {upper})."
             )
-    return starts
 
 
 def _fixed_values(

@@ -93,7 +93,9 @@ def fit_batch(
         "rowwise": rowwise,
     }
     method = method_from(loss, options, absolute_sigma, covariance)
-    numbers = batch_numbers(problem, flat.data_sets, flat.axes, method, progress)
+    numbers = batch_numbers(
+        problem, flat.data_sets, flat.axes, method, progress=progress
+    )
     _forget_empty(numbers, flat.data_sets.valid)
     return BatchFit(
         problem=problem,

@@ -74,6 +74,7 @@ def batch_numbers(
     data_sets: DataSet,
     axes: Axes,
     method: Method,
+    *,
     progress: bool = False,
     with_values: bool = False,
 ) -> Numbers:
@@ -83,7 +84,15 @@ def batch_numbers(
         with_values: also the model at the points of the data, `best`.
     """
     x0 = start_vectors(problem, data_sets, axes)
-    numbers = numbers_from(problem, data_sets, axes, x0, method, progress, with_values)
+    numbers = numbers_from(
+        problem,
+        data_sets,
+        axes,
+        x0,
+        method,
+        progress=progress,
+        with_values=with_values,
+    )
     return numbers._replace(start=of_varied(problem, x0))
 
 
@@ -104,6 +113,7 @@ def numbers_from(
     axes: Axes,
     x0: Float[np.ndarray, "N n"],
     method: Method,
+    *,
     progress: bool = False,
     with_values: bool = False,
 ) -> Numbers:
