@@ -232,7 +232,7 @@ def _profiles(view: _View, points: int) -> dict[int, Profile]:
         at = rays.x[which] + places * rays.tangent[held]
         inside = np.clip(at, *(bound[which] for bound in bounds))
         places = (inside - rays.x[which]) / rays.tangent[held]
-    traces = _profile.trace(_profile.Setting.of(record), rays, places)
+    traces = _profile.trace(_profile.Refit.of(record), rays, places)
     profiles = {}
     for i, k in enumerate(determined):
         part = slice(i * points, (i + 1) * points)
@@ -273,7 +273,7 @@ def contour(
     rays = view.rays(np.tile(directions, again), np.tile(held, again))
     rise = [joint_threshold(p, 2, record.dof, record.absolute_sigma) for p in levels]
     targets = np.repeat(np.sqrt(np.array(rise) * view.scale), points)
-    ends = _profile.walk(_profile.Setting.of(view.record), rays, targets)
+    ends = _profile.walk(_profile.Refit.of(view.record), rays, targets)
     reached = np.isfinite(ends.t)[:, None]
     edges = np.where(reached, ends.x[:, [i, j]], np.nan)
     return Contour((a, b), levels, edges.reshape(len(levels), points, 2))
@@ -309,7 +309,7 @@ def _ends(view: _View, levels: Levels) -> Float[np.ndarray, "2 levels k"]:
     reach = [quantile(p, record.dof, record.absolute_sigma) for p in levels]
     targets = np.broadcast_to(np.array(reach)[:, None], shape) * np.sqrt(view.scale)
     rays = view.rays(directions, held)
-    ends = _profile.walk(_profile.Setting.of(record), rays, targets.ravel())
+    ends = _profile.walk(_profile.Refit.of(record), rays, targets.ravel())
     which = np.tile(determined, 2 * len(levels))
     at = ends.x[np.arange(len(which)), which].reshape(shape)
     is_reached = np.isfinite(ends.t).reshape(shape) & np.isfinite(at)

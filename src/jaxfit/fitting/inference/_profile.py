@@ -25,10 +25,10 @@ INNER = Options(ftol=1e-10, gtol=1e-6, xtol=1e-8)  # of the fits: ζ to 1e-7 and
 
 
 Places = Float[np.ndarray, " r"]  # of points on rays
-Points = Float[np.ndarray, "r n"]
+Positions = Float[np.ndarray, "r n"]
 
 
-class Setting(NamedTuple):
+class Refit(NamedTuple):
     """What is fitted anew on the rays."""
 
     problem: Problem
@@ -36,8 +36,8 @@ class Setting(NamedTuple):
     method: Method
 
     @classmethod
-    def of(cls, record: Record) -> "Setting":
-        """The setting of a fit."""
+    def of(cls, record: Record) -> "Refit":
+        """The refits of a fit."""
         observed = record.observed
         return cls(
             problem=record.problem,
@@ -57,7 +57,7 @@ class Rays(NamedTuple):
     @classmethod
     def along(
         cls,
-        directions: Points,
+        directions: Positions,
         held: Bool[np.ndarray, "r n"],
         covariance: Float[np.ndarray, "n n"],
         cost: float,
@@ -83,7 +83,7 @@ class Rays(NamedTuple):
         """Some of the rays."""
         return self._replace(held=self.held[which], tangent=self.tangent[which])
 
-    def at(self, t: Places) -> Points:
+    def at(self, t: Places) -> Positions:
         """The points of a linear model at some distances."""
         return self.x + t[:, None] * self.tangent
 
@@ -102,9 +102,9 @@ class Traces(NamedTuple):
     x: np.ndarray  # (r, n)
 
 
-def walk(setting: Setting, rays: Rays, targets: Places) -> Ends:
+def walk(refit: Refit, rays: Rays, targets: Places) -> Ends:
     """The ends of rays; targets are those of ζ."""
-    problem = setting.problem
+    problem = refit.problem
     farthest = np.min(_reach(problem, rays).distance, axis=1)
     most = np.minimum(farthest, FARTHEST * targets)
     is_bound = most < FARTHEST * targets
@@ -116,7 +116,7 @@ def walk(setting: Setting, rays: Rays, targets: Places) -> Ends:
         if not len(going):
             break
         now, target, limit = t[going], targets[going], most[going]
-        fits = _fitted(setting, rays.of(going), now, x[going])
+        fits = _fitted(refit, rays.of(going), now, x[going])
         short = fits.success & (fits.zeta < target)
         bracket.low[going] = np.where(short, now, bracket.low[going])
         bracket.high[going] = np.where(short, bracket.high[going], now)
@@ -137,11 +137,11 @@ def walk(setting: Setting, rays: Rays, targets: Places) -> Ends:
     return Ends(np.where(reached, t, np.inf), of_varied(problem, x))
 
 
-def trace(setting: Setting, rays: Rays, t: Places) -> Traces:
+def trace(refit: Refit, rays: Rays, t: Places) -> Traces:
     """ζ and x at some places of rays."""
-    fits = _fitted(setting, rays, t, rays.at(t))
+    fits = _fitted(refit, rays, t, rays.at(t))
     zeta = np.where(fits.success, fits.zeta * np.sign(t), np.nan)
-    return Traces(zeta, of_varied(setting.problem, fits.x))
+    return Traces(zeta, of_varied(refit.problem, fits.x))
 
 
 class _Bracket(NamedTuple):
@@ -198,19 +198,19 @@ def _reach(problem: Problem, rays: Rays) -> _Reach:
     return _Reach(bound, np.where(moves, distance, np.inf))
 
 
-def _fitted(setting: Setting, rays: Rays, t: Places, start: Points) -> _Fitted:
+def _fitted(refit: Refit, rays: Rays, t: Places, start: Positions) -> _Fitted:
     """The fits with the held parameters at t."""
-    lower, upper = _limits(setting.problem, rays)
-    reach = _reach(setting.problem, rays)
+    lower, upper = _limits(refit.problem, rays)
+    reach = _reach(refit.problem, rays)
     at = np.where(t[:, None] < reach.distance, rays.at(t), reach.bound)  # all digits
     start = np.where(rays.held, at, np.clip(start, lower, upper))
     bounds = np.where(rays.held, start, lower), np.where(rays.held, start, upper)
     numbers = numbers_from(
-        setting.problem,
-        setting.data_set._replace(bounds=bounds),
+        refit.problem,
+        refit.data_set._replace(bounds=bounds),
         Axes(bounds=0, shared=True),
         start,
-        setting.method,
+        refit.method,
     )
     slope = np.sum(np.where(rays.held, numbers.gradient * rays.tangent, 0), axis=1)
     zeta = np.sqrt(np.maximum(2 * (numbers.cost - rays.cost), 0))
