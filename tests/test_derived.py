@@ -10,7 +10,8 @@ import pytest
 import scipy.optimize
 
 import jaxfit
-from jaxfit.fitting._problem import from_middle, pose, starts_about
+from jaxfit.fitting._arguments import problem_from
+from jaxfit.fitting._problem import from_middle, starts_about
 from jaxfit.models import (
     BiExponential,
     Constant,
@@ -222,12 +223,12 @@ ASKED = {  # of a peak on a line; what that is about the middle, or None: not mo
 @pytest.mark.parametrize("name", ASKED)
 def test_what_is_asked_of_parameters_holds_exactly(name):
     settings, moved = ASKED[name]
-    problem, given = pose(CURVES["peak"][0], **settings)
+    problem, given = problem_from(CURVES["peak"][0], **settings)
     about = from_middle(problem, given, FAR)
     assert (about.origin is None) == (moved is None)
     if moved is None:
         return
-    expected, there = pose(CURVES["peak"][0], **moved)
+    expected, there = problem_from(CURVES["peak"][0], **moved)
     np.testing.assert_array_equal(about.bounds, expected.bounds)
     assert about.counted(about.fixed) == expected.fixed
     starts = starts_about(about, given)

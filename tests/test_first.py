@@ -166,7 +166,7 @@ def test_a_function_of_ones_own_is_padded_if_it_says_so():
 def test_many_fits_are_padded_little():
     """Those that a faster program does: lengths differ by an eighth at most."""
     x, y = data(61, number=2)
-    problem, _ = jaxfit.fitting._problem.pose(MODEL)
+    problem, _ = jaxfit.fitting._arguments.problem_from(MODEL)
     assert padded_length(problem, 61, is_for_few=False) == 64
     assert padded_length(problem, 129, is_for_few=False) == 144
     assert [padded_length(problem, m, False) for m in (1, 7, 16)] == [1, 7, 16]
@@ -327,6 +327,9 @@ def test_a_fit_in_a_report_has_a_report_of_its_own():
 
 def test_settings_of_a_problem_are_no_numbers():
     """What says how a program is made stands in its structure."""
-    problem, _ = jaxfit.fitting._problem.pose(MODEL)
+    problem, _ = jaxfit.fitting._arguments.problem_from(MODEL)
     other = dataclasses.replace(problem, rowwise="yes")
     assert jax.tree.structure(problem) != jax.tree.structure(other)
+    for flag in (1, 2, np.bool_(True)):
+        same, _ = jaxfit.fitting._arguments.problem_from(MODEL, rowwise=flag)
+        assert jax.tree.structure(same) == jax.tree.structure(other)

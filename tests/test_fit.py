@@ -1,6 +1,7 @@
 """`fit`: beside lmfit, what can be said of parameters, results, and bad input."""
 
 import dataclasses
+import inspect
 import json
 
 import equinox as eqx
@@ -93,7 +94,7 @@ def test_fixed_tied_and_bounded_parameters(peak):
 
     start = {name: values[name] * 1.01 for name in fit.varied}
     other = jaxfit.fit(plain, X, y, sigma=SIGMA, p0=start, bounds={"center": (4.05, 9)})
-    np.testing.assert_allclose(fit.numbers["x"], other.numbers["x"], rtol=1e-7)
+    np.testing.assert_allclose(fit.numbers.x, other.numbers.x, rtol=1e-7)
     np.testing.assert_allclose(fit.covariance, other.covariance, rtol=1e-5)
 
 
@@ -128,7 +129,7 @@ def test_names_that_are_fixed_take_their_start():
     fit = jaxfit.fit(MODEL, X, data(), fixed=["slope"], p0={"slope": 0.2})
     assert fit.values["slope"] == 0.2
     one = jaxfit.fit(MODEL, X, data(), bounds={"slope": (0.2, 0.2)})
-    np.testing.assert_allclose(one.numbers["x"], fit.numbers["x"], rtol=1e-8)
+    np.testing.assert_allclose(one.numbers.x, fit.numbers.x, rtol=1e-8)
 
 
 def test_a_prior_is_one_more_observation():
@@ -312,7 +313,7 @@ def test_a_robust_loss_takes_the_sandwich():
         r = MODEL.evaluate(jnp.asarray(X), p) - y
         return jnp.clip(r, -0.2, 0.2), r
 
-    x = jnp.asarray(fit.numbers["x"])
+    x = jnp.asarray(fit.numbers.x)
     psi, r = score(x)
     jacobian = np.asarray(jax.jacfwd(lambda x: score(x)[1])(x))
     bread = np.linalg.inv(jacobian.T @ ((np.abs(r) <= 0.2)[:, None] * jacobian))
@@ -334,7 +335,7 @@ def test_images_are_fitted_and_keep_their_shape():
     for name, value in truth.items():
         np.testing.assert_allclose(fit.values[name], value, atol=0.1)
     edges = jaxfit.fit(model, (np.arange(14.0), np.arange(12.0)[:, None]), y)
-    np.testing.assert_allclose(edges.numbers["x"], fit.numbers["x"], rtol=1e-9)
+    np.testing.assert_allclose(edges.numbers.x, fit.numbers.x, rtol=1e-9)
 
 
 # In words and in files
@@ -476,6 +477,48 @@ def test_a_saved_fit_comes_back_whole(peak, tmp_path):
     )
 
 
+def test_a_file_of_before_is_read(peak, tmp_path):
+    """Its numbers have the names that they have now, and integers are floats."""
+    path = tmp_path / "fit.npz"
+    peak.save(path)
+    with np.load(path, allow_pickle=False) as file:
+        older = dict(file)
+    names = {name[8:] for name in older if name.startswith("numbers_")}
+    assert names == set(
+        "x covariance determined active cost optimality status nfev count gradient "
+        "values errors start best".split()
+    )
+    for name in ("status", "nfev", "count"):
+        older[f"numbers_{name}"] = older[f"numbers_{name}"].astype(float)
+    np.savez(path, **older, numbers_forgotten=np.ones(3))
+    back = jaxfit.Fit.load(path)
+    assert type(back) is jaxfit.Fit
+    assert back.report() == peak.report()
+    assert back.params == peak.params
+
+
+@pytest.mark.parametrize("kind", [jaxfit.Fit, jaxfit.BatchFit])
+def test_methods_have_their_own_names(kind):
+    """What `help` and a generator of documentation see."""
+    public = {
+        name: getattr(kind, name) for name in dir(kind) if not name.startswith("_")
+    }
+    methods = {name: f for name, f in public.items() if inspect.isfunction(f)}
+    assert len(methods) > 5
+    for name, method in methods.items():
+        assert method.__name__ == name
+        assert method.__qualname__ == f"{kind.__name__}.{name}"
+        assert method.__doc__
+        signature = inspect.signature(method)
+        assert signature.return_annotation is not signature.empty
+        for parameter in signature.parameters.values():
+            assert (
+                parameter.name == "self" or parameter.annotation is not parameter.empty
+            )
+    for name in public.keys() - methods.keys():
+        assert public[name] is None or public[name] == () or public[name].__doc__
+
+
 class Own(losses.Loss):
     def rho(self, z):
         return z
@@ -603,6 +646,6 @@ def test_a_fit_that_finds_nothing_raises_and_can_be_looked_at():
 def test_settings_of_the_process_stay_as_they_were():
     with jax.enable_x64(False):
         fit = jaxfit.fit(models.Linear(), X, 2 * X + 1)
-        assert fit.numbers["x"].dtype == np.float64
+        assert fit.numbers.x.dtype == np.float64
         assert jnp.ones(1).dtype == jnp.float32
     assert {f.name for f in dataclasses.fields(fit)} >= {"problem", "numbers"}

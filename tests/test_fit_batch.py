@@ -141,7 +141,7 @@ def test_what_is_not_determined_is_nan():
     np.testing.assert_allclose(batch["rate"], [0.7, np.nan, np.nan, 0.7])
     np.testing.assert_array_equal(batch.values["rate"], batch["rate"])
     assert np.isinf(batch.errors["rate"][1:3]).all()
-    assert np.isfinite(batch.numbers["x"]).all()
+    assert np.isfinite(batch.numbers.x).all()
     told = str(batch)
     assert "! The data do not determine rate in 2 of 4 fits." in told
     (median,) = (line.split()[1] for line in told.splitlines() if line[:4] == "rate")

@@ -8,10 +8,9 @@ import jaxfit
 from jaxfit import models
 from jaxfit._programs.memory import Budget
 from jaxfit._scipy.observations import Points
-from jaxfit.fitting import _guesses
-from jaxfit.fitting import _multistart as _starts
-from jaxfit.fitting import _programs as _program
-from jaxfit.fitting._problem import pose
+from jaxfit.fitting import _guesses, _multistart
+from jaxfit.fitting._arguments import problem_from
+from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.models import _guess as _start
 
 NUMBER = 20
@@ -118,30 +117,30 @@ def test_guesses_by_a_program_in_chunks_are_those_of_numpy(monkeypatch):
     x = np.linspace(0, 10, 41)
     height = np.random.default_rng(0).uniform(1, 2, 9)
     y = height[:, None] * np.exp(-0.5 * (x - 4) ** 2)
-    problem, _ = pose(model)
-    cases = _program.Case(Points(x, y, None), None, {})
-    axes = _program.Axes(sigma=None, valid=None)
-    by_numpy = _guesses.run_starts(problem, cases, axes)
+    problem, _ = problem_from(model)
+    cases = DataSet(Points(x, y, None), None, {})
+    axes = Axes(sigma=None, valid=None)
+    by_numpy = _guesses.start_vectors(problem, cases, axes)
     np.testing.assert_allclose(by_numpy[:, 0], height, rtol=1e-3)
     monkeypatch.setattr(_start, "GUESSES_IN_NUMPY", 0)
     monkeypatch.setattr(_guesses, "GUESSES", 2 * [Budget(8 * 3 * 44, 1, 64)])
     monkeypatch.setattr(
         _guesses, "padded_length", lambda problem, points, is_for_few: points
     )
-    by_program = _guesses.run_starts(problem, cases, axes)
+    by_program = _guesses.start_vectors(problem, cases, axes)
     np.testing.assert_allclose(by_program, by_numpy, rtol=1e-6, atol=1e-6)
 
 
 def test_further_starts_are_guesses_from_parts_of_the_data():
     x = jnp.linspace(0, 10, 40)
     valid = np.arange(40) != 7
-    problem, _ = pose(models.Gaussian() + models.Constant())
-    case = _program.Case(Points(x, x, None), valid, {})
-    parts = _starts._parts(problem, case, 8, seed=0)
+    problem, _ = problem_from(models.Gaussian() + models.Constant())
+    case = DataSet(Points(x, x, None), valid, {})
+    parts = _multistart._parts(problem, case, 8, seed=0)
     assert parts.shape == (8, 40)
     np.testing.assert_array_equal(parts[0], valid)
     assert not parts[:, 7].any()
     assert len(np.unique(parts, axis=0)) == 8
     assert (parts.sum(axis=1) >= 15).all()
     given = case._replace(starts=dict.fromkeys(problem.varied, 1.0))
-    assert len(_starts._parts(problem, given, 8, seed=0)) == 1
+    assert len(_multistart._parts(problem, given, 8, seed=0)) == 1

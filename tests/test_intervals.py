@@ -185,7 +185,7 @@ def test_contours_are_where_chi_square_has_risen():
 
 def test_contours_of_a_linear_model_are_ellipses(line):
     (points,) = line.contour("slope", "intercept", level=0.95).points
-    away = points - line.numbers["x"]
+    away = points - line.numbers.x
     size = np.einsum("ki,ij,kj->k", away, np.linalg.inv(line.covariance), away)
     np.testing.assert_allclose(size, scipy.stats.chi2.ppf(0.95, 2), rtol=1e-5)
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxfit import losses
 from jaxfit._core.options import Options
 from jaxfit.fitting._fit import FitError, fit
+from jaxfit.fitting._result import Fit
 from jaxfit.models._parse import as_model, library
 
 NOT_SOLVED, WRONG = 1, 2  # exit statuses
@@ -59,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("models", help="list the models and their parameters")
-    one = commands.add_parser("fit", help="fit a model to columns of a table")
-    add = one.add_argument
+    fits = commands.add_parser("fit", help="fit a model to columns of a table")
+    add = fits.add_argument
     add("file", help="text with a header line: comma, semicolon, tab or spaces")
     add("--model", required=True, help='such as "gaussian + b_gaussian + linear"')
     add("--x", required=True, help="column of x; several for images: x,y")
@@ -70,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--p0", action="append", default=[], metavar="NAME=VALUE", help="a start")
     add("--fix", action="append", default=[], metavar="NAME=VALUE", help="fix it")
     add(
-        *("--bounds", "--bound"),
+        "--bounds",
+        "--bound",
         action="append",
         default=[],
         metavar="NAME=LOWER:UPPER",
@@ -95,12 +97,12 @@ def _cache_folder() -> Path:
     """Where this system keeps what can be made again."""
     home = Path.home()
     if sys.platform == "win32":
-        own = os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")
+        folder = os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")
     elif sys.platform == "darwin":
-        own = home / "Library" / "Caches"
+        folder = home / "Library" / "Caches"
     else:
-        own = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
-    return Path(own) / "jaxfit"
+        folder = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
+    return Path(folder) / "jaxfit"
 
 
 def _keep_programs() -> None:
@@ -143,27 +145,27 @@ def _fit(parsed: argparse.Namespace) -> int:
     if parsed.max_steps is not None:
         settings["options"] = Options(max_steps=parsed.max_steps)
     try:
-        found = fit(model, x[0] if len(x) == 1 else x, columns[parsed.y], **settings)
+        result = fit(model, x[0] if len(x) == 1 else x, columns[parsed.y], **settings)
         status = 0
     except FitError as error:
-        found, status = error.fit, NOT_SOLVED
+        result, status = error.fit, NOT_SOLVED
         print(f"jaxfit: {' '.join(str(error).split())}", file=sys.stderr)
-    print(found.report() if parsed.report else found)
+    print(result.report() if parsed.report else result)
     if parsed.json:
-        Path(parsed.json).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        Path(parsed.json).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     if parsed.plot:
-        _save_picture(found, parsed)
+        _save_picture(result, parsed)
     return status
 
 
-def _save_picture(found: Any, parsed: argparse.Namespace) -> None:
+def _save_picture(result: Fit, parsed: argparse.Namespace) -> None:
     try:
         import matplotlib
     except ImportError:
         pass  # plot() says what to install
     else:
         matplotlib.use("Agg")
-    found.plot(xlabel=parsed.x, ylabel=parsed.y).savefig(parsed.plot, dpi=150)
+    result.plot(xlabel=parsed.x, ylabel=parsed.y).savefig(parsed.plot, dpi=150)
 
 
 # Tables
@@ -232,9 +234,9 @@ def _full_rows(columns: dict[str, np.ndarray], omit: bool) -> dict[str, np.ndarr
 
 
 def _assigned(option: str, text: str) -> tuple[str, float]:
-    name, found, value = text.partition("=")
+    name, separator, value = text.partition("=")
     try:
-        if not found:
+        if not separator:
             raise ValueError
         return name.strip(), float(value)
     except ValueError:
@@ -243,9 +245,9 @@ def _assigned(option: str, text: str) -> tuple[str, float]:
 
 def _interval(text: str) -> tuple[str, tuple[float | None, float | None]]:
     name, _, pair = text.partition("=")
-    lower, found, upper = pair.partition(":")
+    lower, separator, upper = pair.partition(":")
     try:
-        if not found:
+        if not separator:
             raise ValueError
         return name.strip(), (
             float(lower) if lower.strip() else None,

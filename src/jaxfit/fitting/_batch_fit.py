@@ -2,23 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree
 
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_loss
 from jaxfit._scipy.arguments import coordinates, real_points
 from jaxfit._scipy.observations import Points
+from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._batch_record import Labels
 from jaxfit.fitting._batch_result import BatchFit
-from jaxfit.fitting._fit import covariance_kind
-from jaxfit.fitting._multistart import check_inside
-from jaxfit.fitting._points import Observed, observed
-from jaxfit.fitting._problem import from_middle, pose, starts_about
-from jaxfit.fitting._programs import Axes, Case, Manner
-from jaxfit.fitting._run import run_batch
+from jaxfit.fitting._points import Axes, DataSet, Observed, observed
+from jaxfit.fitting._problem import from_middle, starts_about
+from jaxfit.fitting._record import Numbers
+from jaxfit.fitting._run import batch_numbers
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 
@@ -30,13 +30,13 @@ def fit_batch(
     *,
     sigma: Any = None,
     p0: Any = None,
-    bounds: Mapping[str, Any] | None = None,
+    bounds: Any = None,
     fixed: Any = None,
     loss: Loss | None = None,
     options: Options | None = None,
     nan_policy: str = "omit",
     tie: Mapping[str, Any] | None = None,
-    prior: Mapping[str, tuple[float, float]] | None = None,
+    prior: Mapping[str, Any] | None = None,
     absolute_sigma: bool = False,
     covariance: str | None = None,
     rowwise: bool = False,
@@ -70,82 +70,93 @@ def fit_batch(
     """
     model = as_model(model)
     check_loss(loss)
-    Y, x, dims, labels = _unlabelled(Y, x)
-    sigma = _in_order("sigma", sigma, dims)
+    plain = _Plain.of(Y, x)
+    sigma = _in_order("sigma", sigma, plain.dims)
     if isinstance(p0, Mapping):
-        leading = labels and labels[0]
+        leading = plain.labels and plain.labels.dims
         p0 = {n: _in_order(f"p0[{n!r}]", v, leading) for n, v in p0.items()}
-    y, x = real_points(Y, "Y"), coordinates(x)
+    y, x = real_points(plain.y, "Y"), coordinates(plain.x)
     trailing = _trailing(x, y.shape)
     lead = y.shape[: y.ndim - len(trailing)]
     seen = observed(x, y, sigma, nan_policy, trailing)
-    sigma = seen.data.sigma
     terms = {"bounds": bounds, "fixed": fixed, "tie": tie, "prior": prior}
-    problem, given = pose(model, p0=p0, rowwise=rowwise, **terms)
-    check_inside(problem, given)
-    starts = {name: _of_each(name, v, lead) for name, v in given.items()}
-    problem = from_middle(problem, given, seen.data.x)
-    starts = starts_about(problem, starts)
+    asked = problem_from(model, p0=p0, rowwise=rowwise, **terms)
+    starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
+    problem = from_middle(asked.problem, asked.starts, seen.data.x)
+    flat = _flat(seen, starts_about(problem, starts), lead)
     settings = terms | {
-        "sigma": sigma,
+        "sigma": seen.data.sigma,
         "loss": loss,
         "options": options,
         "absolute_sigma": absolute_sigma,
         "covariance": covariance,
         "rowwise": rowwise,
     }
-    manner = Manner(
-        *(loss, options, np.bool_(absolute_sigma)),
-        covariance_kind(covariance, loss),
+    method = method_from(loss, options, absolute_sigma, covariance)
+    numbers = batch_numbers(
+        problem, flat.data_sets, flat.axes, method, progress=progress
     )
-    case, axes = _flat(seen, starts, lead)
-    numbers = run_batch(problem, case, axes, manner, progress)
+    _forget_empty(numbers, flat.data_sets.valid)
     return BatchFit(
         problem=problem,
         x=seen.data.x,
         y=seen.data.y,
         settings=settings,
-        numbers=_forget_empty(numbers, case.valid),
+        numbers=numbers,
         shape=lead,
-        labels=labels,
+        labels=plain.labels,
     )
 
 
-def _flat(seen: Observed, starts: dict, lead: tuple) -> tuple[Case, Axes]:
+class _Flat(NamedTuple):
     """The data sets with one leading axis, and which of their arrays have it."""
-    x, y, sigma = seen.data
 
-    def flat(values):
-        return values.reshape(math.prod(lead), *y.shape[len(lead) :])
+    data_sets: DataSet
+    axes: Axes
 
+
+def _flat(seen: Observed, starts: dict[str, Any], lead: tuple[int, ...]) -> _Flat:
+    data, trailing = seen.data, seen.data.y.shape[len(lead) :]
+
+    def flat(values: Any) -> np.ndarray:
+        return values.reshape(math.prod(lead), *trailing)
+
+    sigma, sigma_axis = data.sigma, None
+    if sigma is not None and sigma.ndim > len(trailing):
+        sigma, sigma_axis = flat(seen.sigma), 0
     valid = None if seen.valid is None else flat(seen.valid)
-    axes = Axes(None, None if valid is None else 0)
-    if sigma is not None and sigma.ndim > y.ndim - len(lead):
-        sigma, axes = flat(seen.sigma), axes._replace(sigma=0)
-    return Case(Points(x, flat(y), sigma), valid, starts), axes
+    return _Flat(
+        DataSet(Points(data.x, flat(data.y), sigma), valid, starts),
+        Axes(sigma=sigma_axis, valid=None if valid is None else 0),
+    )
 
 
-def _trailing(x: PyTree, shape: tuple) -> tuple:
+def _trailing(x: PyTree, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of one data set."""
+
+    def is_last(points: tuple[int, ...]) -> bool:
+        return bool(points) and shape[len(shape) - len(points) :] == points
+
     if isinstance(x, np.ndarray):
-        for own in (x.shape, x.shape[1:]):
-            if own and shape[len(shape) - len(own) :] == own:
-                return own
+        for points in (x.shape, x.shape[1:]):
+            if is_last(points):
+                return points
         raise ValueError(
             f"x has the shape {x.shape} and Y {shape}; the last dimensions of Y must "
             "be those of x."
         )
     leaves = jax.tree.leaves(x)
-    own = np.broadcast_shapes(*(np.shape(leaf) for leaf in leaves)) if leaves else ()
-    if not own or shape[len(shape) - len(own) :] != own:
+    points = np.broadcast_shapes(*map(np.shape, leaves)) if leaves else ()
+    if not is_last(points):
         raise ValueError(
-            f"x has coordinates that broadcast to {own}, and Y has the shape {shape}; "
-            "its last dimensions must be those of x."
+            f"x has coordinates that broadcast to {points}, and Y has the shape "
+            f"{shape}; its last dimensions must be those of x."
         )
-    return own
+    return points
 
 
-def _of_each(name: str, value: np.ndarray, lead: tuple) -> np.ndarray:
+def _of_each(name: str, value: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
+    """A start for each data set."""
     try:
         return np.broadcast_to(value, lead).reshape(-1)
     except ValueError as error:
@@ -155,55 +166,61 @@ def _of_each(name: str, value: np.ndarray, lead: tuple) -> np.ndarray:
         ) from error
 
 
-def _forget_empty(numbers: dict, valid: np.ndarray | None) -> dict:
-    """NaN for data sets without any point."""
+def _forget_empty(numbers: Numbers, valid: Bool[np.ndarray, "N ..."] | None) -> None:
+    """Write NaN into the numbers of data sets without any point."""
     if valid is None:
-        return numbers
+        return
     empty = ~valid.any(axis=tuple(range(1, valid.ndim)))
-    if empty.any():
-        numbers["status"][empty] = Status.NONFINITE_START
-        numbers["determined"][empty] = False
-        for value in numbers.values():
-            if value.dtype.kind == "f":
-                value[empty] = np.nan
-    return numbers
+    if not empty.any():
+        return
+    numbers.status[empty] = Status.NONFINITE_START
+    numbers.determined[empty] = False
+    for values in jax.tree.leaves(numbers):
+        if values.dtype.kind == "f":
+            values[empty] = np.nan
 
 
-def _unlabelled(data: Any, x: Any):
-    """NumPy arrays of xarray's; all dimensions; what to call the leading ones."""
-    if not hasattr(data, "dims"):
+class _Plain(NamedTuple):
+    """Data without xarray's objects; all dimensions, and names of the leading ones."""
+
+    y: Any
+    x: PyTree
+    dims: tuple[Any, ...] | None = None
+    labels: Labels | None = None
+
+    @classmethod
+    def of(cls, data: Any, x: Any) -> "_Plain":
+        """The arrays of Y and x."""
+        if not _has_dims(data):
+            if isinstance(x, str):
+                raise TypeError(f"x is {x!r}, a name; Y then has to be a DataArray.")
+            return cls(data, jax.tree.map(_values, x))
         if isinstance(x, str):
-            raise TypeError(f"x is {x!r}, a name; Y then has to be a DataArray.")
-        x = jax.tree.map(lambda leaf: getattr(leaf, "values", leaf), x)
-        return data, x, None, None
-    if isinstance(x, str):
-        if x not in data.dims:
-            raise ValueError(
-                f"x is {x!r}; the dimensions of Y are {', '.join(map(str, data.dims))}."
+            if x not in data.dims:
+                raise ValueError(
+                    f"x is {x!r}; the dimensions of Y are "
+                    f"{', '.join(map(str, data.dims))}."
+                )
+            data = data.transpose(..., x)
+            x, count = data[x].values, 1
+        else:
+            leaves = jax.tree.leaves(x, is_leaf=_has_dims)
+            names = list(
+                dict.fromkeys(d for c in leaves for d in getattr(c, "dims", ()))
             )
-        data = data.transpose(..., x)
-        x, count = data[x].values, 1
-    else:
-        names = list(
-            dict.fromkeys(
-                d
-                for c in jax.tree.leaves(x, is_leaf=_has_dims)
-                for d in getattr(c, "dims", ())
-            )
-        )
-        if names:
-            data = data.transpose(..., *names)
-        x = jax.tree.map(lambda c: getattr(c, "values", c), x, is_leaf=_has_dims)
-        count = len(names) or 1
-    dims = data.dims[: data.ndim - count]
-    coords = {k: v for k, v in data.coords.items() if set(v.dims) <= set(dims)}
-    return data.values, x, data.dims, (dims, coords, data.name)
+            if names:
+                data = data.transpose(..., *names)
+            x = jax.tree.map(_values, x, is_leaf=_has_dims)
+            count = len(names) or 1
+        dims = data.dims[: data.ndim - count]
+        coords = {k: v for k, v in data.coords.items() if set(v.dims) <= set(dims)}
+        return cls(data.values, x, data.dims, Labels(dims, coords, data.name))
 
 
-def _in_order(what: str, value: Any, dims: tuple | None) -> Any:
+def _in_order(what: str, value: Any, dims: tuple[Any, ...] | None) -> Any:
     """The values of a DataArray along some dimensions, 1 long where it lacks one."""
     if not _has_dims(value) or dims is None:
-        return getattr(value, "values", value)
+        return _values(value)
     unknown = [str(d) for d in value.dims if d not in dims]
     if unknown:
         raise ValueError(
@@ -216,3 +233,8 @@ def _in_order(what: str, value: Any, dims: tuple | None) -> Any:
 
 def _has_dims(node: Any) -> bool:
     return hasattr(node, "dims")
+
+
+def _values(node: Any) -> Any:
+    """The values of a DataArray, or what else it is."""
+    return getattr(node, "values", node)

@@ -9,19 +9,17 @@ from jaxtyping import PyTree
 
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_loss
-from jaxfit._programs.call import Static
-from jaxfit.fitting import _multistart as _starts
-from jaxfit.fitting._points import observed
-from jaxfit.fitting._problem import from_middle, pose, starts_about
-from jaxfit.fitting._programs import Case, Manner
+from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._multistart import best_of_many
+from jaxfit.fitting._points import DataSet, observed
+from jaxfit.fitting._problem import from_middle, starts_about
 from jaxfit.fitting._result import Fit
-from jaxfit.fitting._run import not_finite, run_fit
+from jaxfit.fitting._run import fit_numbers, not_finite
 from jaxfit.fitting.output import _report
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 
 CREEP = 0.01  # in units of chi-square: a tenth of a standard error, no gain any more
-COVARIANCES = {kind: Static(kind) for kind in ("gram", "sandwich")}
 
 
 class FitError(RuntimeError):
@@ -42,13 +40,13 @@ def fit(
     *,
     sigma: Any = None,
     p0: Any = None,
-    bounds: Mapping[str, Any] | None = None,
+    bounds: Any = None,
     fixed: Any = None,
     loss: Loss | None = None,
     options: Options | None = None,
     nan_policy: str = "raise",
     tie: Mapping[str, Any] | None = None,
-    prior: Mapping[str, tuple[float, float]] | None = None,
+    prior: Mapping[str, Any] | None = None,
     absolute_sigma: bool = False,
     starts: int = 1,
     seed: int = 0,
@@ -100,7 +98,7 @@ def fit(
     """
     model = as_model(model)
     check_loss(loss)
-    problem, given = pose(
+    asked = problem_from(
         model,
         p0=p0,
         bounds=bounds,
@@ -109,61 +107,58 @@ def fit(
         prior=prior,
         rowwise=rowwise,
     )
-    _starts.check_inside(problem, given)
     seen = observed(x, y, sigma, nan_policy)
-    seen.check_enough(problem)
-    kind = covariance_kind(covariance, loss)
-    manner = Manner(loss, options, np.bool_(absolute_sigma), kind)
-    problem = from_middle(problem, given, seen.data.x)
-    case = Case(seen.data, seen.valid, starts_about(problem, given))
+    seen.check_enough()
+    method = method_from(loss, options, absolute_sigma, covariance)
+    problem = from_middle(asked.problem, asked.starts, seen.data.x)
+    data_set = DataSet(seen.data, seen.valid, starts_about(problem, asked.starts))
     minima = None
     if starts != 1:
-        case, minima = _starts.best_of_many(problem, case, manner, starts, seed)
-    numbers = run_fit(problem, case, manner)
-    found = Fit(problem, seen, manner, numbers, minima)
-    if found.status == Status.MAX_STEPS:
-        found = dataclasses.replace(found, remarks=_creeping(found, case))
-    if found.status == Status.NONFINITE_START:
-        wrong = not_finite(problem, case, found.numbers)
-        found = dataclasses.replace(found, remarks=(f"There {wrong}.",))
-    if not found.success:
-        raise FitError(_report.failure(found), found)
-    return found
+        best = best_of_many(problem, data_set, method, starts, seed)
+        data_set, minima = best.data_set, best.minima
+    result = Fit(
+        problem=problem,
+        observed=seen,
+        manner=method,
+        numbers=fit_numbers(problem, data_set, method),
+        minima=minima,
+    )
+    if result.status == Status.MAX_STEPS:
+        result = dataclasses.replace(result, remarks=_creeping(result, data_set))
+    if result.status == Status.NONFINITE_START:
+        wrong = not_finite(problem, data_set, result.numbers)
+        result = dataclasses.replace(result, remarks=(f"There {wrong}.",))
+    if not result.success:
+        raise FitError(_report.failure(result), result)
+    return result
 
 
-def _creeping(found: Fit, case: Case) -> tuple[str, ...]:
+def _creeping(result: Fit, data_set: DataSet) -> tuple[str, ...]:
     """What moved, if the last half of all evaluations gained nothing.
 
     Where the best fit lies at infinity (a step between two points, a rate of zero) the
     cost comes to rest and the parameters do not: no gradient tells, but the way does.
     """
     options = dataclasses.replace(
-        found.manner.options or Options(), max_steps=max(found.nfev // 2, 1)
+        result.manner.options or Options(), max_steps=max(result.nfev // 2, 1)
     )
-    half = run_fit(found.problem, case, found.manner._replace(options=options))
-    gained = max(2 * (half["cost"] - found.numbers["cost"]), 0.0)  # but for rounding
-    scale = 1.0 if found.absolute_sigma else found.reduced_chi_square
+    half = fit_numbers(
+        result.problem, data_set, result.manner._replace(options=options)
+    )
+    gained = max(2 * (half.cost - result.numbers.cost), 0.0)  # but for rounding
+    scale = 1.0 if result.absolute_sigma else result.reduced_chi_square
     if not gained < CREEP * scale:
         return ()
-    before, after = half["x"], found.numbers["x"]
+    before, after = half.x, result.numbers.x
     size = np.maximum(np.abs(after), np.abs(before))
     moved = np.abs(after - before) / np.where(size > 0, size, 1)
     far = [k for k, part in enumerate(moved) if part >= 0.1 * np.max(moved) > 0]
-    ways = [f"{found.varied[k]} from {before[k]:.4g} to {after[k]:.4g}" for k in far]
+    ways = [f"{result.varied[k]} from {before[k]:.4g} to {after[k]:.4g}" for k in far]
     if not ways:
         return ()
     return (
-        f"The last {found.nfev - int(half['nfev'])} evaluations lowered chi-square by "
+        f"The last {result.nfev - half.nfev} evaluations lowered chi-square by "
         f"{gained:.1g} and took {', '.join(ways)}: the data do not determine where "
         "that ends, as with a plateau, a step or a rate beyond them. Fix or bound it, "
         "or simplify the model.",
     )
-
-
-def covariance_kind(covariance: str | None, loss: Loss | None) -> Static:
-    """Which covariance is meant: "gram" or "sandwich"."""
-    if covariance is not None and covariance not in COVARIANCES:
-        raise ValueError(
-            f"covariance is {covariance!r}; give 'gram', 'sandwich' or None."
-        )
-    return COVARIANCES[covariance or ("gram" if loss is None else "sandwich")]

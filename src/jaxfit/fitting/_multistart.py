@@ -1,39 +1,32 @@
-"""Where a fit starts: checks of what is given, and many starts at once."""
+"""Many starts of one fit: guesses from parts of the data, and quasi-random ones."""
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from jaxfit.fitting._guesses import run_starts
-from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._programs import Axes, Case, Manner, for_solver
-from jaxfit.fitting._run import run_batch
+from jaxfit.fitting._guesses import start_vectors
+from jaxfit.fitting._points import Axes, DataSet
+from jaxfit.fitting._problem import Method, Problem
+from jaxfit.fitting._run import batch_numbers
 
 SAME_COST = 1e-6  # relative: ends of one minimum
 KEPT = 0.6  # of the points, for a guess from a part of them
 
+Minima = list[tuple[float, int]]  # the cost, and how many fits ended there
 
-def check_inside(problem: Problem, given: dict[str, Any]) -> None:
-    """Refuse starts outside their bounds."""
-    if problem.lower is None:
-        return
-    for k, name in enumerate(problem.varied):
-        lower, upper = problem.lower[k], problem.upper[k]
-        if name not in given:
-            continue
-        start = np.asarray(given[name])
-        outside = ~((start >= lower) & (start <= upper))
-        if outside.any():
-            which = start if start.ndim == 0 else f"{start[outside].flat[0]} somewhere"
-            raise ValueError(
-                f"p0[{name!r}] is {which}, outside its bounds ({lower}, {upper})."
-            )
+
+class Best(NamedTuple):
+    """The data set with the start whose fit has the least cost, and all minima."""
+
+    data_set: DataSet
+    minima: Minima
 
 
 def best_of_many(
-    problem: Problem, case: Case, manner: Manner, number: int, seed: int
-) -> tuple[Case, list[tuple[float, int]]]:
-    """The case with the start whose fit has the least cost, and all minima.
+    problem: Problem, data_set: DataSet, method: Method, number: int, seed: int
+) -> Best:
+    """The best of many starts.
 
     Half of the starts are guesses, the first from all the data and the others from
     random parts of them: what a guess takes for a peak or a frequency there is where
@@ -43,34 +36,38 @@ def best_of_many(
     """
     if not (isinstance(number, int) and number >= 1):
         raise ValueError(f"starts is {number!r}; give a whole number of at least 1.")
-    parts = _parts(problem, case, number // 2, seed)
-    known = {n: np.broadcast_to(v, len(parts)) for n, v in case.starts.items()}
-    guesses = run_starts(
-        problem, Case(case.data, parts, known), Axes(None, 0, shared=True)
+    parts = _parts(problem, data_set, number // 2, seed)
+    known = {n: np.broadcast_to(v, len(parts)) for n, v in data_set.starts.items()}
+    guesses = start_vectors(
+        problem, DataSet(data_set.data, parts, known), Axes(valid=0, shared=True)
     )
     first = guesses[0]
-    lower, upper = problem.bounds or (None, None)
-    around = spread(first, lower, upper, number - len(guesses), seed)
-    starts = np.concatenate([guesses, around])
-    cases = Case(
-        case.data, case.valid, dict(zip(problem.varied, starts.T, strict=True))
+    around = quasi_random_starts(
+        first, problem.bounds, number=number - len(guesses), seed=seed
     )
-    found = run_batch(problem, cases, Axes(None, None, shared=True), manner)
-    cost = np.where(found["status"] > 0, found["cost"], np.inf)
+    starts = np.concatenate([guesses, around])
+    from_each = data_set._replace(
+        starts=dict(zip(problem.varied, starts.T, strict=True))
+    )
+    numbers = batch_numbers(problem, from_each, Axes(shared=True), method)
+    cost = np.where(numbers.success, numbers.cost, np.inf)
     best = int(np.argmin(cost))
-    chosen = for_solver(found, "x")[best] if np.isfinite(cost[best]) else first
-    starts_of_best = dict(zip(problem.varied, chosen, strict=True))
-    return Case(case.data, case.valid, starts_of_best), _distinct(cost)
+    chosen = numbers.at_solver.x[best] if np.isfinite(cost[best]) else first
+    from_best = dict(zip(problem.varied, chosen, strict=True))
+    return Best(data_set._replace(starts=from_best), _distinct(cost))
 
 
-def _parts(problem: Problem, case: Case, number: int, seed: int) -> np.ndarray:
+def _parts(
+    problem: Problem, data_set: DataSet, number: int, seed: int
+) -> Bool[np.ndarray, "parts ..."]:
     """Which points count for each of several guesses: all, and then parts.
 
     By turns a random part of the points, and all outside a random interval.
     """
-    y = case.data.y
-    valid = np.ones(np.shape(y), bool) if case.valid is None else np.asarray(case.valid)
-    is_guessed = any(name not in case.starts for name in problem.varied)
+    valid = np.ones(np.shape(data_set.data.y), bool)
+    if data_set.valid is not None:
+        valid = np.asarray(data_set.valid)
+    is_guessed = any(name not in data_set.starts for name in problem.varied)
     if number < 2 or not (is_guessed and problem.model.starts_from_data):
         return valid[None]
     random = np.random.default_rng(seed)
@@ -83,19 +80,26 @@ def _parts(problem: Problem, case: Case, number: int, seed: int) -> np.ndarray:
     return valid & kept.reshape(number, *valid.shape)
 
 
-def _distinct(costs: np.ndarray) -> list[tuple[float, int]]:
+def _distinct(costs: Float[np.ndarray, " N"]) -> Minima:
     """Costs that differ, ascending, and how many fits have each."""
-    found: list[tuple[float, int]] = []
+    minima: Minima = []
     for cost in np.sort(costs[np.isfinite(costs)]):
-        if found and cost - found[-1][0] <= SAME_COST * abs(cost) + 1e-300:
-            found[-1] = found[-1][0], found[-1][1] + 1
+        if minima and cost - minima[-1][0] <= SAME_COST * abs(cost) + 1e-300:
+            least, count = minima[-1]
+            minima[-1] = least, count + 1
         else:
-            found.append((float(cost), 1))
-    return found
+            minima.append((float(cost), 1))
+    return minima
 
 
-def spread(first, lower, upper, number: int, seed: int) -> np.ndarray:
-    """Quasi-random starts (number, n) about a first one.
+def quasi_random_starts(
+    first: Float[np.ndarray, " n"],
+    bounds: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]] | None,
+    *,
+    number: int,
+    seed: int,
+) -> Float[np.ndarray, "number n"]:
+    """Quasi-random starts about a first one.
 
     Between two finite bounds they are even; beyond one bound from a fifth to five times
     the first's distance from it; without bounds within three times its size, of 1 at
@@ -109,23 +113,17 @@ def spread(first, lower, upper, number: int, seed: int) -> np.ndarray:
     shift = np.random.default_rng(seed).uniform(size=n)
     step = root ** -np.arange(1.0, n + 1)
     u = (shift + np.arange(number)[:, None] * step) % 1
-    lower = np.full(n, -np.inf) if lower is None else lower
-    upper = np.full(n, np.inf) if upper is None else upper
+    lower, upper = (
+        (np.full(n, -np.inf), np.full(n, np.inf)) if bounds is None else bounds
+    )
     has_lower, has_upper = np.isfinite(lower), np.isfinite(upper)
-    both = has_lower & has_upper
     low, high = np.where(has_lower, lower, 0), np.where(has_upper, upper, 0)
     factor = 5.0 ** (2 * u - 1)
     away_low = np.where(first > low, first - low, np.maximum(np.abs(first), 1))
     away_high = np.where(first < high, high - first, np.maximum(np.abs(first), 1))
     size = np.where(first == 0, 1.0, np.abs(first))
-    return np.where(
-        both,
-        low + u * (high - low),
-        np.where(
-            has_lower,
-            low + factor * away_low,
-            np.where(
-                has_upper, high - factor * away_high, first + 3 * size * (2 * u - 1)
-            ),
-        ),
+    return np.select(
+        [has_lower & has_upper, has_lower, has_upper],
+        [low + u * (high - low), low + factor * away_low, high - factor * away_high],
+        first + 3 * size * (2 * u - 1),
     )

@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
@@ -11,15 +12,23 @@ from jaxfit._scipy.observations import bucket, padded_points
 from jaxfit.fitting._problem import Problem
 
 
-class Task(NamedTuple):
+class FitInputs(NamedTuple):
     """What a program is given of each data set but for x; None for nothing."""
 
-    y: Any
+    y: Any = None
     sigma: Any = None
     weights: Any = None  # zero: does not count
     bounds: Any = None
     x0: Any = None
     known: Any = None  # starts by name, of parameters that are not to be guessed
+
+    @property
+    def axes(self) -> "FitInputs":
+        """The axis of each, 0, if these are what differs among the fits."""
+        return FitInputs(*(0 if jax.tree.leaves(part) else None for part in self))
+
+
+EVERYTHING = FitInputs(y=True, sigma=True, weights=True, bounds=True, x0=True)
 
 
 def padded_length(problem: Problem, points: int, is_for_few: bool) -> int:
@@ -41,15 +50,21 @@ class Padding(NamedTuple):
 
     @property
     def is_needed(self) -> bool:
+        """Whether there is a row of points."""
         return self.problem.is_pointwise
 
+    @property
+    def is_longer(self) -> bool:
+        """Whether points are added."""
+        return self.length != math.prod(self.shape)
+
     def points(self, x: PyTree) -> PyTree:
-        """Coordinates."""
+        """The coordinates, padded."""
         if not self.is_needed:
             return x
         return padded_points(x, self.shape, self.length)
 
-    def of(self, leaf: Any, fill: Any = None) -> Any:
+    def of(self, leaf: Any, fill: float | None = None) -> Any:
         """One vector of points for each; the last is repeated, or a number."""
         if not self.is_needed:
             return leaf
@@ -63,9 +78,9 @@ class Padding(NamedTuple):
         last = flat[..., -1:] if fill is None else np.full_like(flat[..., :1], fill)
         return np.concatenate([flat, np.repeat(last, extra, axis=-1)], axis=-1)
 
-    def each(self, part: Task) -> Task:
-        """What is points of a part of the data sets, padded."""
-        fills = {"y": None, "sigma": 1, "weights": 0}
+    def each(self, part: FitInputs) -> FitInputs:
+        """A part of the data sets, with what is points padded."""
+        fills = {"y": None, "sigma": 1.0, "weights": 0.0}
         padded = {
             name: np.asarray(self.of(value, fill), float)
             for name, fill in fills.items()
@@ -74,18 +89,26 @@ class Padding(NamedTuple):
         return part._replace(**padded)
 
 
-def parted(whole: Task, is_each: Task, pad: Padding) -> tuple[Task, Task]:
-    """What differs among the fits, and what they share, padded."""
+class Parted(NamedTuple):
+    """The inputs of fits, by whether they differ among them; None in the other's."""
 
-    def of_kind(is_wanted):
-        def part(own, subtree):
-            chosen = bool(own) is is_wanted
-            return jax.tree.map(lambda leaf: leaf if chosen else None, subtree)
+    each: FitInputs
+    shared: FitInputs
 
-        return jax.tree.map(part, is_each, whole, is_leaf=_is_none)
+    @classmethod
+    def of(cls, whole: FitInputs, is_each: FitInputs, pad: Padding) -> "Parted":
+        """The inputs in two; those that are shared are padded."""
 
-    return of_kind(True), pad.each(of_kind(False))
+        def of_kind(is_wanted: bool) -> FitInputs:
+            def part(is_own: Any, subtree: PyTree) -> PyTree:
+                chosen = bool(is_own) is is_wanted
+                return jax.tree.map(lambda leaf: leaf if chosen else None, subtree)
 
+            return jax.tree.map(part, is_each, whole, is_leaf=lambda node: node is None)
 
-def _is_none(node: Any) -> bool:
-    return node is None
+        return cls(of_kind(True), pad.each(of_kind(False)))
+
+    @property
+    def whole(self) -> FitInputs:
+        """The inputs together."""
+        return eqx.combine(self.each, self.shared)

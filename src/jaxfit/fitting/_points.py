@@ -1,35 +1,36 @@
-"""The user's x, y and sigma, checked, for one data set or many."""
+"""Points and which of them count: of the user's x, y and sigma, and of data sets."""
 
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Bool, Float, PyTree
 
 from jaxfit._programs.arrays import is_masked
 from jaxfit._scipy.arguments import coordinates, real_points
 from jaxfit._scipy.observations import Points, points_where
-from jaxfit.fitting._problem import Problem
 
 
 class Observed(NamedTuple):
     """Points and which of their points count."""
 
     data: Points
-    valid: np.ndarray | None  # of the shape of y; None: all
+    valid: Bool[np.ndarray, "..."] | None  # of the shape of y; None: all
 
     @property
-    def sigma(self) -> np.ndarray | None:
-        """Of the shape of y."""
+    def sigma(self) -> Float[np.ndarray, "..."] | None:
+        """The standard errors, of the shape of y."""
         sigma = self.data.sigma
         return None if sigma is None else np.broadcast_to(sigma, np.shape(self.data.y))
 
-    def counted(self, *arrays: Any) -> list[Any]:
-        """The points that count of some arrays, flat."""
-        keep = slice(None) if self.valid is None else self.valid.ravel()
-        return [None if a is None else np.ravel(a)[keep] for a in arrays]
+    def counted(self, values: Any) -> Any:
+        """The points that count of an array, flat; None of None."""
+        if values is None:
+            return None
+        flat = np.ravel(values)
+        return flat if self.valid is None else flat[self.valid.ravel()]
 
-    def check_enough(self, problem: Problem) -> None:
+    def check_enough(self) -> None:
         """Refuse data without a point."""
         points = self.data.y.size if self.valid is None else int(self.valid.sum())
         if points == 0:
@@ -37,6 +38,63 @@ class Observed(NamedTuple):
                 "No point is left to fit: y is empty, or all its points are NaN, are "
                 "masked or have an infinite sigma."
             )
+
+
+class DataSet(NamedTuple):
+    """One data set: its points, which of them count, and where the fit starts.
+
+    Of many data sets the arrays have a leading axis, see `Axes`.
+    """
+
+    data: Points
+    valid: Any = None  # of the shape of y, or weights; None: all count
+    starts: Any = None  # by name, of parameters that are not to be guessed
+    bounds: Any = None  # (lower, upper) in place of the problem's
+
+
+class Axes(NamedTuple):
+    """The batch axes of what need not have one: 0, or None where all fits share it."""
+
+    sigma: int | None = None
+    valid: int | None = None
+    bounds: int | None = None
+    shared: bool = False  # one data set for all
+
+    @classmethod
+    def of(cls, data_sets: DataSet) -> "Axes":
+        """The axes where everything has one."""
+        return cls(
+            sigma=None if data_sets.data.sigma is None else 0,
+            valid=None if data_sets.valid is None else 0,
+            bounds=None if data_sets.bounds is None else 0,
+        )
+
+    def shape(self, data_sets: DataSet) -> tuple[int, ...]:
+        """The shape of the points of one data set."""
+        shape = np.shape(data_sets.data.y)
+        return shape if self.shared else shape[1:]
+
+    def number(self, data_sets: DataSet) -> int:
+        """The number of data sets."""
+        if not self.shared:
+            return len(data_sets.data.y)
+        each = data_sets.starts, data_sets.valid if self.valid == 0 else None
+        return len(jax.tree.leaves(each)[0])
+
+    def nth(self, data_sets: DataSet, k: int) -> DataSet:
+        """One of the data sets."""
+
+        def part(axis: int | None, whole: PyTree) -> PyTree:
+            return whole if axis is None else jax.tree.map(lambda leaf: leaf[k], whole)
+
+        y_axis = None if self.shared else 0
+        axes = DataSet(
+            data=Points(x=None, y=y_axis, sigma=self.sigma),
+            valid=self.valid,
+            starts=0,
+            bounds=self.bounds,
+        )
+        return jax.tree.map(part, axes, data_sets, is_leaf=lambda node: node is None)
 
 
 def observed(
@@ -73,7 +131,8 @@ def observed(
             "nan_policy='omit' to leave them out."
         )
     if sigma is not None:
-        sigma, valid = _standard_errors(sigma, valid)
+        sigma = _standard_errors(sigma, valid)
+        valid = valid & np.isfinite(sigma)
     if (infinite := np.isinf(y) & valid).any():
         raise ValueError(f"y has {int(infinite.sum())} infinite values.")
     return Observed(Points(x, y, sigma), None if valid.all() else valid)
@@ -83,7 +142,7 @@ def _is_not_finite(leaf: np.ndarray) -> np.ndarray:
     return ~np.isfinite(leaf)
 
 
-def _over_points(sigma: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _over_points(sigma: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     """Numbers that broadcast to the shape of y."""
     sigma = real_points(sigma, "sigma")
     try:
@@ -96,13 +155,14 @@ def _over_points(sigma: Any, shape: tuple[int, ...]) -> np.ndarray:
     return sigma
 
 
-def _standard_errors(sigma: np.ndarray, valid: np.ndarray):
-    """Standard errors, infinite where there is none, and the points that count."""
+def _standard_errors(
+    sigma: Float[np.ndarray, "..."], valid: Bool[np.ndarray, "..."]
+) -> Float[np.ndarray, "..."]:
+    """Standard errors, infinite where there is none; refused where a point counts."""
     wrong = ~(sigma > 0) & valid
     if wrong.any():
         raise ValueError(
             f"sigma has {int(wrong.sum())} values that are not positive. Give "
             "standard errors; an infinite one leaves its point out."
         )
-    sigma = np.where(sigma > 0, sigma, np.inf)
-    return sigma, valid & np.isfinite(sigma)
+    return np.where(sigma > 0, sigma, np.inf)

@@ -1,4 +1,4 @@
-"""What is fitted: a model, and what becomes of each of its parameters.
+"""What is fitted, and how: a model, and what becomes of each of its parameters.
 
 A parameter varies, is fixed at a number, or is tied to others by a function. The solver
 sees one vector, of those that vary; `Problem.parameters` makes all of them from it.
@@ -6,23 +6,39 @@ sees one vector, of those that vary; `Problem.parameters` makes all of them from
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxfit._core.options import Options
+from jaxfit._programs.call import Static
 from jaxfit._programs.host import double_precision
-from jaxfit._scipy.arguments import real_array
 from jaxfit._scipy.observations import Points
+from jaxfit.losses import Loss
 from jaxfit.models import Model
 from jaxfit.models._either import xp
 from jaxfit.models._guess import far_middle
 
-Bounds = Mapping[str, Any]
+Numeric = Array | np.ndarray
+Vector = Float[Numeric, "n *many"]  # the parameters that vary, as the solver has them
+
+
+class Method(NamedTuple):
+    """How a fit is done, and what its errors mean; a pytree."""
+
+    loss: Loss | None
+    options: Options | None
+    absolute: Any  # sigma is known, and not only up to a factor
+    covariance: Static  # "gram" or "sandwich"
+
+    @property
+    def is_sandwich(self) -> bool:
+        """Whether errors come from the scatter of the single residuals."""
+        return self.covariance.value == "sandwich"
 
 
 @functools.partial(
@@ -73,7 +89,7 @@ class Problem:
 
     @property
     def bounds(self) -> tuple | None:
-        """For the solver."""
+        """The bounds of the solver's vector."""
         if self.lower is None or self.origin is None:
             return None if self.lower is None else (self.lower, self.upper)
         is_place = [name in self.model.places for name in self.varied]
@@ -102,43 +118,45 @@ class Problem:
         places = self.model.places
         return {n: v - self.origin if n in places else v for n, v in values.items()}
 
-    def about_origin(self, x: Float[Array, " n"]) -> dict[str, Array]:
+    def about_origin(self, x: Vector) -> dict[str, Numeric]:
         """All parameters by name, in the model's order, for x from the origin."""
-        known = dict(zip(self.varied, x, strict=True))
+        values = dict(zip(self.varied, x, strict=True))
         fixed = self.counted(self.fixed)
-        known |= {name: xp.asarray(v, x.dtype) for name, v in fixed.items()}
-        known = _tied(self.ties, known)
-        return {name: known[name] for name in self.names}
+        values |= {name: xp.asarray(v, x.dtype) for name, v in fixed.items()}
+        values = _tied(self.ties, values)
+        return {name: values[name] for name in self.names}
 
-    def parameters(self, x: Float[Array, " n"]) -> dict[str, Array]:
+    def parameters(self, x: Vector) -> dict[str, Numeric]:
         """All parameters by name, in the model's order."""
-        known = self.about_origin(x)
+        values = self.about_origin(x)
         if self.origin is None:
-            return known
+            return values
         fixed = {name: xp.asarray(v, x.dtype) for name, v in self.fixed.items()}
-        return known | (self.model.moved(known, -self.origin) or {}) | fixed
+        return values | (self.model.moved(values, -self.origin) or {}) | fixed
 
-    def of_varied(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+    def of_varied(self, x: Vector) -> Vector:
         """The parameters that vary, from the solver's vector."""
         if self.origin is None:
             return x
         parameters = self.parameters(x)
         return xp.stack([parameters[name] for name in self.varied])
 
-    def ties_hold(self, x: Float[Array, " n"]) -> Bool[Array, ""]:
+    def ties_hold(self, x: Vector) -> Bool[Array, ""]:
         """Whether what is tied lies within the model's bounds, as all else does."""
         parameters, limits = self.parameters(x), self.model.bounds
-        held = jnp.array(True)
+        hold = jnp.array(True)
         for name in self.ties:
             lower, upper = limits[name]
-            held &= (parameters[name] >= lower) & (parameters[name] <= upper)
-        return held
+            hold &= (parameters[name] >= lower) & (parameters[name] <= upper)
+        return hold
 
-    def derived(self, x: Float[Array, " n"]) -> dict[str, Array]:
+    def derived(self, x: Vector) -> dict[str, Array]:
         """Derived quantities by name."""
         return self.model.derived(self.about_origin(x), self.origin)
 
-    def values(self, x: Float[Array, " n"], at: PyTree, shape: tuple) -> Array:
+    def values(
+        self, x: Vector, at: PyTree, shape: tuple[int, ...]
+    ) -> Float[Numeric, "..."]:
         """The model at the points `at`, in the shape of the data."""
         values = self.model.evaluate(self.points(at), self.about_origin(x))
         values = xp.asarray(values)
@@ -150,22 +168,28 @@ class Problem:
             )
         return xp.broadcast_to(values, shape)
 
-    def residuals(self, x: Float[Array, " n"], data: Points) -> dict[str, Array]:
+    def residuals(self, x: Vector, data: Points) -> dict[str, Numeric]:
         """(model - y) / sigma, and (parameter - mean) / deviation for each prior."""
         rows = self.values(x, data.x, data.y.shape) - data.y
-        found = {"data": rows if data.sigma is None else rows / data.sigma}
+        residuals: dict[str, Numeric] = {}
+        residuals["data"] = rows if data.sigma is None else rows / data.sigma
         if self.prior:
             parameters = self.parameters(x)
-            found["prior"] = jnp.stack(
+            residuals["prior"] = jnp.stack(
                 [
                     (parameters[name] - mean) / deviation
                     for name, (mean, deviation) in self.prior.items()
                 ]
             )
-        return found
+        return residuals
 
 
-def _once_for_a_model(function: Callable) -> Callable:
+def traced_function(model: Model) -> Any:
+    """What an error about tracing should name: the user's function, or the model."""
+    return getattr(model, "plain", model)
+
+
+def once_for_a_model(function: Callable) -> Callable:
     """The function, which then remembers what it gave for a model."""
     remembering = functools.lru_cache(maxsize=64)(function)
 
@@ -179,20 +203,22 @@ def _once_for_a_model(function: Callable) -> Callable:
     return of
 
 
-@_once_for_a_model
+@once_for_a_model
 def _derived_names(model: Model) -> tuple[str, ...]:
     names: list[str] = []
 
-    def note(parameters):
+    def note(parameters: dict[str, Any]) -> None:
         names.extend(model.derived(parameters))  # a pytree would sort them
 
     jax.eval_shape(note, dict.fromkeys(model.names, 1.0))
     return tuple(names)
 
 
-def _tied(ties: Mapping[str, Callable], known: dict[str, Array]) -> dict[str, Array]:
-    """The known parameters and those tied to them, in any order."""
-    waiting = dict(ties)
+def _tied(
+    ties: Mapping[str, Callable], free: Mapping[str, Numeric]
+) -> dict[str, Numeric]:
+    """The free parameters and those tied to them, in any order."""
+    known, waiting = dict(free), dict(ties)
     while waiting:
         done = {}
         for name, tie in waiting.items():
@@ -211,86 +237,10 @@ def _tied(ties: Mapping[str, Callable], known: dict[str, Array]) -> dict[str, Ar
     return known
 
 
-# From the user's arguments
+# Where x counts from
 
 
-def pose(
-    model: Model,
-    *,
-    p0: Any = None,
-    bounds: Bounds | None = None,
-    fixed: Any = None,
-    tie: Mapping[str, Any] | None = None,
-    prior: Mapping[str, tuple[float, float]] | None = None,
-    rowwise: bool = False,
-) -> tuple[Problem, dict[str, Any]]:
-    """The problem, and the starts that are given, by name; arguments as in `fit`."""
-    starts = {} if p0 is None else _starts(model.names, p0)
-    if bounds is fixed is tie is prior is None:
-        return dataclasses.replace(_plain(model), rowwise="yes" * rowwise), starts
-    names = model.names
-    held = _held(names, fixed, starts)
-    ties = {
-        name: functools.partial(_value_of, tied) if isinstance(tied, str) else tied
-        for name, tied in by_name(names, tie, "tie").items()
-    }
-    for name, function in ties.items():
-        if not callable(function):
-            raise TypeError(
-                f"tie[{name!r}] is {function!r}; give a function of the parameters, "
-                "such as lambda p: p['a_width'], or the name of one."
-            )
-        if name in held:
-            raise ValueError(f"{name!r} is both fixed and tied; choose one.")
-    limits = model.bounds | {
-        name: _interval(name, pair)
-        for name, pair in by_name(names, bounds, "bounds").items()
-    }
-    for name in [*by_name(names, bounds, "bounds")]:
-        if name in ties:
-            raise ValueError(f"{name!r} is tied, and can have no bounds of its own.")
-        if limits[name][0] == limits[name][1]:
-            held.setdefault(name, limits[name][0])
-    for name, value in held.items():
-        lower, upper = limits[name]
-        if np.any(np.asarray(value) < lower) or np.any(np.asarray(value) > upper):
-            raise ValueError(
-                f"{name} is fixed at {value}, outside its bounds ({lower}, {upper})."
-            )
-    held = {name: np.asarray(value) for name, value in held.items()}
-    beliefs = {
-        name: _belief(name, pair)
-        for name, pair in by_name(names, prior, "prior").items()
-    }
-    problem = _problem(model, held, ties, limits, beliefs, rowwise)
-    return problem, {n: starts[n] for n in problem.varied if n in starts}
-
-
-def _problem(model, held, ties, limits, beliefs, rowwise=False) -> Problem:
-    varied = tuple(n for n in model.names if n not in held and n not in ties)
-    if not varied:
-        raise ValueError("Every parameter is fixed or tied; let at least one vary.")
-    lower, upper = (np.array([limits[n][i] for n in varied], float) for i in (0, 1))
-    is_free = not (np.isfinite(lower).any() or np.isfinite(upper).any())
-    return Problem(
-        model=model,
-        varied=varied,
-        fixed=held,
-        ties=ties,
-        lower=None if is_free else lower,
-        upper=None if is_free else upper,
-        prior=beliefs,
-        rowwise="yes" * rowwise,
-    )
-
-
-@_once_for_a_model
-def _plain(model: Model) -> Problem:
-    """A model with nothing but its own bounds."""
-    return _problem(model, {}, {}, model.bounds, {})
-
-
-def from_middle(problem: Problem, given: Mapping[str, Any], x: PyTree) -> Problem:
+def from_middle(problem: Problem, starts: Mapping[str, Any], x: PyTree) -> Problem:
     """The problem with the middle of the data as its origin, where x = 0 is far off.
 
     Only if the whole model can be moved, and nothing is asked of a parameter that
@@ -301,7 +251,7 @@ def from_middle(problem: Problem, given: Mapping[str, Any], x: PyTree) -> Proble
     if origin is None or problem.ties:
         return problem
     mixed = problem.mixed
-    partly = mixed & set(given) and not {*given, *problem.fixed} >= set(names)
+    partly = mixed & set(starts) and not {*starts, *problem.fixed} >= set(names)
     if not mixed or partly or mixed & {*problem.fixed, *_bounded(problem)}:
         return problem
     return dataclasses.replace(problem, origin=origin)
@@ -321,102 +271,11 @@ def _bounded(problem: Problem) -> list[str]:
     ]
 
 
-def starts_about(problem: Problem, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Starts that are given, for x from the problem's origin."""
-    known = {**problem.fixed, **given}
-    if problem.origin is None or not known.keys() >= set(problem.names):
-        return problem.counted(given)
+def starts_about(problem: Problem, starts: Mapping[str, Any]) -> dict[str, Any]:
+    """Starts by name, for x from the problem's origin."""
+    values = {**problem.fixed, **starts}
+    if problem.origin is None or not values.keys() >= set(problem.names):
+        return problem.counted(starts)
     with double_precision(problem.model):
-        changed = problem.model.moved(known, problem.origin) or {}
-        return {n: np.asarray(changed.get(n, v)) for n, v in given.items()}
-
-
-def by_name(names: Sequence[str], given: Any, what: str) -> dict[str, Any]:
-    """A dictionary by names of parameters, checked."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise TypeError(
-            f"{what} is {given!r}; give a dictionary by name: {', '.join(names)}."
-        )
-    for name in given:
-        if name not in names:
-            raise ValueError(
-                f"{what} names {name!r}; the parameters are {', '.join(names)}."
-            )
-    return dict(given)
-
-
-def _starts(names, p0) -> dict[str, Any]:
-    """Starts by name from a dictionary or a sequence."""
-    if p0 is None or isinstance(p0, Mapping):
-        starts = by_name(names, p0, "p0")
-    else:
-        values = list(p0) if isinstance(p0, Iterable) else [p0]
-        if len(values) != len(names):
-            raise ValueError(
-                f"p0 has {len(values)} numbers; the parameters are {', '.join(names)}. "
-                "A dictionary by name may leave out those that are to be guessed."
-            )
-        starts = dict(zip(names, values, strict=True))
-    return {name: _numbers(f"p0[{name!r}]", value) for name, value in starts.items()}
-
-
-def _held(names, fixed, starts) -> dict[str, Any]:
-    """Values of the fixed parameters: given, or those of p0."""
-    if isinstance(fixed, str):
-        fixed = [fixed]
-    if fixed is None or isinstance(fixed, Mapping):
-        held = by_name(names, fixed, "fixed")
-        return {n: _numbers(f"fixed[{n!r}]", v) for n, v in held.items()}
-    by_name(names, dict.fromkeys(fixed), "fixed")
-    missing = [name for name in fixed if name not in starts]
-    if missing:
-        raise ValueError(
-            f"fixed names {', '.join(missing)} without a value; write "
-            f"fixed={{{missing[0]!r}: 1.0}}, or give it in p0."
-        )
-    return {name: starts[name] for name in fixed}
-
-
-def _numbers(what: str, value: Any) -> np.ndarray:
-    value = real_array(value, what)
-    if not np.isfinite(value).all():
-        raise ValueError(f"{what} is {value}; give finite real numbers.")
-    return value
-
-
-def _interval(name, pair) -> tuple[float, float]:
-    try:
-        lower, upper = pair
-        lower = -math.inf if lower is None else real_array(lower, "lower").item()
-        upper = math.inf if upper is None else real_array(upper, "upper").item()
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"bounds[{name!r}] is {pair!r}; give a pair (lower, upper), None for none."
-        ) from error
-    if not lower <= upper:
-        raise ValueError(
-            f"bounds[{name!r}] is {pair!r}: the lower bound is above the upper one."
-        )
-    return lower, upper
-
-
-def _belief(name, pair) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        mean, deviation = (real_array(value, "it").reshape(()) for value in pair)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"prior[{name!r}] is {pair!r}; give a pair (mean, standard deviation)."
-        ) from error
-    if not (np.isfinite(mean) and 0 < deviation < np.inf):
-        raise ValueError(
-            f"prior[{name!r}] is {pair!r}; the mean must be finite and the standard "
-            "deviation positive."
-        )
-    return mean, deviation
-
-
-def _value_of(name: str, parameters: Mapping[str, Array]) -> Array:
-    """The tie that makes a parameter equal to another."""
-    return parameters[name]
+        changed = problem.model.moved(values, problem.origin) or {}
+        return {n: np.asarray(changed.get(n, v)) for n, v in starts.items()}

@@ -4,21 +4,20 @@
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxfit._core.certificate import Status
-from jaxfit._core.options import Options
 from jaxfit._core.solution import Solution
 from jaxfit._linalg.seldom import uncertainty_of
-from jaxfit._programs.call import Static
 from jaxfit._rows.residuals import jacobian
-from jaxfit._scipy.observations import Points
-from jaxfit.fitting._problem import Problem
+from jaxfit.fitting._points import DataSet
+from jaxfit.fitting._problem import Numeric, Problem
+from jaxfit.fitting._record import Numbers
 from jaxfit.losses import Linear, Loss
 from jaxfit.models._either import xp
 from jaxfit.models._guess import start_from
@@ -26,49 +25,29 @@ from jaxfit.models._guess import start_from
 BLOCK_NUMBERS = 2**24  # of data on an accelerator at a time
 
 
-class Manner(NamedTuple):
-    """How a fit is done, and what its errors mean; a pytree."""
-
-    loss: Loss | None
-    options: Options | None
-    absolute: Any  # sigma is known, and not only up to a factor
-    covariance: Static  # "gram" or "sandwich"
-
-
-class Case(NamedTuple):
-    """One data set: its points, which of them count, and where the fit starts."""
-
-    data: Points
-    valid: Any  # of the shape of y; None: all count
-    starts: Any  # by name, of parameters that are not to be guessed
-    bounds: Any = None  # (lower, upper) in place of the problem's
-
-
-# One data set
-
-
-def start_vector(problem: Problem, case: Case) -> Float[Array, " n"]:
-    """Given starts, and guesses for the others, moved inside their bounds."""
-    given = case.starts
-    if all(name in given for name in problem.varied):
-        return xp.stack([xp.asarray(given[name]) for name in problem.varied])
-    data = case.data
-    known = {**given, **problem.counted(problem.fixed)}
+def start_vector(problem: Problem, data_set: DataSet) -> Float[Numeric, " n"]:
+    """The starts of a data set, and guesses for the others, moved inside bounds."""
+    starts, data = data_set.starts, data_set.data
+    if all(name in starts for name in problem.varied):
+        return xp.stack([xp.asarray(starts[name]) for name in problem.varied])
+    known = {**starts, **problem.counted(problem.fixed)}
     points = problem.points(data.x)
-    guess = start_from(problem.model, points, data.y, case.valid, known)
+    guess = start_from(problem.model, points, data.y, data_set.valid, known)
     x0 = xp.stack([guess[name] for name in problem.varied])
     if problem.bounds is not None:
         lower, upper = problem.bounds
         width = xp.where(xp.isfinite(upper - lower), upper - lower, 0)
         x0 = xp.clip(x0, lower + 0.01 * width, upper - 0.01 * width)
     chosen = [
-        xp.asarray(given.get(n, x)) for n, x in zip(problem.varied, x0, strict=True)
+        xp.asarray(starts.get(n, x)) for n, x in zip(problem.varied, x0, strict=True)
     ]
     return xp.stack(chosen)
 
 
-def weights_of(problem: Problem, valid) -> dict[str, Array] | None:
-    """Zero for points that do not count."""
+def weights_of(
+    problem: Problem, valid: Numeric | None
+) -> dict[str, Float[Array, "..."]] | None:
+    """The weights of a fit's residuals: zero for points that do not count."""
     if valid is None:
         return None
     weights = {"data": jnp.asarray(valid, float)}
@@ -77,40 +56,45 @@ def weights_of(problem: Problem, valid) -> dict[str, Array] | None:
     return weights
 
 
-def ending(solution: Solution, absolute) -> dict[str, Array]:
-    """What is kept of a solution."""
+def ending(solution: Solution, absolute: Any) -> Numbers:
+    """What is kept of a solution; of the varied parameters alone."""
     uncertainty = uncertainty_of(solution, absolute)
-    return {
-        "x": solution.x,
-        "covariance": uncertainty.covariance,
-        "determined": uncertainty.determined,
-        "active": jnp.asarray(solution.active),
-        "cost": solution.cost,
-        "optimality": solution.optimality,
-        "status": solution.status,
-        "nfev": solution.nfev,
-        "count": jnp.asarray(solution.count),
-        "gradient": solution.gradient,
-    }
+    return Numbers(
+        x=solution.x,
+        covariance=uncertainty.covariance,
+        determined=uncertainty.determined,
+        active=jnp.asarray(solution.active),
+        cost=solution.cost,
+        optimality=solution.optimality,
+        status=solution.status,
+        nfev=solution.nfev,
+        count=jnp.asarray(solution.count),
+        gradient=solution.gradient,
+    )
 
 
-def finished(problem: Problem, end: dict[str, Array]) -> dict[str, Array]:
-    """All that a result is made of, but for the points."""
-    x = end["x"]
-    return {
-        **end,
-        **described(problem, x, end["covariance"], end["determined"]),
-        "status": status_within(problem, x, end["status"]),
-    }
+def finished(problem: Problem, end: Numbers) -> Numbers:
+    """All that a result is made of: what follows from an ending, too."""
+    return described(problem, end)._replace(
+        status=status_within(problem, end.x, end.status)
+    )
 
 
-def status_within(problem: Problem, x, status: Int[Array, ""]) -> Int[Array, ""]:
+def status_within(
+    problem: Problem, x: Float[Array, " n"], status: Int[Array, ""]
+) -> Int[Array, ""]:
     """How a fit ended: no success where a tied parameter has left its bounds."""
-    left = (status > 0) & ~problem.ties_hold(x)
-    return jnp.where(left, Status.INVALID_BOUNDS, status)
+    is_outside = (status > 0) & ~problem.ties_hold(x)
+    return jnp.where(is_outside, Status.INVALID_BOUNDS, status)
 
 
-def sandwich(problem: Problem, case: Case, x, loss: Loss | None, plain) -> Array:
+def sandwich(
+    problem: Problem,
+    data_set: DataSet,
+    x: Float[Array, " n"],
+    loss: Loss | None,
+    plain: Float[Array, "n n"],
+) -> Float[Array, "n n"]:
     """H⁻¹ (sum of g gᵀ) H⁻¹ m / (m - n): right also where errors are not all alike.
 
     g are the gradients of the single residuals' costs, H = Jᵀ diag(ψ') J with ψ the
@@ -122,9 +106,9 @@ def sandwich(problem: Problem, case: Case, x, loss: Loss | None, plain) -> Array
         plain: the inverse Gram; a direction that it does not determine stays so.
     """
 
-    def residuals(x):
-        parts = problem.residuals(x, case.data)
-        weights = weights_of(problem, case.valid)
+    def residuals(x: Float[Array, " n"]) -> Float[Array, " m"]:
+        parts = problem.residuals(x, data_set.data)
+        weights = weights_of(problem, data_set.valid)
         if weights is not None:
             parts = {k: jnp.where(weights[k] > 0, part, 0) for k, part in parts.items()}
         return jnp.concatenate([jnp.ravel(part) for part in parts.values()])
@@ -138,46 +122,46 @@ def sandwich(problem: Problem, case: Case, x, loss: Loss | None, plain) -> Array
     scaled = slopes / jnp.where(size > 0, size, 1)
     hessian = dot(scaled.T, (slope + 2 * z * curvature)[:, None] * scaled)
     gradients = (slope * r)[:, None] * scaled
-    bread = jnp.linalg.inv(hessian)
+    bread, filling = jnp.linalg.inv(hessian), dot(gradients.T, gradients)
     count = r.size
-    if case.valid is not None:
-        count = jnp.sum(case.valid) + len(problem.prior)
-    left = count - len(x)
-    factor = jnp.where(left > 0, count / jnp.where(left > 0, left, 1), jnp.inf)
-    found = dot(dot(bread, dot(gradients.T, gradients)), bread.T) * factor
-    found = found / jnp.where(size > 0, size[:, None] * size, 1)
+    if data_set.valid is not None:
+        count = jnp.sum(data_set.valid) + len(problem.prior)
+    dof = count - len(x)
+    factor = jnp.where(dof > 0, count / jnp.where(dof > 0, dof, 1), jnp.inf)
+    covariance = dot(dot(bread, filling), bread.T) * factor
+    covariance = covariance / jnp.where(size > 0, size[:, None] * size, 1)
     unknown = ~jnp.isfinite(jnp.diagonal(plain))
-    return jnp.where(unknown[:, None] | unknown, plain, found)
+    return jnp.where(unknown[:, None] | unknown, plain, covariance)
 
 
-def described(problem: Problem, x, covariance, determined) -> dict[str, Array]:
-    """Values and errors of all parameters and of what is derived from them.
+def described(problem: Problem, end: Numbers) -> Numbers:
+    """An ending with values and errors of all parameters and of what is derived.
 
     Errors of what depends on several parameters by its derivative. What depends on one
     that the data do not determine is not determined, and has an infinite error.
     """
-    values, slope = everything(problem, x), jax.jacfwd(everything, 1)(problem, x)
-    found = {
-        "values": values,
-        "errors": propagated(slope, covariance),
-        "determined": ~jnp.any((slope != 0) & ~determined, axis=1),
-    }
+    values = everything(problem, end.x)
+    slope = jax.jacfwd(everything, 1)(problem, end.x)
+    whole = end._replace(
+        values=values,
+        errors=propagated(slope, end.covariance),
+        determined=~jnp.any((slope != 0) & ~end.determined, axis=1),
+    )
     if problem.origin is None:
-        return found
+        return whole
     names = [*problem.names, *problem.derived_names]
     varied = np.array([names.index(name) for name in problem.varied])
     # an amplitude at x = 0 may be beyond any number, or below
     beyond = ~jnp.all(jnp.isfinite(slope), axis=1)
     beyond = beyond.at[varied].set(beyond[varied] | ~jnp.any(slope[varied], axis=1))
-    return {
-        "values": values,
-        "errors": jnp.where(beyond, jnp.inf, found["errors"]),
-        "determined": found["determined"] & ~beyond,
-        "x": values[varied],
-        "covariance": carried(slope[varied], covariance, beyond[varied]),
-        "solver_x": x,
-        "solver_covariance": covariance,
-    }
+    return whole._replace(
+        errors=jnp.where(beyond, jnp.inf, whole.errors),
+        determined=whole.determined & ~beyond,
+        x=values[varied],
+        covariance=carried(slope[varied], end.covariance, beyond[varied]),
+        solver_x=end.x,
+        solver_covariance=end.covariance,
+    )
 
 
 def everything(problem: Problem, x: Float[Array, " n"]) -> Float[Array, " k"]:
@@ -187,70 +171,27 @@ def everything(problem: Problem, x: Float[Array, " n"]) -> Float[Array, " k"]:
     return jnp.stack([*parameters.values(), *map(jnp.asarray, derived.values())])
 
 
-def propagated(slope: Float[Array, "k n"], covariance: Float[Array, "n n"]) -> Array:
+def propagated(
+    slope: Float[Array, "k n"], covariance: Float[Array, "n n"]
+) -> Float[Array, " k"]:
     """Standard errors of k functions with these derivatives."""
     unknown = ~jnp.isfinite(jnp.diagonal(covariance))
-    known = jnp.where(unknown[:, None] | unknown, 0, covariance)
-    images = jnp.sum(slope[:, None, :] * known, axis=2)
+    finite = jnp.where(unknown[:, None] | unknown, 0, covariance)
+    images = jnp.sum(slope[:, None, :] * finite, axis=2)
     variance = jnp.sum(images * slope, axis=1)
     uses_unknown = jnp.any((slope != 0) & unknown, axis=1)
     return jnp.where(uses_unknown, jnp.inf, jnp.sqrt(jnp.maximum(variance, 0)))
 
 
-def carried(slope, covariance, beyond) -> Float[Array, "k k"]:
+def carried(
+    slope: Float[Array, "k n"],
+    covariance: Float[Array, "n n"],
+    beyond: Bool[Array, " k"],
+) -> Float[Array, "k k"]:
     """The covariance of k functions with these derivatives; see `propagated`."""
     unknown = ~jnp.isfinite(jnp.diagonal(covariance))
-    known = jnp.where(unknown[:, None] | unknown, 0, covariance)
-    found = jnp.einsum("ik,kl,jl->ij", slope, known, slope, precision="highest")
+    finite = jnp.where(unknown[:, None] | unknown, 0, covariance)
+    images = jnp.einsum("ik,kl,jl->ij", slope, finite, slope, precision="highest")
     lost = beyond | jnp.any((slope != 0) & unknown, axis=1)
     nothing = jnp.where(jnp.eye(len(lost), dtype=bool), jnp.inf, jnp.nan)
-    return jnp.where(lost[:, None] | lost, nothing, found)
-
-
-def for_solver(numbers: Any, what: str) -> Any:
-    """What the solver calls "x" and "covariance": see `Problem.origin`."""
-    return numbers.get(f"solver_{what}", numbers[what])
-
-
-def named(model):
-    """What an error about tracing should name."""
-    return getattr(model, "plain", model)
-
-
-class Axes(NamedTuple):
-    """The batch axes of what need not have one: 0, or None where all fits share it."""
-
-    sigma: int | None
-    valid: int | None
-    bounds: int | None = None
-    shared: bool = False  # one data set for all
-
-    @classmethod
-    def of(cls, cases: Case) -> "Axes":
-        """Where everything has one."""
-        own = cases.data.sigma, cases.valid, cases.bounds
-        return cls(*(None if part is None else 0 for part in own))
-
-    @property
-    def case(self) -> Case:
-        """Of a whole `Case`."""
-        y = None if self.shared else 0
-        return Case(Points(None, y, self.sigma), self.valid, 0, self.bounds)
-
-    def number(self, cases: Case) -> int:
-        """Of the data sets."""
-        if not self.shared:
-            return len(cases.data.y)
-        each = cases.starts, cases.valid if self.valid == 0 else None
-        return len(jax.tree.leaves(each)[0])
-
-    def nth(self, cases: Case, k: int) -> Case:
-        """One of them."""
-        return jax.tree.map(
-            lambda axis, part: (
-                part if axis is None else jax.tree.map(lambda leaf: leaf[k], part)
-            ),
-            self.case,
-            cases,
-            is_leaf=lambda axis: axis is None,
-        )
+    return jnp.where(lost[:, None] | lost, nothing, images)

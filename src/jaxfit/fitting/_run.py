@@ -8,18 +8,19 @@ independent are padded, so that another number of points is the same program too
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit._batch.batch import batch_of_fits
 from jaxfit._batch.parts import in_parts, lean_first_in_parts, size_on_cpu
 from jaxfit._core.options import Options, filled
+from jaxfit._core.solution import Solution
 from jaxfit._programs.backend import is_eager_on_cpu
 from jaxfit._programs.call import Static
 from jaxfit._programs.compiled import specialised
@@ -28,21 +29,24 @@ from jaxfit._programs.host import computed, double_precision, pack
 from jaxfit._programs.memory import Budget
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.observations import Points
-from jaxfit.fitting._guesses import run_starts
-from jaxfit.fitting._padding import Padding, Task, padded_length, parted
-from jaxfit.fitting._problem import Problem
+from jaxfit.fitting._guesses import start_vectors
+from jaxfit.fitting._padding import (
+    EVERYTHING,
+    FitInputs,
+    Padding,
+    Parted,
+    padded_length,
+)
+from jaxfit.fitting._points import Axes, DataSet
+from jaxfit.fitting._problem import Method, Numeric, Problem, traced_function
 from jaxfit.fitting._programs import (
     BLOCK_NUMBERS,
-    Axes,
-    Case,
-    Manner,
     ending,
     finished,
-    for_solver,
-    named,
     sandwich,
     weights_of,
 )
+from jaxfit.fitting._record import Numbers
 from jaxfit.models._guess import Tally
 
 # Numbers of y, all data sets together, up to which a program is compiled in haste; and
@@ -54,104 +58,155 @@ FITS_A_DEVICE = 200  # below, more devices do not pay
 fitted_in_haste = Tally()
 
 
-def run_fit(problem: Problem, case: Case, manner: Manner) -> dict[str, Any]:
+def fit_numbers(problem: Problem, data_set: DataSet, method: Method) -> Numbers:
     """One fit and its numbers, and the model at its points, `best`."""
-    data = case.data
+    data = data_set.data
     sigma = None if data.sigma is None else np.broadcast_to(data.sigma, data.y.shape)
-    plain = case._replace(data=data._replace(x=None, sigma=sigma))
-    one = jax.tree.map(lambda leaf: np.asarray(leaf)[None], plain)
-    one = one._replace(data=one.data._replace(x=data.x))
-    found = run_batch(problem, one, Axes.of(one), manner, with_values=True)
-    return {k: v[0] if v.ndim > 1 else float(v[0]) for k, v in found.items()}
+    plain = data_set._replace(data=data._replace(x=None, sigma=sigma))
+    only = jax.tree.map(lambda leaf: np.asarray(leaf)[None], plain)
+    only = only._replace(data=only.data._replace(x=data.x))
+    numbers = batch_numbers(problem, only, Axes.of(only), method, with_values=True)
+    return numbers.nth(0)
 
 
-def run_batch(
+def batch_numbers(
     problem: Problem,
-    cases: Case,
+    data_sets: DataSet,
     axes: Axes,
-    manner: Manner,
+    method: Method,
+    *,
     progress: bool = False,
     with_values: bool = False,
-) -> dict[str, np.ndarray]:
-    """The numbers of many fits, by name, each with a leading axis.
+) -> Numbers:
+    """The numbers of many fits, each with a leading axis.
 
     Args:
         with_values: also the model at the points of the data, `best`.
     """
-    x0 = run_starts(problem, cases, axes)
-    found = run_fits(problem, cases, axes, x0, manner, progress, with_values)
-    return {**found, "start": of_varied(problem, x0)}
+    x0 = start_vectors(problem, data_sets, axes)
+    numbers = numbers_from(
+        problem,
+        data_sets,
+        axes,
+        x0,
+        method,
+        progress=progress,
+        with_values=with_values,
+    )
+    return numbers._replace(start=of_varied(problem, x0))
 
 
-def of_varied(problem: Problem, x: Any) -> np.ndarray:
+def of_varied(
+    problem: Problem, x: Float[np.ndarray, "N n"]
+) -> Float[np.ndarray, "N n"]:
     """The parameters that vary, from the solver's vectors."""
-    with double_precision(named(problem.model)), np.errstate(all="ignore"):
+    with double_precision(traced_function(problem.model)), np.errstate(all="ignore"):
         return np.asarray(problem.of_varied(x.T)).T
 
 
 # Fits
 
 
-def run_fits(
+def numbers_from(
     problem: Problem,
-    cases: Case,
+    data_sets: DataSet,
     axes: Axes,
     x0: Float[np.ndarray, "N n"],
-    manner: Manner,
+    method: Method,
+    *,
     progress: bool = False,
     with_values: bool = False,
-) -> dict[str, np.ndarray]:
-    """`run_batch` from given starts.
+) -> Numbers:
+    """`batch_numbers` from given starts.
 
     Args:
-        cases: `valid` may hold weights, of which zero does not count.
+        data_sets: `valid` may hold weights, of which zero does not count.
     """
-    number, (x, y, sigma) = len(x0), cases.data
-    shape = np.shape(y) if axes.shared else np.shape(y)[1:]
+    number, shape = len(x0), axes.shape(data_sets)
     points = math.prod(shape)
-    with double_precision(named(problem.model)):
-        way = _Way.of(problem, number, points, is_eager_on_cpu((cases, x0)))
-        weights = cases.valid
-        if weights is None and (way.is_for_few or way.length != points):
-            weights = np.ones(shape)
-        bounds = problem.bounds if cases.bounds is None else cases.bounds
-        task = Task(y, sigma, weights, bounds, x0)
-        is_each = Task(
-            y=not axes.shared,
-            sigma=axes.sigma == 0,
-            weights=axes.valid == 0,
-            bounds=axes.bounds == 0,
-            x0=True,
-        )
-        if way.is_for_few:  # the same program for all that may be
-            task, is_each = _spread(task, is_each, number, shape), Task(*[True] * 6)
+    with double_precision(traced_function(problem.model)):
+        is_on_cpu = is_eager_on_cpu((data_sets, x0))
+        way = _Way.of(problem, number, points, is_on_cpu)
         pad = Padding(problem, shape, way.length)
-        each, shared = parted(task, is_each, pad)
-        n, options = len(problem.varied), manner.options
-        options = _numbers_of(options, n) if options else _default_numbers(n)
-        manner = manner._replace(options=options)
-        place = None if way.mesh is None else Static(way.mesh)
-        common = problem, pad.points(x), shared, manner, place
+        inputs = _inputs(problem, data_sets, axes, x0, pad, way.is_for_few)
+        common = _Common(
+            problem=problem,
+            x=pad.points(data_sets.data.x),
+            shared=inputs.shared,
+            method=method._replace(
+                options=_numbers_in(method.options, len(problem.varied))
+            ),
+            place=None if way.mesh is None else Static(way.mesh),
+        )
         keeps_values = with_values or way.is_for_few
+        shapes = Numbers.shapes(problem, way.length if keeps_values else None)
 
-        def arguments(part, idle):
-            return *common, pad.each(part), idle
+        def arguments(part: FitInputs, idle: Bool[np.ndarray, " size"]) -> tuple:
+            return common, pad.each(part), idle
 
-        fits, own = specialised(_fits, keeps_values), (arguments, each, way.size)
-        shapes = _shapes(problem, way.length, keeps_values)
         if number == 0:
-            vectors = np.zeros((0, sum(map(math.prod, shapes.values()))))
-        elif way.is_on_cpu:
-            setting = {"is_hasty": way.is_hasty, "progress": progress}
-            vectors = lean_first_in_parts(fits, *own, **setting)
+            vectors = np.zeros((0, 0))
         else:
-            whole = specialised(fits, False)
-            vectors = in_parts(whole, *own, is_on_cpu=False, progress=progress)
-    found = _unpacked(vectors, shapes)
-    best = found.pop("best", None)
-    if with_values and best is not None:
-        found["best"] = best[:, :points].reshape(number, *shape)
-    return found
+            fits = specialised(_fits, keeps_values)
+            vectors = way.run(fits, arguments, inputs.each, progress)
+    numbers = Numbers.unpacked(vectors, shapes)
+    if not with_values:
+        return numbers._replace(best=None)
+    return numbers._replace(best=numbers.best[:, :points].reshape(number, *shape))
+
+
+def _inputs(
+    problem: Problem,
+    data_sets: DataSet,
+    axes: Axes,
+    x0: Float[np.ndarray, "N n"],
+    pad: Padding,
+    is_for_few: bool,
+) -> Parted:
+    """What a program is given of the fits, of few everything for each."""
+    weights = data_sets.valid
+    if weights is None and (is_for_few or pad.is_longer):
+        weights = np.ones(pad.shape)
+    inputs = FitInputs(
+        y=data_sets.data.y,
+        sigma=data_sets.data.sigma,
+        weights=weights,
+        bounds=problem.bounds if data_sets.bounds is None else data_sets.bounds,
+        x0=x0,
+    )
+    is_each = FitInputs(
+        y=not axes.shared,
+        sigma=axes.sigma == 0,
+        weights=axes.valid == 0,
+        bounds=axes.bounds == 0,
+        x0=True,
+    )
+    if is_for_few:  # the same program for all that may be
+        inputs, is_each = _for_each(inputs, is_each, len(x0), pad.shape), EVERYTHING
+    return Parted.of(inputs, is_each, pad)
+
+
+def _for_each(
+    inputs: FitInputs, is_each: FitInputs, number: int, shape: tuple[int, ...]
+) -> FitInputs:
+    """Everything for each fit, without copies."""
+
+    def of_points(values: Any, is_own: bool) -> Any:
+        if values is None or is_own:
+            return values
+        return np.broadcast_to(values, (number, *shape))
+
+    bounds = inputs.bounds
+    if bounds is not None and not is_each.bounds:
+        lower, upper = bounds
+        whole = number, *np.shape(lower)
+        bounds = np.broadcast_to(lower, whole), np.broadcast_to(upper, whole)
+    return inputs._replace(
+        y=of_points(inputs.y, is_each.y),
+        sigma=of_points(inputs.sigma, is_each.sigma),
+        weights=of_points(inputs.weights, is_each.weights),
+        bounds=bounds,
+    )
 
 
 class _Way(NamedTuple):
@@ -166,7 +221,7 @@ class _Way(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem, number: int, points: int, is_on_cpu: bool) -> "_Way":
-        """That for so many fits of so many points."""
+        """The way for so many fits of so many points."""
         work = number * max(points, 1)
         is_hasty = is_on_cpu and work <= HASTY
         is_hasty = is_hasty and fitted_in_haste.holds(problem.model, work, HASTY_IN_ALL)
@@ -180,133 +235,106 @@ class _Way(NamedTuple):
         else:
             size = max(1, min(number, BLOCK_NUMBERS // numbers))
             mesh = devices_for(size)
-        return cls(is_on_cpu, is_for_few, is_hasty, length, size, mesh)
+        return cls(
+            is_on_cpu=is_on_cpu,
+            is_for_few=is_for_few,
+            is_hasty=is_hasty,
+            length=length,
+            size=size,
+            mesh=mesh,
+        )
+
+    def run(
+        self, fits: Callable, arguments: Callable, each: FitInputs, progress: bool
+    ) -> Float[np.ndarray, "N k"]:
+        """The vectors of numbers of all fits."""
+        settings = {"progress": progress}
+        if self.is_on_cpu:
+            settings["is_hasty"] = self.is_hasty
+            return lean_first_in_parts(fits, arguments, each, self.size, **settings)
+        whole = specialised(fits, False)
+        return in_parts(whole, arguments, each, self.size, is_on_cpu=False, **settings)
+
+
+class _Common(NamedTuple):
+    """What all fits of a program share."""
+
+    problem: Problem
+    x: PyTree  # the coordinates, padded
+    shared: FitInputs
+    method: Method
+    place: Static | None  # the devices, if not one
 
 
 def _fits(
     with_values: bool,
     is_lean: bool,
-    problem: Problem,
-    x,
-    shared,
-    manner,
-    place,
-    each,
-    idle,
+    common: _Common,
+    each: FitInputs,
+    idle: Bool[Array, " N"],
 ) -> Any:
     """The numbers of fits, (N, k); lean ones with flags of which are incomplete."""
-    number = len(idle)
-    task: Task = eqx.combine(each, shared)
-    y_axis, sigma_axis, bounds_axis = (
-        0 if jax.tree.leaves(own) else None for own in (each.y, each.sigma, each.bounds)
-    )
-    is_robust = manner.covariance.value == "sandwich"
-    names = _shapes(problem, 0, with_values)
+    problem, method, place = common.problem, common.method, common.place
+    inputs, axes = Parted(each, common.shared).whole, each.axes
+    if inputs.weights is not None and axes.weights is None:
+        weights = jnp.broadcast_to(inputs.weights, (len(idle), *inputs.weights.shape))
+        inputs, axes = inputs._replace(weights=weights), axes._replace(weights=0)
+    shape = inputs.y.shape[1:] if axes.y == 0 else inputs.y.shape
 
-    def kept(solution):
-        end = ending(solution, manner.absolute)
+    def kept(solution: Solution) -> Any:
+        end = ending(solution, method.absolute)
         if with_values:
-            shape = task.y.shape[1:] if y_axis == 0 else task.y.shape
-            end["best"] = problem.values(solution.x, x, shape)
-        return end if is_robust else packed(end)
+            end = end._replace(best=problem.values(solution.x, common.x, shape))
+        return end if method.is_sandwich else pack(finished(problem, end))
 
-    def packed(end):
-        numbers = finished(problem, end)
-        return pack([numbers[name] for name in names])
-
-    weights = task.weights
-    if weights is not None and each.weights is None:
-        weights = jnp.broadcast_to(weights, (number, *weights.shape))
-    found = batch_of_fits(
+    weights_of_each = jax.vmap(functools.partial(weights_of, problem))
+    fits = batch_of_fits(
         problem.function,
-        task.x0,
-        Points(x, task.y, task.sigma),
-        (0, Points(None, y_axis, sigma_axis), bounds_axis),
+        inputs.x0,
+        Points(common.x, inputs.y, inputs.sigma),
+        (0, Points(None, axes.y, axes.sigma), axes.bounds),
         idle,
-        bounds=task.bounds,
-        weights=None
-        if weights is None
-        else jax.vmap(functools.partial(weights_of, problem))(weights),
-        loss=manner.loss,
-        options=manner.options,
+        bounds=inputs.bounds,
+        weights=None if inputs.weights is None else weights_of_each(inputs.weights),
+        loss=method.loss,
+        options=method.options,
         mesh=None if place is None else place.value,
         keep=kept,
         is_lean=is_lean,
     )
-    if not is_robust:
-        return found
-
-    def robust(y, sigma, weights, end):
-        case = Case(Points(x, y, sigma), weights, {})
-        covariance = sandwich(problem, case, end["x"], manner.loss, end["covariance"])
-        return packed({**end, "covariance": covariance})
-
-    ends, *incomplete = found if is_lean else (found,)
-    weights_axis = None if weights is None else 0
-    in_axes = y_axis, sigma_axis, weights_axis, 0
-    vectors = jax.vmap(robust, in_axes)(task.y, task.sigma, weights, ends)
+    if not method.is_sandwich:
+        return fits
+    ends, *incomplete = fits if is_lean else (fits,)
+    vectors = _with_sandwiches(common, inputs, axes, ends)
     return (vectors, *incomplete) if is_lean else vectors
 
 
-def _numbers_of(options: Options, n: int) -> Options:
-    """With numbers of NumPy for all, whatever was given: one program."""
+def _with_sandwiches(
+    common: _Common, inputs: FitInputs, axes: FitInputs, ends: Numbers
+) -> Float[Array, "N k"]:
+    """The numbers of fits that have ended, with the sandwich as their covariance."""
+    problem, loss = common.problem, common.method.loss
+
+    def robust(y: Any, sigma: Any, weights: Any, end: Numbers) -> Float[Array, " k"]:
+        data_set = DataSet(Points(common.x, y, sigma), weights)
+        covariance = sandwich(problem, data_set, end.x, loss, end.covariance)
+        return pack(finished(problem, end._replace(covariance=covariance)))
+
+    in_axes = axes.y, axes.sigma, axes.weights, 0
+    return jax.vmap(robust, in_axes)(inputs.y, inputs.sigma, inputs.weights, ends)
+
+
+def _numbers_in(options: Options | None, n: int) -> Options:
+    """Options with numbers of NumPy for all, whatever was given: one program."""
+    if options is None:
+        return _default_numbers(n)
     return jax.tree.map(np.asarray, filled(options, n))
 
 
 @functools.cache
 def _default_numbers(n: int) -> Options:
-    """Those of which none is given."""
-    return _numbers_of(Options(), n)
-
-
-def _spread(task: Task, is_each: Task, number: int, shape: tuple) -> Task:
-    """Everything for each fit, without copies."""
-
-    def wide(leaf, own, tail):
-        if leaf is None or own:
-            return leaf
-
-        def each(values):
-            shape = np.shape(values) if tail is None else tail
-            return np.broadcast_to(values, (number, *shape))
-
-        return jax.tree.map(each, leaf)
-
-    tails = shape, shape, shape, None, None, None
-    return Task(*map(wide, task, is_each, tails))
-
-
-def _unpacked(
-    vectors: Float[np.ndarray, "N k"], shapes: dict[str, tuple]
-) -> dict[str, np.ndarray]:
-    """The numbers by name."""
-    types = {"status": int, "nfev": int, "count": int, "active": int}
-    types |= {"determined": bool}
-    found, start = {}, 0
-    for name, shape in shapes.items():
-        size = math.prod(shape)
-        part = vectors[:, start : start + size].reshape(-1, *shape)
-        found[name] = part.astype(types.get(name, float))
-        start += size
-    return found
-
-
-def _shapes(problem: Problem, length: int, with_values: bool) -> dict[str, tuple]:
-    """The shapes of what a fit gives, in order."""
-    n, k = len(problem.varied), len(problem.names) + len(problem.derived_names)
-    own = {"solver_x": (n,), "solver_covariance": (n, n)}
-    return {
-        "x": (n,),
-        "covariance": (n, n),
-        "determined": (k,),
-        "active": (n,),
-        **dict.fromkeys(("cost", "optimality", "status", "nfev", "count"), ()),
-        "gradient": (n,),
-        **({"best": (length,)} if with_values else {}),
-        "values": (k,),
-        "errors": (k,),
-        **({} if problem.origin is None else own),
-    }
+    """The options of which none is given."""
+    return _numbers_in(Options(), n)
 
 
 def devices_for(number: int) -> Mesh | None:
@@ -320,25 +348,29 @@ def devices_for(number: int) -> Mesh | None:
 # Failures
 
 
-def not_finite(problem: Problem, case: Case, numbers: Any) -> str:
+def not_finite(problem: Problem, data_set: DataSet, numbers: Numbers) -> str:
     """What is not finite where a fit started, in words."""
     residual, slopes = computed(
         _rows,
         problem,
-        case,
-        for_solver(numbers, "x"),
-        traced=named(problem.model),
+        data_set,
+        numbers.at_solver.x,
+        traced=traced_function(problem.model),
         is_hasty=False,
     )
-    if case.valid is not None:
-        residual = np.where(case.valid, residual, 0)
-        slopes = np.where(case.valid[..., None], slopes, 0)
+    valid = data_set.valid
+    if valid is not None:
+        residual = np.where(valid, residual, 0)
+        slopes = np.where(valid[..., None], slopes, 0)
     return what_is_not_finite(residual, slopes)
 
 
-def _rows(problem, case, x):
+def _rows(
+    problem: Problem, data_set: DataSet, x: Float[Array, " n"]
+) -> tuple[Float[Numeric, "..."], Float[Array, "... n"]]:
+    """The residuals of the data, and their derivatives."""
 
-    def rows(x):
-        return problem.residuals(x, case.data)["data"]
+    def rows(x: Float[Array, " n"]) -> Float[Numeric, "..."]:
+        return problem.residuals(x, data_set.data)["data"]
 
     return rows(x), jacobian(rows, x)

@@ -1,26 +1,31 @@
 """`curvefit`: the method of that name of xarray's objects, as one compiled batch."""
 
 import contextlib
+import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, PyTree
 
 from jaxfit._core.options import Options
 from jaxfit._programs.arrays import moments
-from jaxfit._programs.call import Static
 from jaxfit._scipy.arguments import real_array
 from jaxfit._scipy.observations import Points
-from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._programs import Axes, Case, Manner
-from jaxfit.fitting._run import run_batch
-from jaxfit.fitting.output._save import needed
+from jaxfit.fitting._arguments import method_from
+from jaxfit.fitting._points import Axes, DataSet
+from jaxfit.fitting._problem import Method, Problem
+from jaxfit.fitting._record import Numbers
+from jaxfit.fitting._run import batch_numbers
+from jaxfit.fitting.output._tables import needed
 from jaxfit.models import FunctionModel
 
 LIMITS = "maxfev", "max_nfev"
 TOLERANCES = "ftol", "xtol", "gtol"
+UNBOUNDED = (-np.inf, np.inf)
 WITHOUT_MEANING = "method", "jac", "check_finite", "epsfcn", "diff_step"
 
 
@@ -67,45 +72,31 @@ def curvefit(
     xarray = needed("xarray")
     if errors not in ("raise", "ignore"):
         raise ValueError('errors must be either "raise" or "ignore"')
-    p0, bounds = dict(p0 or {}), dict(bounds or {})
-    options, absolute = _settings(dict(kwargs or {}))
+    coordinates = _coordinates(obj, coords, xarray)
+    parameters = _parameters(func, param_names)
+    names, bounds = parameters.names, dict(bounds or {})
+    fitting = _Fitting(
+        problem=_unbounded(_Named(func, tuple(names))),
+        method=_method(dict(kwargs or {})),
+        coordinates=coordinates,
+        reduced=_reduced(obj, coordinates, reduce_dims),
+        starts=_starts(parameters, dict(p0 or {}), bounds, xarray),
+        limits={n: bounds.get(n, UNBOUNDED) for n in names} if bounds else None,
+        skipna=skipna,
+        raises=errors == "raise",
+    )
     is_array = isinstance(obj, xarray.DataArray)
     variables = {"": obj} if is_array else {f"{k}_": v for k, v in obj.items()}
-    coordinates = _coordinates(obj, coords, xarray)
-    reduced = _reduced(obj, coordinates, reduce_dims)
-    names, arguments = _parameters(func, param_names)
-    limits = {n: bounds.get(n, (-np.inf, np.inf)) for n in names}
-    starts = {
-        n: _start(n, arguments, limits[n], n in bounds, p0, xarray) for n in names
-    }
-    problem = Problem(
-        model=_Named(func, tuple(names)),
-        varied=tuple(names),
-        fixed={},
-        ties={},
-        lower=None,
-        upper=None,
-        prior={},
-    )
-    manner = Manner(None, options, np.bool_(absolute), Static("gram"))
     result = xarray.Dataset()
     for prefix, variable in variables.items():
-        if not set(reduced) <= set(variable.dims):
-            raise ValueError(
-                f"{prefix[:-1] or 'the array'} has the dimensions {variable.dims}, and "
-                f"is to be fitted along {', '.join(map(str, reduced))}."
-            )
-        kept = [d for d in variable.dims if d not in reduced]
-        found, covariance = _fitted(
-            *(problem, variable, coordinates, reduced, kept, skipna),
-            *(starts, limits, bool(bounds), manner, errors),
-        )
-        own = {k: c for k, c in variable.coords.items() if set(c.dims) <= set(kept)}
+        fitted = fitting.of(variable, prefix[:-1] or "the array")
         result[f"{prefix}curvefit_coefficients"] = xarray.DataArray(
-            found, dims=(*kept, "param"), coords=own
+            fitted.coefficients, dims=(*fitted.dims, "param"), coords=fitted.coords
         )
         result[f"{prefix}curvefit_covariance"] = xarray.DataArray(
-            covariance, dims=(*kept, "cov_i", "cov_j"), coords=own
+            fitted.covariance,
+            dims=(*fitted.dims, "cov_i", "cov_j"),
+            coords=fitted.coords,
         )
     result = result.assign_coords(param=names, cov_i=names, cov_j=names)
     result.attrs = dict(obj.attrs)
@@ -115,116 +106,177 @@ def curvefit(
 class _Named(FunctionModel):
     """A function of (x, *params) with names for its parameters."""
 
-    given: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
 
-    def __init__(self, plain, given):
-        self.plain, self.given, self.prefix = plain, given, ""
+    def __init__(self, plain: Callable, parameters: tuple[str, ...]):
+        self.plain, self.parameters, self.prefix = plain, parameters, ""
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         pass
 
     @property
-    def own_names(self):
-        return self.given
+    def own_names(self) -> tuple[str, ...]:
+        return self.parameters
 
-    def evaluate(self, x, parameters):
+    def evaluate(self, x: PyTree, parameters: Mapping[str, Any]) -> Any:
         x = x[0] if len(x) == 1 else jnp.stack(x)
-        return self.plain(x, *(parameters[name] for name in self.given))
+        return self.plain(x, *(parameters[name] for name in self.parameters))
 
 
-def _fitted(
-    *arguments,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients and covariances of one variable."""
-    problem, variable, coordinates, reduced, kept, skipna = arguments[:6]
-    starts, limits, bounded, manner, errors = arguments[6:]
-    data = variable.transpose(*kept, *reduced)
-    shape = tuple(data.sizes[d] for d in kept)
-    y = real_array(data.values, f"{variable.name or 'the array'}")
-    y = y.reshape(int(np.prod(shape)), -1)
-    template = data.isel(dict.fromkeys(kept, 0))
-    x = _numbers(
-        [
-            c.broadcast_like(template).transpose(*reduced).values.ravel()
-            for c in coordinates
-        ]
+def _unbounded(model: _Named) -> Problem:
+    """The problem of a model of which every parameter varies."""
+    return Problem(
+        model=model,
+        varied=model.parameters,
+        fixed={},
+        ties={},
+        lower=None,
+        upper=None,
+        prior={},
     )
 
-    def of_each(value):
-        if hasattr(value, "dims"):
-            unexpected = set(value.dims) - set(kept)
-            if unexpected:
-                raise ValueError(
-                    f"p0 or bounds have unexpected dimensions {tuple(unexpected)}; "
-                    f"expected those of {kept}."
-                )
-            template = data.isel(dict.fromkeys(reduced, 0), drop=True)
-            value = value.broadcast_like(template).transpose(*kept).values
-        value = real_array(value, "p0 or bounds")
-        return np.broadcast_to(value, shape).reshape(-1)
 
-    valid = ~np.isnan(y) & ~np.isnan(np.stack(x)).all(axis=0)
-    if not skipna and not valid.all():
-        raise ValueError("array must not contain infs or NaNs")
-    case = Case(
-        Points(x, y, None),
-        None if valid.all() else valid,
-        {name: of_each(value) for name, value in starts.items()},
-        _stacked(limits, of_each) if bounded else None,
-    )
-    axes = Axes(None, None if case.valid is None else 0, 0 if bounded else None)
-    if case.bounds is not None:
-        lower, upper = case.bounds
-        start = np.stack(list(case.starts.values()), axis=1)
-        if ((start < lower) | (start > upper)).any():
-            raise ValueError("`x0` is infeasible.")
-    numbers = run_batch(problem, case, axes, manner)
-    failed = ~(numbers["status"] > 0)
-    empty = ~valid.any(axis=1)
-    if errors == "raise" and (failed & ~empty).any():
-        number = int((failed & ~empty).sum())
-        raise RuntimeError(
-            f"Optimal parameters not found in {number} of {len(y)} fits. Give starts "
-            'nearer to the solutions, or say errors="ignore" to get NaN there.'
+# One variable
+
+
+class _Fitted(NamedTuple):
+    """What was found for a variable."""
+
+    coefficients: np.ndarray  # (*dims, n)
+    covariance: np.ndarray  # (*dims, n, n)
+    dims: list[Any]  # that were not fitted along
+    coords: dict[Any, Any]  # of these
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitting:
+    """What is fitted to each variable, along which dimensions, and how."""
+
+    problem: Problem
+    method: Method
+    coordinates: list[Any]  # DataArrays
+    reduced: list[Any]  # the dimensions that are fitted along
+    starts: Mapping[str, Any]  # numbers or DataArrays, by name
+    limits: Mapping[str, tuple[Any, Any]] | None  # (lower, upper), likewise
+    skipna: bool
+    raises: bool  # where a fit fails
+
+    def of(self, variable: Any, name: str) -> _Fitted:
+        """The fits of a variable."""
+        if not set(self.reduced) <= set(variable.dims):
+            raise ValueError(
+                f"{name} has the dimensions {variable.dims}, and is to be fitted along "
+                f"{', '.join(map(str, self.reduced))}."
+            )
+        dims = [d for d in variable.dims if d not in self.reduced]
+        data_sets = self._data_sets(variable, dims)
+        axes = Axes.of(data_sets)
+        numbers = batch_numbers(self.problem, data_sets, axes, self.method)
+        numbers = self._judged(numbers, data_sets.valid)
+        shape, n = [variable.sizes[d] for d in dims], len(self.problem.varied)
+        coords = {k: c for k, c in variable.coords.items() if set(c.dims) <= set(dims)}
+        return _Fitted(
+            coefficients=numbers.x.reshape(*shape, n),
+            covariance=numbers.covariance.reshape(*shape, n, n),
+            dims=dims,
+            coords=coords,
         )
-    x, covariance = numbers["x"], numbers["covariance"]
-    x = np.where((failed | empty)[:, None], np.nan, x)
-    covariance = np.where((failed | empty)[:, None, None], np.nan, covariance)
-    unknown = ~np.isfinite(covariance).all(axis=(1, 2)) & ~(failed | empty)
-    covariance = np.where(unknown[:, None, None], np.inf, covariance)
-    n = x.shape[1]
-    return x.reshape(*shape, n), covariance.reshape(*shape, n, n)
+
+    def _data_sets(self, variable: Any, dims: list[Any]) -> DataSet:
+        """The data along the reduced dimensions, for each point of the others."""
+        data = variable.transpose(*dims, *self.reduced)
+        number = math.prod(data.sizes[d] for d in dims)
+        y = real_array(data.values, f"{variable.name or 'the array'}")
+        y = y.reshape(number, -1)
+        along = data.isel(dict.fromkeys(dims, 0))
+        across = data.isel(dict.fromkeys(self.reduced, 0), drop=True)
+        x = _numbers(
+            c.broadcast_like(along).transpose(*self.reduced).values.ravel()
+            for c in self.coordinates
+        )
+        valid = ~np.isnan(y) & ~np.isnan(np.stack(x)).all(axis=0)
+        if not self.skipna and not valid.all():
+            raise ValueError("array must not contain infs or NaNs")
+        starts = {n: _of_each(v, across, dims) for n, v in self.starts.items()}
+        bounds = None
+        if self.limits is not None:
+            lower, upper = (
+                np.stack([_of_each(v, across, dims) for v in side], axis=1)
+                for side in zip(*self.limits.values(), strict=True)
+            )
+            start = np.stack(list(starts.values()), axis=1)
+            if ((start < lower) | (start > upper)).any():
+                raise ValueError("`x0` is infeasible.")
+            bounds = lower, upper
+        counts = None if valid.all() else valid
+        return DataSet(Points(x, y, None), counts, starts, bounds)
+
+    def _judged(
+        self, numbers: Numbers, valid: Bool[np.ndarray, "N m"] | None
+    ) -> Numbers:
+        """The numbers, NaN where a fit failed or has no point."""
+        is_empty = np.zeros(len(numbers.status), bool)
+        if valid is not None:
+            is_empty = ~valid.any(axis=1)
+        is_failed = ~numbers.success & ~is_empty
+        if self.raises and is_failed.any():
+            raise RuntimeError(
+                f"Optimal parameters not found in {int(is_failed.sum())} of "
+                f"{len(is_failed)} fits. Give starts nearer to the solutions, or say "
+                'errors="ignore" to get NaN there.'
+            )
+        is_lost = is_failed | is_empty
+        covariance = numbers.covariance
+        is_unknown = ~np.isfinite(covariance).all(axis=(1, 2))
+        covariance = np.where(is_unknown[:, None, None], np.inf, covariance)
+        return numbers._replace(
+            x=np.where(is_lost[:, None], np.nan, numbers.x),
+            covariance=np.where(is_lost[:, None, None], np.nan, covariance),
+        )
 
 
-def _stacked(limits, of_each):
-    lower, upper = (
-        np.stack([of_each(pair[i]) for pair in limits.values()], axis=1) for i in (0, 1)
-    )
-    return lower, upper
+def _of_each(value: Any, across: Any, dims: list[Any]) -> Float[np.ndarray, " N"]:
+    """A number, or a DataArray, for each fit; `across` has their dimensions."""
+    if hasattr(value, "dims"):
+        unexpected = set(value.dims) - set(dims)
+        if unexpected:
+            raise ValueError(
+                f"p0 or bounds have unexpected dimensions {tuple(unexpected)}; "
+                f"expected those of {dims}."
+            )
+        value = value.broadcast_like(across).transpose(*dims).values
+    value = real_array(value, "p0 or bounds")
+    return np.broadcast_to(value, [across.sizes[d] for d in dims]).reshape(-1)
 
 
-def _numbers(coordinates: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
+# Arguments
+
+
+def _numbers(
+    coordinates: Iterable[np.ndarray],
+) -> tuple[Float[np.ndarray, " m"], ...]:
     """Coordinates as floats; dates and times in their unit, or the finest of several.
 
     That is xarray's rule, which stacks them; dates beside numbers do not stack.
     """
+    arrays: Iterable[np.ndarray] = list(coordinates)
     with contextlib.suppress(TypeError):
-        coordinates = np.stack(list(coordinates))
+        arrays = np.stack(arrays)
     return tuple(
         moments(values)
         if values.dtype.kind in "mM"
         else real_array(values, "a coordinate")
-        for values in coordinates
+        for values in arrays
     )
 
 
-def _coordinates(obj, coords, xarray) -> list:
+def _coordinates(obj: Any, coords: Any, xarray: Any) -> list[Any]:
     if isinstance(coords, (str, xarray.DataArray)) or not hasattr(coords, "__iter__"):
         coords = [coords]
     return [obj[c] if isinstance(c, str) else c for c in coords]
 
 
-def _reduced(obj, coordinates, reduce_dims) -> list:
+def _reduced(obj: Any, coordinates: list[Any], reduce_dims: Any) -> list[Any]:
     """The dimensions that are fitted along, in the order of the object."""
     if reduce_dims is None:
         chosen: set = set()
@@ -243,7 +295,14 @@ def _reduced(obj, coordinates, reduce_dims) -> list:
     return [d for d in obj.dims if d in chosen]
 
 
-def _parameters(func, param_names):
+class _Parameters(NamedTuple):
+    """The parameters of a function."""
+
+    names: list[str]
+    arguments: Mapping[str, inspect.Parameter]  # of the function, as far as it tells
+
+
+def _parameters(func: Callable, param_names: Sequence[str] | None) -> _Parameters:
     try:
         arguments = dict(inspect.signature(func).parameters)
     except (TypeError, ValueError) as error:
@@ -254,27 +313,38 @@ def _parameters(func, param_names):
                 "provided."
             ) from error
     if param_names:
-        return list(param_names), arguments
+        return _Parameters(list(param_names), arguments)
     kinds = {p.kind for p in arguments.values()}
     if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         raise ValueError(
             "`param_names` must be provided because `func` takes variable length "
             "arguments."
         )
-    return list(arguments)[1:], arguments
+    return _Parameters(list(arguments)[1:], arguments)
 
 
-def _start(name, arguments, limits, is_bounded, p0, xarray):
-    """xarray's order: p0, then the function's default or 1, moved inside bounds."""
-    if name in p0:
-        return p0[name]
-    start = 1.0
-    own = arguments.get(name)
-    if own is not None and own.default is not own.empty:
-        start = own.default
-    if not is_bounded:
-        return start
-    lower, upper = limits
+def _starts(
+    parameters: _Parameters,
+    p0: Mapping[str, Any],
+    bounds: Mapping[str, tuple[Any, Any]],
+    xarray: Any,
+) -> dict[str, Any]:
+    """Starts in xarray's order: p0, then the function's default or 1, within bounds."""
+    starts = {}
+    for name in parameters.names:
+        argument, start = parameters.arguments.get(name), 1.0
+        if argument is not None and argument.default is not argument.empty:
+            start = argument.default
+        if name in p0:
+            start = p0[name]
+        elif name in bounds:
+            start = _inside(start, *bounds[name], xarray)
+        starts[name] = start
+    return starts
+
+
+def _inside(start: Any, lower: Any, upper: Any, xarray: Any) -> Any:
+    """A start, moved to where xarray does if it is outside its bounds."""
     has_lower, has_upper = np.isfinite(lower), np.isfinite(upper)
     inside = xarray.where(
         has_lower,
@@ -284,12 +354,13 @@ def _start(name, arguments, limits, is_bounded, p0, xarray):
     return xarray.where((start < lower) | (start > upper), inside, start)
 
 
-def _settings(kwargs: dict[str, Any]) -> tuple[Options | None, bool]:
-    absolute = bool(kwargs.pop("absolute_sigma", False))
-    given = {name: kwargs.pop(name) for name in TOLERANCES if name in kwargs}
+def _method(kwargs: dict[str, Any]) -> Method:
+    """How it is fitted, from keywords of `curve_fit`."""
+    absolute_sigma = bool(kwargs.pop("absolute_sigma", False))
+    settings = {name: kwargs.pop(name) for name in TOLERANCES if name in kwargs}
     for name in LIMITS:
         if name in kwargs:
-            given["max_steps"] = kwargs.pop(name)
+            settings["max_steps"] = kwargs.pop(name)
     for name in WITHOUT_MEANING:
         kwargs.pop(name, None)
     if kwargs:
@@ -297,4 +368,5 @@ def _settings(kwargs: dict[str, Any]) -> tuple[Options | None, bool]:
             f"kwargs has {', '.join(kwargs)}; absolute_sigma, tolerances and maxfev "
             "are passed on. Use jaxfit.fit_batch for sigma and losses."
         )
-    return (Options(**given) if given else None), absolute
+    options = Options(**settings) if settings else None
+    return method_from(None, options, absolute_sigma, "gram")

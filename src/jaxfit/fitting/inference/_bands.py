@@ -1,19 +1,23 @@
 """The model away from the data, and how well it is known there."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxfit._programs.host import computed
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.arguments import coordinates, real_array
-from jaxfit.fitting._programs import for_solver, named, propagated
+from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._problem import Numeric, Problem, traced_function
+from jaxfit.fitting._programs import propagated
+from jaxfit.fitting._record import AtSolver, Record
 from jaxfit.fitting.inference._statistics import quantile
+from jaxfit.models import Model
 
-if TYPE_CHECKING:
-    from jaxfit.fitting._result import Fit
+Curve = Float[np.ndarray, "..."]
 
 
 class Band(NamedTuple):
@@ -25,80 +29,127 @@ class Band(NamedTuple):
     stderr: np.ndarray
 
 
-def confidence(fit: "Fit", x: PyTree, level: float) -> Band:
-    """See `Fit.confidence_band`."""
-    value, stderr = band(fit, x)
-    return _around(fit, value, stderr, level)
+class _Values(NamedTuple):
+    """The model at some points, and its standard error there."""
+
+    value: Any
+    stderr: Any
 
 
-def prediction(fit: "Fit", x: PyTree, level: float) -> Band:
-    """See `Fit.prediction_band`."""
-    value, stderr = band(fit, x)
-    scatter: Any = 1.0
-    if x is None and fit.observed.sigma is not None:
-        scatter = fit.observed.sigma
-    elif fit.observed.data.sigma is not None and np.size(fit.observed.data.sigma) == 1:
-        scatter = np.ravel(fit.observed.data.sigma)[0]
-    if not fit.absolute_sigma:
-        scatter = scatter * np.sqrt(fit.reduced_chi_square)
-    return _around(fit, value, np.hypot(stderr, scatter), level)
+def predicted(record: Record, x: PyTree) -> Curve:
+    """The model's values, see `Fit.predict`."""
+    return record.best_fit if x is None else _values(record, x).value
 
 
-def _around(fit, value, stderr, level) -> Band:
-    reach = quantile(level, fit.dof, fit.absolute_sigma) * stderr
-    return Band(value, value - reach, value + reach, stderr)
+def confidence(record: Record, x: PyTree, level: float) -> Band:
+    """The band of the curve, see `Fit.confidence_band`."""
+    return _around(record, _values(record, x), level)
 
 
-def band(fit: "Fit", x: PyTree) -> tuple[np.ndarray, np.ndarray]:
-    """The model at some points and its standard error there."""
-    value, stderr = computed(
-        _band, fit.problem, _points(fit, x), *_at(fit), traced=named(fit.model)
+def prediction(record: Record, x: PyTree, level: float) -> Band:
+    """The band of further observations, see `Fit.prediction_band`."""
+    observed, scatter = record.observed, np.float64(1.0)
+    if x is None and observed.sigma is not None:
+        scatter = observed.sigma
+    elif observed.data.sigma is not None and np.size(observed.data.sigma) == 1:
+        scatter = np.ravel(observed.data.sigma)[0]
+    if not record.absolute_sigma:
+        scatter = scatter * np.sqrt(record.reduced_chi_square)
+    values = _values(record, x)
+    of_points = values._replace(stderr=np.hypot(values.stderr, scatter))
+    return _around(record, of_points, level)
+
+
+def components(record: Record, x: PyTree) -> dict[str, Curve]:
+    """The parts of a sum at some points, see `Fit.components`."""
+    values = computed(
+        _components,
+        record.problem,
+        _points(record, x),
+        record.numbers.at_solver.x,
+        traced=traced_function(record.model),
     )
-    return value, stderr
+    labels = [part.label for part in record.model.parts]
+    return dict(zip(labels, values, strict=True))
 
 
-def components(fit: "Fit", x: PyTree) -> dict[str, np.ndarray]:
-    """The parts of a sum at some points."""
-    found = computed(
-        _components, fit.problem, _points(fit, x), *_at(fit), traced=named(fit.model)
+def curves(record: BatchRecord, x: PyTree) -> Curve:
+    """The model's values for each of many fits, see `BatchFit.predict`."""
+    values = computed(
+        _curves,
+        record.problem,
+        record.x if x is None else coordinates(x, real_array),
+        record.numbers.at_solver.x,
+        traced=traced_function(record.model),
+        is_hasty=False,
     )
-    labels = [part.label for part in fit.model.parts]
-    return dict(zip(labels, found, strict=True))
+    return values.reshape(*record.shape, *values.shape[1:])
 
 
-def _points(fit, x):
-    if x is None:
-        return fit.observed.data.x
-    return coordinates(x, real_array)
+def _around(record: Record, values: _Values, level: float) -> Band:
+    reach = quantile(level, record.dof, record.absolute_sigma) * values.stderr
+    return Band(
+        value=values.value,
+        lower=values.value - reach,
+        upper=values.value + reach,
+        stderr=values.stderr,
+    )
 
 
-def _at(fit):
-    return for_solver(fit.numbers, "x"), for_solver(fit.numbers, "covariance")
+def _values(record: Record, x: PyTree) -> _Values:
+    return computed(
+        _values_and_errors,
+        record.problem,
+        _points(record, x),
+        record.numbers.at_solver,
+        traced=traced_function(record.model),
+    )
 
 
-def _shape_of(model, points, parameters):
-    """The shape of the model's values, that of x for one that is constant."""
-    shape = jnp.shape(model.evaluate(points, parameters))
-    if isinstance(points, (tuple, list)):
-        return jnp.broadcast_shapes(shape, *map(jnp.shape, points))
-    return shape if shape else jnp.shape(points)
+def _points(record: Record, x: PyTree) -> PyTree:
+    return record.observed.data.x if x is None else coordinates(x, real_array)
 
 
-def _band(problem, points, x, covariance):
-    shape = _shape_of(problem.model, points, problem.about_origin(x))
+# Programs
 
-    def curve(x):
+
+def _values_and_errors(problem: Problem, points: PyTree, solution: AtSolver) -> _Values:
+    shape = _shape_of(problem.model, points, problem.about_origin(solution.x))
+
+    def curve(x: Float[Array, " n"]) -> Float[Numeric, " m"]:
         return problem.values(x, points, shape).ravel()
 
-    value, slope = curve(x), jacobian(curve, x)
-    stderr = propagated(slope, covariance)
-    return value.reshape(shape), stderr.reshape(shape)
+    value, slope = curve(solution.x), jacobian(curve, solution.x)
+    stderr = propagated(slope, solution.covariance)
+    return _Values(value.reshape(shape), stderr.reshape(shape))
 
 
-def _components(problem, points, x, covariance):
+def _components(
+    problem: Problem, points: PyTree, x: Float[Array, " n"]
+) -> list[Float[Array, "..."]]:
     points, parameters = problem.points(points), problem.about_origin(x)
     shape = _shape_of(problem.model, points, parameters)
     return [
         jnp.broadcast_to(part.evaluate(points, parameters), shape)
         for part in problem.model.parts
     ]
+
+
+def _curves(
+    problem: Problem, points: PyTree, vectors: Float[Array, "N n"]
+) -> Float[Array, "N ..."]:
+
+    def one(x: Float[Array, " n"]) -> Any:
+        return problem.model.evaluate(problem.points(points), problem.about_origin(x))
+
+    return jax.vmap(one)(vectors)
+
+
+def _shape_of(
+    model: Model, points: PyTree, parameters: dict[str, Any]
+) -> tuple[int, ...]:
+    """The shape of the model's values, that of x for one that is constant."""
+    shape = jnp.shape(model.evaluate(points, parameters))
+    if isinstance(points, (tuple, list)):
+        return jnp.broadcast_shapes(shape, *map(jnp.shape, points))
+    return shape if shape else jnp.shape(points)

@@ -1,14 +1,13 @@
 """The bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, 9)."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-from jaxfit.fitting._programs import Axes, Case, for_solver
-from jaxfit.fitting._run import run_fits
-
-if TYPE_CHECKING:
-    from jaxfit.fitting._result import Fit
+from jaxfit.fitting._points import Axes, DataSet
+from jaxfit.fitting._record import Record
+from jaxfit.fitting._run import numbers_from
 
 NUMBERS = 2**22  # of the samples in memory
 KINDS = "residual", "case", "parametric"
@@ -25,73 +24,102 @@ class Bootstrap(NamedTuple):
     @property
     def stderr(self) -> dict[str, float]:
         """The scatter of the refits that ended well, by name."""
-        spread = np.std(self.values[self.status > 0], axis=0, ddof=1)
-        return dict(zip(self.names, map(float, spread), strict=True))
+        scatter = np.std(self.values[self.status > 0], axis=0, ddof=1)
+        return dict(zip(self.names, map(float, scatter), strict=True))
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: Any) -> Any:
         """The refits' values of one parameter, by its name."""
         if isinstance(name, str):
             return self.values[:, self.names.index(name)]
         return tuple(self)[name]
 
 
-def run(fit: "Fit", number: int, resample: str, seed: int) -> Bootstrap:
-    """See `Fit.bootstrap`."""
+class _Samples(NamedTuple):
+    """Data sets that were drawn."""
+
+    data_sets: DataSet
+    axes: Axes
+
+
+def bootstrap(
+    record: Record, number: int = 2000, resample: str = "residual", seed: int = 0
+) -> Bootstrap:
+    """Refits of resampled data, see `Fit.bootstrap`."""
     if resample not in KINDS:
         raise ValueError(f"resample is {resample!r}; give one of {', '.join(KINDS)}.")
     if not (isinstance(number, int) and number >= 2):
         raise ValueError(f"number is {number!r}; give at least 2.")
-    if fit.problem.prior:
+    problem = record.problem
+    if problem.prior:
         raise ValueError(
             "A bootstrap draws data anew, and a prior is none. Use intervals by "
             "profile likelihood for a fit with priors."
         )
-    if fit.dof <= 0 and resample != "case":
+    if record.dof <= 0 and resample != "case":
         raise ValueError("No degree of freedom is left: there are no residuals.")
-    x = for_solver(fit.numbers, "x")
-    manner = fit.manner._replace(absolute=np.bool_(True))
+    x = record.numbers.at_solver.x
+    method = record.manner._replace(absolute=np.bool_(True))
     random = np.random.default_rng(seed)
+    at_a_time = max(1, NUMBERS // max(np.size(record.observed.data.y), 1))
     values, status = [], []
-    for begin in range(0, number, size := _at_a_time(fit)):
-        count = min(size, number - begin)
-        cases, axes = _samples(fit, resample, random, count)
+    for begin in range(0, number, at_a_time):
+        count = min(at_a_time, number - begin)
+        samples = _samples(record, resample, random, count)
         starts = np.broadcast_to(x, (count, len(x)))
-        found = run_fits(fit.problem, cases, axes, starts, manner)
-        values.append(found["values"])
-        status.append(found["status"])
-    names = fit.problem.names + fit.problem.derived_names
-    return Bootstrap(resample, names, np.concatenate(values), np.concatenate(status))
-
-
-def _at_a_time(fit: "Fit") -> int:
-    """Samples that are in memory."""
-    return max(1, NUMBERS // max(np.size(fit.observed.data.y), 1))
+        numbers = numbers_from(problem, samples.data_sets, samples.axes, starts, method)
+        values.append(numbers.values)
+        status.append(numbers.status)
+    return Bootstrap(
+        resample=resample,
+        names=problem.names + problem.derived_names,
+        values=np.concatenate(values),
+        status=np.concatenate(status),
+    )
 
 
 def _samples(
-    fit: "Fit", resample: str, random: np.random.Generator, number: int
-) -> tuple[Case, Axes]:
+    record: Record, resample: str, random: np.random.Generator, number: int
+) -> _Samples:
     """The data of samples: points drawn anew, or the model with noise."""
-    seen = fit.observed
-    y, sigma = seen.data.y, seen.sigma
-    index = np.arange(y.size) if seen.valid is None else np.flatnonzero(seen.valid)
-    case = Case(seen.data, seen.valid, {})
+    observed = record.observed
+    y = observed.data.y
+    index = np.flatnonzero(
+        np.ones(y.shape) if observed.valid is None else observed.valid
+    )
+    data_set = DataSet(observed.data, observed.valid)
     if resample == "case":
         drawn = random.integers(0, len(index), (number, len(index)))
         counts = np.zeros((number, y.size))
         np.add.at(counts, (np.arange(number)[:, None], index[drawn]), 1)
         weights = counts.reshape(number, *y.shape)
-        return case._replace(valid=weights), Axes(None, 0, shared=True)
-    unit = 1.0 if sigma is None else sigma.ravel()[index]
-    best = np.ravel(fit.best_fit)[index]
-    if resample == "parametric":
-        scale = 1.0 if fit.absolute_sigma else np.sqrt(fit.reduced_chi_square)
-        noise = scale * random.normal(size=(number, len(index)))
-    else:
-        left = (y.ravel()[index] - best) / unit
-        left = (left - left.mean()) * np.sqrt(len(index) / max(fit.dof, 1))
-        noise = left[random.integers(0, len(index), (number, len(index)))]
+        return _Samples(data_set._replace(valid=weights), Axes(valid=0, shared=True))
+    draw = _normal_noise if resample == "parametric" else _drawn_residuals
     drawn = np.broadcast_to(y.ravel(), (number, y.size)).copy()
-    drawn[:, index] = best + unit * noise
-    data = seen.data._replace(y=drawn.reshape(number, *y.shape))
-    return case._replace(data=data), Axes(None, None)
+    drawn[:, index] = observed.counted(record.best_fit) + draw(record, random, number)
+    data = observed.data._replace(y=drawn.reshape(number, *y.shape))
+    return _Samples(data_set._replace(data=data), Axes())
+
+
+def _unit(record: Record) -> Any:
+    """The standard errors of the points that count, or 1."""
+    sigma = record.observed.counted(record.observed.sigma)
+    return 1.0 if sigma is None else sigma
+
+
+def _normal_noise(
+    record: Record, random: np.random.Generator, number: int
+) -> Float[np.ndarray, "number m"]:
+    scale = 1.0 if record.absolute_sigma else np.sqrt(record.reduced_chi_square)
+    points = record.observed.counted(record.best_fit).size
+    return _unit(record) * (scale * random.normal(size=(number, points)))
+
+
+def _drawn_residuals(
+    record: Record, random: np.random.Generator, number: int
+) -> Float[np.ndarray, "number m"]:
+    """Residuals drawn among all, as large as the errors are."""
+    residuals = record.observed.counted(record.residuals) / _unit(record)
+    points = residuals.size
+    residuals = residuals - residuals.mean()
+    residuals = residuals * np.sqrt(points / max(record.dof, 1))
+    return _unit(record) * residuals[random.integers(0, points, (number, points))]

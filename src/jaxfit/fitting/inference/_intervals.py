@@ -1,19 +1,19 @@
 """Intervals of a fit's parameters: Wald's, by profile likelihood, by bootstrap."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from jaxfit.fitting._programs import Case, for_solver
-from jaxfit.fitting.inference import _bootstrap as _resample
+from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference import _profile
-from jaxfit.fitting.inference._bootstrap import Bootstrap
+from jaxfit.fitting.inference._bootstrap import Bootstrap, bootstrap
 from jaxfit.fitting.inference._statistics import check_level, joint_threshold, quantile
 
-if TYPE_CHECKING:
-    from jaxfit.fitting._result import Fit
+Level = int | float | Iterable[float]  # one probability or several
+Levels = tuple[float, ...]
 
 SIGMAS = (0.6826894921370859, 0.9544997361036416)  # one and two standard deviations
 KINDS = "wald", "profile", "bootstrap"
@@ -38,7 +38,7 @@ class Intervals:
     lower: np.ndarray
     upper: np.ndarray
 
-    def _ends(self, k: int) -> zip:
+    def _ends(self, k: int) -> Iterable[tuple[Any, Any]]:
         return zip(self.lower[k], self.upper[k], strict=True)
 
     def __getitem__(self, name: str) -> Any:
@@ -78,243 +78,239 @@ class Contour(NamedTuple):
     points: np.ndarray  # (levels, points, 2)
 
 
-def intervals(
-    self: "Fit",
-    kind: str = "wald",
-    level: float | Sequence[float] = 0.95,
-    **settings: Any,
-) -> Intervals:
-    """Confidence intervals.
-
-    Args:
-        kind: "wald", symmetric, from standard errors and Student's t; "profile", where
-            chi-square rises by the square of that, right also where the model is
-            curved, not symmetric; "bootstrap", percentiles of refits.
-        level: one or several probabilities.
-        **settings: of `bootstrap`: number, resample, seed.
-
-    Returns:
-        `Intervals`, of the varied parameters, and for Wald and bootstrap of tied and
-        derived quantities too.
-    """
+def intervals(record: Record, kind: str, level: Level, **settings: Any) -> Intervals:
+    """Confidence intervals, see `Fit.intervals`."""
     levels = levels_of(level)
-    if kind == "wald":
-        if settings:
-            raise TypeError(f"Wald intervals have no settings; given: {settings}.")
-        return _wald(self, levels)
-    if kind == "profile":
-        if settings:
-            raise TypeError(f"Profile intervals have no settings; given: {settings}.")
-        return _by_profile(self, levels)
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}.")
     if kind == "bootstrap":
-        return of_bootstrap(self, bootstrap(self, **settings), levels)
-    raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}.")
+        return of_bootstrap(record, bootstrap(record, **settings), levels)
+    if settings:
+        raise TypeError(
+            f"{kind.capitalize()} intervals have no settings; given: {settings}."
+        )
+    return _wald(record, levels) if kind == "wald" else _by_profile(record, levels)
 
 
-def levels_of(level: float | Iterable[float]) -> tuple[float, ...]:
+def levels_of(level: Level) -> Levels:
     """One or several probabilities, checked."""
     levels = tuple(level) if isinstance(level, Iterable) else (level,)
-    for one in levels:
-        check_level(one)
+    for probability in levels:
+        check_level(probability)
     return levels
 
 
-def _names(fit: "Fit") -> tuple[str, ...]:
-    return fit.problem.names + fit.problem.derived_names
-
-
-def _wald(fit: "Fit", levels) -> Intervals:
-    values, errors = fit.numbers["values"], fit.numbers["errors"]
-    reach = np.array([quantile(p, fit.dof, fit.absolute_sigma) for p in levels])
+def _wald(record: Record, levels: Levels) -> Intervals:
+    values, errors = record.numbers.values, record.numbers.errors
+    reach = np.array([quantile(p, record.dof, record.absolute_sigma) for p in levels])
     reach = np.where(errors[:, None] == 0, 0, errors[:, None] * reach)
     around = np.where(np.isfinite(errors), values, 0)[:, None]
     return Intervals(
-        "wald", levels, _names(fit), values, around - reach, around + reach
+        kind="wald",
+        levels=levels,
+        names=_names(record),
+        values=values,
+        lower=around - reach,
+        upper=around + reach,
     )
 
 
-def of_bootstrap(fit: "Fit", samples: Bootstrap, levels) -> Intervals:
+def of_bootstrap(record: Record, samples: Bootstrap, levels: Levels) -> Intervals:
     """Percentiles of the refits that ended well."""
     good = samples.values[samples.status > 0]
     tails = np.array([[0.5 * (1 - p), 0.5 * (1 + p)] for p in levels])
     ends = np.quantile(good, tails, axis=0)  # (levels, 2, k)
     return Intervals(
-        *("bootstrap", levels, _names(fit), fit.numbers["values"]),
-        *(ends[:, 0].T, ends[:, 1].T),
+        kind="bootstrap",
+        levels=levels,
+        names=_names(record),
+        values=record.numbers.values,
+        lower=ends[:, 0].T,
+        upper=ends[:, 1].T,
     )
 
 
-def bootstrap(
-    self: "Fit", number: int = 2000, resample: str = "residual", seed: int = 0
-) -> Bootstrap:
-    """Refits of resampled data, all in one batch.
-
-    Args:
-        number: of refits.
-        resample: "residual", the fitted curve and residuals drawn among all; "case",
-            points drawn with their errors, right also where errors are not alike;
-            "parametric", the fitted curve and normal errors.
-        seed: of the random numbers.
-    """
-    return _resample.run(self, number, resample, seed)
+def _names(record: Record) -> tuple[str, ...]:
+    return record.problem.names + record.problem.derived_names
 
 
-def profile(
-    self: "Fit", names: str | Sequence[str] | None = None, points: int = 25
-) -> list[Profile]:
-    """Chi-square along each parameter, with the others fitted anew at every point.
-
-    Args:
-        names: varied parameters; None: all.
-        points: for each, over three standard errors on either side.
-    """
-    chosen = _varied(self, names)
-    found: dict[int, Profile] = {}
-    for view, own in _views(self, chosen):
-        found |= _profiles(view, own, points)
-    return [found[k] for k in chosen if k in found]
+# By profile likelihood
 
 
-def _profiles(fit: "Fit", chosen: list[int], points: int) -> dict[int, Profile]:
-    gram, scale = _profile.ray_context(fit)
-    n, bounds = len(fit.varied), fit.problem.bounds
-    t = np.linspace(-3.2, 3.2, points) * np.sqrt(scale)
-    known = [k for k in chosen if np.isfinite(gram[k, k])]
-    held = np.repeat(np.eye(n, dtype=bool)[known], points, axis=0)
-    rays = _rays(fit, held, held.astype(float))
-    places = np.tile(t, len(known))
-    if bounds is not None:
-        own = np.repeat(known, points)
-        at = rays.x[own] + places * rays.tangent[held]
-        inside = np.clip(at, *(bound[own] for bound in bounds))
-        places = (inside - rays.x[own]) / rays.tangent[held]
-    zeta, x = _profile.trace(fit.problem, _case(fit), fit.manner, rays, places)
-    found = {}
-    for i, k in enumerate(known):
-        part = slice(i * points, (i + 1) * points)
-        order = np.argsort(x[part, k], kind="stable")
-        found[k] = Profile(
-            fit.varied[k],
-            x[part, k][order],
-            zeta[part][order] / np.sqrt(scale),
-            x[part][order],
-        )
-    return found
+class _View(NamedTuple):
+    """A fit in coordinates where each of some parameters can be held alone."""
+
+    record: Record
+    chosen: list[int]  # places of varied parameters
+
+    @property
+    def scale(self) -> float:
+        """The scale s² of chi-square."""
+        record = self.record
+        return 1.0 if record.absolute_sigma else record.reduced_chi_square
+
+    @property
+    def gram(self) -> Float[np.ndarray, "n n"]:
+        """The inverse Gram matrix of the fit's free directions."""
+        return self.record.covariance / self.scale
+
+    @property
+    def determined(self) -> list[int]:
+        """The chosen parameters that the data determine."""
+        variance = self.gram.diagonal()
+        return [k for k in self.chosen if np.isfinite(variance[k])]
+
+    def rays(
+        self, directions: Float[np.ndarray, "r n"], held: Bool[np.ndarray, "r n"]
+    ) -> _profile.Rays:
+        """Rays from the fit."""
+        gram, numbers = self.gram, self.record.numbers
+        is_finite = np.isfinite(gram.diagonal())
+        gram = np.where(is_finite[:, None] & is_finite, gram, 0)
+        return _profile.Rays.along(directions, held, gram, numbers.cost, numbers.x)
 
 
-def contour(
-    self: "Fit",
-    a: str,
-    b: str,
-    level: float | Sequence[float] = SIGMAS,
-    points: int = 64,
-) -> Contour:
-    """The edges of joint confidence regions of two parameters, by profile likelihood.
-
-    In every direction the place is found where chi-square, minimised over all other
-    parameters, has risen by its threshold (for unknown sigma by the F distribution).
-    """
-    levels = levels_of(level)
-    i, j = _varied(self, [a, b])
-    if i == j:
-        raise ValueError(f"a and b are both {a!r}; give two parameters.")
-    view = _views(self, [i, j])[-1][0]
-    gram, scale = _profile.ray_context(view)
-    pair = gram[np.ix_([i, j], [i, j])]
-    if not np.isfinite(pair).all():
-        raise ValueError(f"The data do not determine {a} and {b}: no region is closed.")
-    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    directions = np.zeros((points, len(self.varied)))
-    directions[:, [i, j]] = circle @ np.linalg.cholesky(pair).T
-    held = np.zeros(directions.shape, bool)
-    held[:, [i, j]] = True
-    rays = _rays(
-        view, np.tile(held, (len(levels), 1)), np.tile(directions, (len(levels), 1))
-    )
-    rise = [joint_threshold(p, 2, self.dof, self.absolute_sigma) for p in levels]
-    targets = np.repeat(np.sqrt(np.array(rise) * scale), points)
-    ends = _profile.walk(view.problem, _case(self), self.manner, rays, targets)
-    reached = np.isfinite(ends.t)[:, None]
-    found = np.where(reached, ends.x[:, [i, j]], np.nan)
-    return Contour((a, b), levels, found.reshape(len(levels), points, 2))
-
-
-def _views(fit: "Fit", chosen: list[int]) -> list[tuple["Fit", list[int]]]:
-    """The chosen parameters, and the fit in coordinates where each can be held alone.
+def _views(record: Record, chosen: list[int]) -> list[_View]:
+    """The chosen parameters, each in a view where it can be held.
 
     Those of the solver, and for x as it is where another origin mixes a parameter with
     others: in the latter, which come last, any can be held.
     """
-    problem = fit.problem
+    problem, numbers = record.problem, record.numbers
     if problem.origin is None:
-        return [(fit, chosen)]
-    own = {name: for_solver(fit.numbers, name) for name in ("x", "covariance")}
-    solvers = dataclasses.replace(fit, numbers={**fit.numbers, **own})
-    peoples = dataclasses.replace(
-        fit, problem=dataclasses.replace(problem, origin=None)
+        return [_View(record, chosen)]
+    of_solver = dataclasses.replace(
+        record, numbers=numbers._replace(**numbers.at_solver._asdict())
     )
-    mixed = [k for k in chosen if fit.varied[k] in problem.mixed]
+    of_people = dataclasses.replace(
+        record,
+        problem=dataclasses.replace(problem, origin=None),
+        numbers=numbers._replace(solver_x=None, solver_covariance=None),
+    )
+    mixed = [k for k in chosen if record.varied[k] in problem.mixed]
     plain = [k for k in chosen if k not in mixed]
-    both = [(solvers, plain), (peoples, mixed)]
-    return [(view, own) for view, own in both if own]
+    views = _View(of_solver, plain), _View(of_people, mixed)
+    return [view for view in views if view.chosen]
 
 
-def _by_profile(fit: "Fit", levels) -> Intervals:
-    n, count = len(fit.varied), len(levels)
-    lower, upper = np.full((n, count), -np.inf), np.full((n, count), np.inf)
-    for view, chosen in _views(fit, list(range(n))):
-        _ends(view, chosen, levels, lower, upper)
-    x = fit.numbers["x"]
-    return Intervals("profile", levels, fit.varied, x, lower, upper)
-
-
-def _ends(fit: "Fit", chosen: list[int], levels, lower, upper) -> None:
-    """Fills in the ends of some parameters' intervals."""
-    gram, scale = _profile.ray_context(fit)
-    n, count = len(fit.varied), len(levels)
-    known = np.array([k for k in chosen if np.isfinite(gram[k, k])], int)
-    if len(known) and fit.dof > 0:
-        held = np.eye(n, dtype=bool)[known]
-        signs = np.array([-1.0, 1.0])
-        # (sign, level, parameter)
-        shape = (2, count, len(known))
-        directions = signs[:, None, None, None] * np.ones(shape)[..., None] * held
-        rays = _rays(
-            *(fit, np.broadcast_to(held, (*shape, n)).reshape(-1, n)),
-            directions.reshape(-1, n),
-        )
-        target = [quantile(p, fit.dof, fit.absolute_sigma) for p in levels]
-        target = np.broadcast_to(np.array(target)[:, None], shape) * np.sqrt(scale)
-        ends = _profile.walk(fit.problem, _case(fit), fit.manner, rays, target.ravel())
-        own = np.tile(known, 2 * count)
-        at = np.where(np.isfinite(ends.t), ends.x[np.arange(len(own)), own], np.inf)
-        at = at.reshape(shape)
-        lower[known] = np.where(np.isfinite(at[0]), at[0], -np.inf).T
-        upper[known] = at[1].T
-
-
-def _varied(fit: "Fit", names) -> list[int]:
+def _varied(record: Record, names: str | Iterable[str] | None) -> list[int]:
     """The places of some varied parameters."""
     if names is None:
-        return list(range(len(fit.varied)))
+        return list(range(len(record.varied)))
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
-        if name not in fit.varied:
+        if name not in record.varied:
             raise ValueError(
                 f"{name!r} did not vary in this fit; these did: "
-                f"{', '.join(fit.varied)}."
+                f"{', '.join(record.varied)}."
             )
-    return [fit.varied.index(name) for name in names]
+    return [record.varied.index(name) for name in names]
 
 
-def _case(fit: "Fit") -> Case:
-    return Case(fit.observed.data, fit.observed.valid, {})
+def profile(
+    record: Record, names: str | Iterable[str] | None = None, points: int = 25
+) -> list[Profile]:
+    """Chi-square along each parameter, see `Fit.profile`."""
+    chosen = _varied(record, names)
+    profiles: dict[int, Profile] = {}
+    for view in _views(record, chosen):
+        profiles |= _profiles(view, points)
+    return [profiles[k] for k in chosen if k in profiles]
 
 
-def _rays(fit: "Fit", held, directions):
-    gram, _ = _profile.ray_context(fit)
-    known = np.isfinite(np.diagonal(gram))
-    gram = np.where(known[:, None] & known, gram, 0)
-    cost, x = fit.numbers["cost"], fit.numbers["x"]
-    return _profile.rays_of(held, directions, gram, cost, x)
+def _profiles(view: _View, points: int) -> dict[int, Profile]:
+    record, scale, determined = view.record, view.scale, view.determined
+    if not determined:
+        return {}
+    n, bounds = len(record.varied), record.problem.bounds
+    held = np.repeat(np.eye(n, dtype=bool)[determined], points, axis=0)
+    rays = view.rays(held.astype(float), held)
+    steps = np.linspace(-3.2, 3.2, points) * np.sqrt(scale)
+    places = np.tile(steps, len(determined))
+    if bounds is not None:
+        which = np.repeat(determined, points)
+        at = rays.x[which] + places * rays.tangent[held]
+        inside = np.clip(at, *(bound[which] for bound in bounds))
+        places = (inside - rays.x[which]) / rays.tangent[held]
+    traces = _profile.trace(_profile.Refit.of(record), rays, places)
+    profiles = {}
+    for i, k in enumerate(determined):
+        part = slice(i * points, (i + 1) * points)
+        x, zeta = traces.x[part], traces.zeta[part]
+        order = np.argsort(x[:, k], kind="stable")
+        profiles[k] = Profile(
+            name=record.varied[k],
+            values=x[order, k],
+            zeta=zeta[order] / np.sqrt(scale),
+            x=x[order],
+        )
+    return profiles
+
+
+def contour(
+    record: Record,
+    a: str,
+    b: str,
+    level: Level = SIGMAS,
+    points: int = 64,
+) -> Contour:
+    """The edges of joint confidence regions, see `Fit.contour`."""
+    levels = levels_of(level)
+    i, j = _varied(record, [a, b])
+    if i == j:
+        raise ValueError(f"a and b are both {a!r}; give two parameters.")
+    view = _views(record, [i, j])[-1]
+    pair = view.gram[np.ix_([i, j], [i, j])]
+    if not np.isfinite(pair).all():
+        raise ValueError(f"The data do not determine {a} and {b}: no region is closed.")
+    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    directions = np.zeros((points, len(record.varied)))
+    directions[:, [i, j]] = circle @ np.linalg.cholesky(pair).T
+    held = np.zeros(directions.shape, bool)
+    held[:, [i, j]] = True
+    again = len(levels), 1
+    rays = view.rays(np.tile(directions, again), np.tile(held, again))
+    rise = [joint_threshold(p, 2, record.dof, record.absolute_sigma) for p in levels]
+    targets = np.repeat(np.sqrt(np.array(rise) * view.scale), points)
+    ends = _profile.walk(_profile.Refit.of(view.record), rays, targets)
+    reached = np.isfinite(ends.t)[:, None]
+    edges = np.where(reached, ends.x[:, [i, j]], np.nan)
+    return Contour((a, b), levels, edges.reshape(len(levels), points, 2))
+
+
+def _by_profile(record: Record, levels: Levels) -> Intervals:
+    n, count = len(record.varied), len(levels)
+    lower, upper = np.full((n, count), -np.inf), np.full((n, count), np.inf)
+    for view in _views(record, list(range(n))):
+        which = view.determined
+        if which and record.dof > 0:
+            ends = _ends(view, levels)
+            lower[which], upper[which] = ends[0].T, ends[1].T
+    return Intervals(
+        kind="profile",
+        levels=levels,
+        names=record.varied,
+        values=record.numbers.x,
+        lower=lower,
+        upper=upper,
+    )
+
+
+def _ends(view: _View, levels: Levels) -> Float[np.ndarray, "2 levels k"]:
+    """The lower and upper ends of the intervals of parameters that are determined."""
+    record, determined = view.record, view.determined
+    shape = (2, len(levels), len(determined))
+    signs = np.array([-1.0, 1.0])[:, None, None]
+    n = len(record.varied)
+    held = np.eye(n, dtype=bool)[determined]
+    directions = np.broadcast_to(signs[..., None] * held, (*shape, n)).reshape(-1, n)
+    held = np.broadcast_to(held, (*shape, n)).reshape(-1, n)
+    reach = [quantile(p, record.dof, record.absolute_sigma) for p in levels]
+    targets = np.broadcast_to(np.array(reach)[:, None], shape) * np.sqrt(view.scale)
+    rays = view.rays(directions, held)
+    ends = _profile.walk(_profile.Refit.of(record), rays, targets.ravel())
+    which = np.tile(determined, 2 * len(levels))
+    at = ends.x[np.arange(len(which)), which].reshape(shape)
+    is_reached = np.isfinite(ends.t).reshape(shape) & np.isfinite(at)
+    return np.where(is_reached, at, signs * np.inf)

@@ -7,14 +7,16 @@ place where ζ reaches its target is found by Newton's method in t; dζ/dt follo
 the gradient at the fitted point. All rays walk together, in one batch.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from jaxfit._core.options import Options
-from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._programs import Axes, Case, Manner, for_solver
-from jaxfit.fitting._run import of_varied, run_fits
+from jaxfit.fitting._points import Axes, DataSet
+from jaxfit.fitting._problem import Method, Problem
+from jaxfit.fitting._record import Record
+from jaxfit.fitting._run import numbers_from, of_varied
 
 MAX_ROUNDS = 30
 FARTHEST = 1e3  # times where a linear model would be: no end is looked for beyond
@@ -22,17 +24,68 @@ TOLERANCE = 1e-6  # of ζ, relative
 INNER = Options(ftol=1e-10, gtol=1e-6, xtol=1e-8)  # of the fits: ζ to 1e-7 and better
 
 
+Places = Float[np.ndarray, " r"]  # of points on rays
+Positions = Float[np.ndarray, "r n"]
+
+
+class Refit(NamedTuple):
+    """What is fitted anew on the rays."""
+
+    problem: Problem
+    data_set: DataSet
+    method: Method
+
+    @classmethod
+    def of(cls, record: Record) -> "Refit":
+        """The refits of a fit."""
+        observed = record.observed
+        return cls(
+            problem=record.problem,
+            data_set=DataSet(observed.data, observed.valid),
+            method=record.manner._replace(options=INNER, absolute=np.bool_(True)),
+        )
+
+
 class Rays(NamedTuple):
     """Rays from a solution; in units in which ζ(t) = t for a linear model."""
 
-    held: Any  # (r, n), booleans
-    tangent: Any  # (r, n), dx/dt, of the others as a linear model has it
-    cost: Any  # at the solution
-    x: Any  # (n,), the solution
+    held: np.ndarray  # (r, n), booleans
+    tangent: np.ndarray  # (r, n), dx/dt, of the others as a linear model has it
+    cost: np.ndarray  # at the solution
+    x: np.ndarray  # (n,), the solution
+
+    @classmethod
+    def along(
+        cls,
+        directions: Positions,
+        held: Bool[np.ndarray, "r n"],
+        covariance: Float[np.ndarray, "n n"],
+        cost: float,
+        x: Float[np.ndarray, " n"],
+    ) -> "Rays":
+        """Rays along which the held parameters move in some directions.
+
+        Args:
+            directions: zero where a parameter is not held; scaled by their Wald length
+                here.
+            covariance: of a chi-square, the inverse Gram matrix, finite.
+        """
+        tangents = np.zeros_like(directions)
+        for k, (which, direction) in enumerate(zip(held, directions, strict=True)):
+            inner = covariance[np.ix_(which, which)]
+            solved = np.linalg.solve(inner, direction[which])
+            length = np.sqrt(direction[which] @ solved)
+            tangents[k] = covariance[:, which] @ solved / length
+            tangents[k][which] = direction[which] / length
+        return cls(held, tangents, np.asarray(cost), np.asarray(x))
 
     def of(self, which: np.ndarray) -> "Rays":
-        """Some of them."""
+        """Some of the rays."""
         return self._replace(held=self.held[which], tangent=self.tangent[which])
+
+    def at(self, t: Places) -> Positions:
+        """The points of a linear model at some distances."""
+        return self.x + t[:, None] * self.tangent
 
 
 class Ends(NamedTuple):
@@ -42,65 +95,40 @@ class Ends(NamedTuple):
     x: np.ndarray  # (r, n)
 
 
-def rays_of(
-    held: np.ndarray,
-    directions: np.ndarray,
-    covariance: np.ndarray,
-    cost: float,
-    x: np.ndarray,
-) -> Rays:
-    """Rays along which the held parameters move in given directions.
+class Traces(NamedTuple):
+    """What is found at places of rays."""
 
-    Args:
-        held: (r, n).
-        directions: (r, n), zero where a parameter is not held; scaled by their Wald
-            length here.
-        covariance: of a chi-square, the inverse Gram matrix, finite.
-    """
-    tangents = np.zeros_like(directions)
-    for k, (which, direction) in enumerate(zip(held, directions, strict=True)):
-        inner = covariance[np.ix_(which, which)]
-        solved = np.linalg.solve(inner, direction[which])
-        length = np.sqrt(direction[which] @ solved)
-        tangents[k] = covariance[:, which] @ solved / length
-        tangents[k][which] = direction[which] / length
-    return Rays(held, tangents, np.asarray(cost), np.asarray(x))
+    zeta: np.ndarray  # (r,)
+    x: np.ndarray  # (r, n)
 
 
-def walk(
-    problem: Problem, case: Case, manner: Manner, rays: Rays, targets: np.ndarray
-) -> Ends:
-    """The ends of rays, (r,); targets are those of ζ."""
-    farthest = np.min(_room(problem, rays)[1], axis=1)
+def walk(refit: Refit, rays: Rays, targets: Places) -> Ends:
+    """The ends of rays; targets are those of ζ."""
+    problem = refit.problem
+    farthest = np.min(_reach(problem, rays).distance, axis=1)
     most = np.minimum(farthest, FARTHEST * targets)
     is_bound = most < FARTHEST * targets
     t = np.minimum(targets, most)
-    x, low = rays.x + t[:, None] * rays.tangent, np.zeros_like(t)
-    high, zeta = np.full_like(t, np.inf), np.zeros_like(t)
+    x, bracket = rays.at(t), _Bracket(np.zeros_like(t), np.full_like(t, np.inf))
+    zeta = np.zeros_like(t)
     going = np.arange(len(t))
     for _ in range(MAX_ROUNDS):
         if not len(going):
             break
         now, target, limit = t[going], targets[going], most[going]
-        found = _fitted(problem, case, manner, rays.of(going), now, x[going])
-        success, slope = found.success, found.slope
-        short = success & (found.zeta < target)
-        low[going] = np.where(short, now, low[going])
-        high[going] = np.where(short, high[going], now)
-        zeta[going] = np.where(success, found.zeta, np.nan)
-        below, above = low[going], high[going]
-        reached = success & (np.abs(found.zeta - target) <= TOLERANCE * target)
-        with np.errstate(invalid="ignore"):
-            narrow = np.isfinite(above) & (above - below <= 1e-12 * above)
-        finishes = reached | narrow | (short & (now >= limit))
-        newton = now - (found.zeta - target) / np.where(slope > 0, slope, 1)
-        wider = np.where(np.isfinite(above), 0.5 * (below + above), 2 * below)
-        sound = success & (slope > 0) & (newton > below) & (newton < above)
-        following = np.minimum(np.where(sound, newton, wider), limit)
+        fits = _fitted(refit, rays.of(going), now, x[going])
+        short = fits.success & (fits.zeta < target)
+        bracket.low[going] = np.where(short, now, bracket.low[going])
+        bracket.high[going] = np.where(short, bracket.high[going], now)
+        zeta[going] = np.where(fits.success, fits.zeta, np.nan)
+        around = _Bracket(bracket.low[going], bracket.high[going])
+        reached = fits.success & (np.abs(fits.zeta - target) <= TOLERANCE * target)
+        finishes = reached | around.is_narrow | (short & (now >= limit))
+        following = np.minimum(_next(fits, now, target, around), limit)
         ratio = np.where(now > 0, following / np.where(now > 0, now, 1), 1)
-        ahead = rays.x + (found.x - rays.x) * ratio[:, None]
-        ahead = np.where(success[:, None], ahead, rays.x)
-        x[going] = np.where(finishes[:, None], found.x, ahead)
+        ahead = rays.x + (fits.x - rays.x) * ratio[:, None]
+        ahead = np.where(fits.success[:, None], ahead, rays.x)
+        x[going] = np.where(finishes[:, None], fits.x, ahead)
         t[going] = np.where(finishes, now, following)
         going = going[~finishes]
     done = np.ones(len(t), bool)
@@ -109,29 +137,31 @@ def walk(
     return Ends(np.where(reached, t, np.inf), of_varied(problem, x))
 
 
-def trace(
-    problem: Problem, case: Case, manner: Manner, rays: Rays, t: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """ζ and x at given places of rays, (r,) and (r, n)."""
-    start = rays.x + t[:, None] * rays.tangent
-    found = _fitted(problem, case, manner, rays, t, start)
-    zeta = np.where(found.success, found.zeta * np.sign(t), np.nan)
-    return zeta, of_varied(problem, found.x)
+def trace(refit: Refit, rays: Rays, t: Places) -> Traces:
+    """ζ and x at some places of rays."""
+    fits = _fitted(refit, rays, t, rays.at(t))
+    zeta = np.where(fits.success, fits.zeta * np.sign(t), np.nan)
+    return Traces(zeta, of_varied(refit.problem, fits.x))
 
 
-def _limits(problem, rays):
-    if problem.bounds is None:
-        return np.full(rays.x.shape, -np.inf), np.full(rays.x.shape, np.inf)
-    return problem.bounds
+class _Bracket(NamedTuple):
+    """Between which distances rays end."""
+
+    low: np.ndarray  # (r,)
+    high: np.ndarray  # (r,), infinite where nothing is known
+
+    @property
+    def is_narrow(self) -> Bool[np.ndarray, " r"]:
+        """Whether the ends are known to the last digits."""
+        with np.errstate(invalid="ignore"):
+            return np.isfinite(self.high) & (self.high - self.low <= 1e-12 * self.high)
 
 
-def _room(problem, rays):
-    """The bounds towards which held parameters move, and how far that is, (r, n)."""
-    lower, upper = _limits(problem, rays)
-    bound = np.where(rays.tangent > 0, upper, lower)
-    moves = rays.held & (rays.tangent != 0)
-    room = (bound - rays.x) / np.where(moves, rays.tangent, 1)
-    return bound, np.where(moves, room, np.inf)
+class _Reach(NamedTuple):
+    """How far held parameters may move, (r, n)."""
+
+    bound: np.ndarray  # towards which they move
+    distance: np.ndarray  # of the bound, in t
 
 
 class _Fitted(NamedTuple):
@@ -143,29 +173,50 @@ class _Fitted(NamedTuple):
     success: np.ndarray
 
 
-def _fitted(problem, case, manner, rays, t, start) -> _Fitted:
-    """The fits with the held parameters at t."""
+def _next(fits: _Fitted, now: Places, target: Places, around: _Bracket) -> Places:
+    """Newton's step if it stays within the bracket; else halfway, or twice as far."""
+    slope = fits.slope
+    newton = now - (fits.zeta - target) / np.where(slope > 0, slope, 1)
+    middle = 0.5 * (around.low + around.high)
+    wider = np.where(np.isfinite(around.high), middle, 2 * around.low)
+    is_inside = (newton > around.low) & (newton < around.high)
+    return np.where(fits.success & (slope > 0) & is_inside, newton, wider)
+
+
+def _limits(problem: Problem, rays: Rays) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds (lower, upper) of the problem, (n,)."""
+    if problem.bounds is None:
+        return np.full(rays.x.shape, -np.inf), np.full(rays.x.shape, np.inf)
+    return problem.bounds
+
+
+def _reach(problem: Problem, rays: Rays) -> _Reach:
     lower, upper = _limits(problem, rays)
-    bound, room = _room(problem, rays)
-    at = rays.x + t[:, None] * rays.tangent
-    at = np.where(t[:, None] < room, at, bound)  # to the last bit
+    bound = np.where(rays.tangent > 0, upper, lower)
+    moves = rays.held & (rays.tangent != 0)
+    distance = (bound - rays.x) / np.where(moves, rays.tangent, 1)
+    return _Reach(bound, np.where(moves, distance, np.inf))
+
+
+def _fitted(refit: Refit, rays: Rays, t: Places, start: Positions) -> _Fitted:
+    """The fits with the held parameters at t."""
+    lower, upper = _limits(refit.problem, rays)
+    reach = _reach(refit.problem, rays)
+    at = np.where(t[:, None] < reach.distance, rays.at(t), reach.bound)  # all digits
     start = np.where(rays.held, at, np.clip(start, lower, upper))
     bounds = np.where(rays.held, start, lower), np.where(rays.held, start, upper)
-    found = run_fits(
-        problem,
-        case._replace(bounds=bounds),
-        Axes(None, None, 0, shared=True),
+    numbers = numbers_from(
+        refit.problem,
+        refit.data_set._replace(bounds=bounds),
+        Axes(bounds=0, shared=True),
         start,
-        manner._replace(options=INNER, absolute=np.bool_(True)),
+        refit.method,
     )
-    gradient, cost = found["gradient"], found["cost"]
-    slope = np.sum(np.where(rays.held, gradient * rays.tangent, 0), axis=1)
-    zeta = np.sqrt(np.maximum(2 * (cost - rays.cost), 0))
-    slope = slope / np.where(zeta > 0, zeta, 1)
-    return _Fitted(for_solver(found, "x"), zeta, slope, found["status"] > 0)
-
-
-def ray_context(fit: Any) -> tuple[np.ndarray, float]:
-    """The inverse Gram matrix of a fit's free directions, and chi-square's scale s²."""
-    scale = 1.0 if fit.absolute_sigma else fit.reduced_chi_square
-    return fit.covariance / scale, scale
+    slope = np.sum(np.where(rays.held, numbers.gradient * rays.tangent, 0), axis=1)
+    zeta = np.sqrt(np.maximum(2 * (numbers.cost - rays.cost), 0))
+    return _Fitted(
+        x=numbers.at_solver.x,
+        zeta=zeta,
+        slope=slope / np.where(zeta > 0, zeta, 1),
+        success=numbers.success,
+    )

@@ -1,9 +1,10 @@
 """Numbers about a fit as a whole, and the quantiles that intervals are made of."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 
 class Goodness(NamedTuple):
@@ -25,9 +26,9 @@ def goodness(
     count: int,
     varied: int,
     absolute: bool,
-    y: np.ndarray,
-    residual: np.ndarray,
-    sigma: np.ndarray | None,
+    y: Float[np.ndarray, " m"],
+    residual: Float[np.ndarray, " m"],
+    sigma: Float[np.ndarray, " m"] | None,
 ) -> Goodness:
     """The usual measures.
 
@@ -50,8 +51,8 @@ def goodness(
         fit_term = count * math.log(mean) if mean > 0 else -math.inf
         log_likelihood = constant - 0.5 * fit_term - 0.5 * count
     aic = fit_term + 2 * varied
-    left = count - varied - 1
-    correction = 2 * varied * (varied + 1) / left if left > 0 else math.inf
+    rest = dof - 1
+    correction = 2 * varied * (varied + 1) / rest if rest > 0 else math.inf
     return Goodness(
         ndata=len(y),
         dof=dof,
@@ -65,18 +66,22 @@ def goodness(
     )
 
 
-def _r_squared(y, residual, sigma) -> float:
+def _r_squared(
+    y: Float[np.ndarray, " m"],
+    residual: Float[np.ndarray, " m"],
+    sigma: Float[np.ndarray, " m"] | None,
+) -> float:
     """1 - SS(residuals) / SS(y about its mean), both weighted by 1/sigma²."""
     if not len(y):
         return math.nan
     weight = np.ones(len(y)) if sigma is None else sigma**-2.0
-    spread = y - (weight @ y) / weight.sum()
-    total = float((weight * spread) @ spread)
-    left = float((weight * residual) @ residual)
-    return 1 - left / total if total > 0 else math.nan
+    about_mean = y - (weight @ y) / weight.sum()
+    total = float((weight * about_mean) @ about_mean)
+    unexplained = float((weight * residual) @ residual)
+    return 1 - unexplained / total if total > 0 else math.nan
 
 
-def pattern(residual: np.ndarray) -> float:
+def pattern(residual: Float[np.ndarray, " m"]) -> float:
     """How unlikely the runs of equal signs are: a standard normal number.
 
     The runs test of Wald and Wolfowitz (Ann. Math. Stat. 11, 1940) on the signs of
@@ -94,7 +99,7 @@ def pattern(residual: np.ndarray) -> float:
     return (runs - expected) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def quantile(level: float, dof: float, absolute: bool) -> float:
+def quantile(level: float, dof: int | float, absolute: bool) -> float:
     """How many standard errors a two-sided interval of this level reaches.
 
     Student's t with the degrees of freedom, or the normal quantile where sigma is
@@ -109,7 +114,9 @@ def quantile(level: float, dof: float, absolute: bool) -> float:
     return float(scipy.special.stdtrit(dof, tail)) if dof > 0 else math.inf
 
 
-def joint_threshold(level: float, parameters: int, dof: float, absolute: bool) -> float:
+def joint_threshold(
+    level: float, parameters: int, dof: int | float, absolute: bool
+) -> float:
     """How much chi-square / s² rises at the edge of a joint region.
 
     Chi-square's quantile where sigma is known, and otherwise that of F, times the
@@ -125,7 +132,7 @@ def joint_threshold(level: float, parameters: int, dof: float, absolute: bool) -
     return parameters * float(scipy.special.fdtri(parameters, dof, level))
 
 
-def check_level(level: float) -> None:
+def check_level(level: Any) -> None:
     """Refuse what is no probability."""
     if not (isinstance(level, (int, float)) and 0 < level < 1):
         raise ValueError(

@@ -4,16 +4,17 @@ Each function makes a figure and returns it; nothing is shown or saved.
 """
 
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-from jaxfit.fitting.inference._intervals import SIGMAS
+from jaxfit.fitting._record import Record
+from jaxfit.fitting.inference import _bands, _intervals
+from jaxfit.fitting.inference._bootstrap import bootstrap
+from jaxfit.fitting.inference._intervals import SIGMAS, Contour, Level
 from jaxfit.fitting.inference._statistics import joint_threshold, quantile
-
-if TYPE_CHECKING:
-    from jaxfit.fitting._result import Fit
 
 DATA = {"color": "0.35", "markersize": 3.5, "linewidth": 0.8}
 CURVE, BAND = "C3", "C3"
@@ -37,37 +38,24 @@ def pyplot() -> Any:
 
 
 def fit(
-    self: "Fit",
+    record: Record,
     *,
-    level: float = 0.95,
-    components: bool = True,
-    residuals: bool = True,
-    xscale: str = "linear",
-    xlabel: str = "x",
-    ylabel: str = "y",
-    title: str | None = None,
+    level: float,
+    components: bool,
+    residuals: bool,
+    xscale: str,
+    xlabel: str,
+    ylabel: str,
+    title: str | None,
 ) -> Any:
-    """Points with error bars, the curve and its band, components, and the residuals.
-
-    For an image: data, model and residuals side by side.
-
-    Args:
-        level: of the confidence band.
-        components: draw the parts of a sum.
-        residuals: a panel of residuals below.
-        xscale: "linear" or "log".
-        xlabel, ylabel, title: texts.
-
-    Returns:
-        The matplotlib figure.
-    """
+    """A figure of the data and the curve, see `Fit.plot`."""
     plt = pyplot()
-    if isinstance(self.observed.data.x, (tuple, list)):
-        return _image(self, plt, title)
-    x, y, sigma, left = _points(self)
+    if isinstance(record.observed.data.x, (tuple, list)):
+        return _image(record, plt, title)
+    points = _points(record)
     panels = 2 if residuals else 1
     figure, axes = plt.subplots(
-        *(panels, 1),
+        nrows=panels,
         sharex=True,
         squeeze=False,
         figsize=(7, 5 if residuals else 4),
@@ -75,54 +63,70 @@ def fit(
         layout="constrained",
     )
     main = axes[0, 0]
-    bar = {} if sigma is None else {"yerr": sigma, "elinewidth": 0.7}
-    main.errorbar(x, y, fmt="o", label="data", zorder=2, **bar, **DATA)
-    main.set_xscale(xscale)
-    fine = fine_points(x, xscale)
-    if components and len(self.model.parts) > 1:
-        parts = zip(self.components(fine).items(), itertools.cycle(PARTS), strict=False)
-        for (label, values), color in parts:
-            main.plot(fine, values, "--", color=color, linewidth=1.2, label=label)
-    band = self.confidence_band(fine, level)
-    main.fill_between(
-        *(fine, band.lower, band.upper),
-        color=BAND,
-        alpha=0.25,
-        linewidth=0,
-        label=f"{level:.0%} band",
+    main.errorbar(
+        points.x, points.y, fmt="o", label="data", zorder=2, **points.bars, **DATA
     )
-    main.plot(fine, band.value, color=CURVE, linewidth=1.6, label="fit", zorder=3)
+    main.set_xscale(xscale)
+    fine = fine_points(points.x, xscale)
+    if components and len(record.model.parts) > 1:
+        _draw_components(record, main, fine)
+    _draw_band(record, main, fine, level)
     main.set_ylabel(ylabel)
     main.legend(frameon=False, fontsize="small")
-    main.set_title(title if title is not None else self.model.label, fontsize="medium")
+    heading = title if title is not None else record.model.label
+    main.set_title(heading, fontsize="medium")
     if residuals:
         lower = axes[1, 0]
         lower.axhline(0, color="0.6", linewidth=0.8)
-        lower.errorbar(x, left, fmt="o", **bar, **DATA)
+        lower.errorbar(points.x, points.residual, fmt="o", **points.bars, **DATA)
         lower.set_ylabel("residual")
     axes[-1, 0].set_xlabel(xlabel)
     return figure
 
 
-def residuals(self: "Fit", *, xlabel: str = "x") -> Any:
-    """Standardised residuals against x, and against normal quantiles (Q-Q)."""
-    plt = pyplot()
-    left = self.observed.counted(self.standardized_residuals)[0]
-    x = self.observed.data.x
-    is_line = not isinstance(x, (tuple, list)) and np.shape(x) == np.shape(
-        self.observed.data.y
+def _draw_components(record: Record, axis: Any, x: Float[np.ndarray, " m"]) -> None:
+    parts = _bands.components(record, x)
+    for (label, values), color in zip(
+        parts.items(), itertools.cycle(PARTS), strict=False
+    ):
+        axis.plot(x, values, "--", color=color, linewidth=1.2, label=label)
+
+
+def _draw_band(
+    record: Record, axis: Any, x: Float[np.ndarray, " m"], level: float
+) -> None:
+    band = _bands.confidence(record, x, level)
+    axis.fill_between(
+        x,
+        band.lower,
+        band.upper,
+        color=BAND,
+        alpha=0.25,
+        linewidth=0,
+        label=f"{level:.0%} band",
     )
-    place = self.observed.counted(x)[0] if is_line else np.arange(left.size)
+    axis.plot(x, band.value, color=CURVE, linewidth=1.6, label="fit", zorder=3)
+
+
+def standardized_residuals(record: Record, xlabel: str) -> Any:
+    """A figure of residuals in order and as a Q-Q plot, see `Fit.plot_residuals`."""
+    import scipy.special
+
+    plt = pyplot()
+    observed = record.observed
+    ratio = observed.counted(record.standardized_residuals)
+    x = observed.data.x
+    is_tuple = isinstance(x, (tuple, list))
+    is_line = not is_tuple and np.shape(x) == np.shape(observed.data.y)
+    place = observed.counted(x) if is_line else np.arange(ratio.size)
     figure, (a, b) = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
     a.axhspan(-1, 1, color="0.92", zorder=0)
     a.axhline(0, color="0.6", linewidth=0.8)
-    a.plot(place, left, "o", **DATA)
+    a.plot(place, ratio, "o", **DATA)
     a.set(xlabel=xlabel if is_line else "point", ylabel="standardised residual")
-    import scipy.special
-
-    part = (np.arange(left.size) + 0.5) / left.size
+    part = (np.arange(ratio.size) + 0.5) / ratio.size
     expected = scipy.special.ndtri(part)
-    ordered = np.sort(left)
+    ordered = np.sort(ratio)
     reach = 1.05 * max(np.abs(expected).max(), np.abs(ordered).max())
     b.plot([-reach, reach], [-reach, reach], color="0.6", linewidth=0.8)
     b.plot(expected, ordered, "o", **DATA)
@@ -138,76 +142,56 @@ def residuals(self: "Fit", *, xlabel: str = "x") -> Any:
     return figure
 
 
-def profile(self: "Fit", names: str | Sequence[str] | None = None) -> Any:
-    """ζ against each parameter: straight where the errors are good intervals.
-
-    The straight line is what the standard error says, and the marks are the ends of the
-    intervals of one and two standard deviations, 68.3 % and 95.4 %.
-    """
+def profiles(record: Record, names: str | Iterable[str] | None) -> Any:
+    """A figure of ζ against each parameter, see `Fit.plot_profile`."""
     plt = pyplot()
-    profiles = self.profile(names)
-    if not profiles:
+    traces = _intervals.profile(record, names)
+    if not traces:
         raise ValueError("No parameter of this fit is determined: nothing to draw.")
-    figure, axes = grid_of(plt, len(profiles), 3.0, 2.6)
-    gram = self.covariance
-    for axis, one in zip(axes, profiles, strict=False):
-        k = self.varied.index(one.name)
-        value, error = self.numbers["x"][k], np.sqrt(gram[k, k])
-        reach = np.array([one.values.min(), one.values.max()])
+    figure, axes = grid_of(plt, len(traces), 3.0, 2.6)
+    for axis, trace in zip(axes, traces, strict=False):
+        k = record.varied.index(trace.name)
+        value, error = record.numbers.x[k], np.sqrt(record.covariance[k, k])
+        reach = np.array([trace.values.min(), trace.values.max()])
         axis.plot(reach, (reach - value) / error, color="0.6", linewidth=0.9)
-        axis.plot(one.values, one.zeta, color=CURVE)
+        axis.plot(trace.values, trace.zeta, color=CURVE)
         for level, style in zip(SIGMAS, ("-", ":"), strict=True):
-            t = quantile(level, self.dof, self.absolute_sigma)
-            ends = np.interp([-t, t], one.zeta, one.values)
+            t = quantile(level, record.dof, record.absolute_sigma)
+            ends = np.interp([-t, t], trace.zeta, trace.values)
             axis.vlines(ends, -t, t, color="C0", linewidth=0.9, linestyle=style)
             axis.hlines([-t, t], *ends, color="C0", linewidth=0.9, linestyle=style)
-        axis.set(xlabel=one.name, ylabel="ζ", ylim=(-3.4, 3.4))
+        axis.set(xlabel=trace.name, ylabel="ζ", ylim=(-3.4, 3.4))
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
         axis.locator_params(axis="x", nbins=4)
     return figure
 
 
-def contour(
-    self: "Fit",
-    a: str,
-    b: str,
-    level: float | Sequence[float] = SIGMAS,
-    *,
-    axes: Any = None,
-) -> Any:
-    """Joint confidence regions of two parameters, by profile likelihood.
-
-    The dashed ellipses are what the covariance says.
-
-    Args:
-        a, b: names of varied parameters.
-        level: one probability or several.
-        axes: matplotlib axes to draw into; None makes a figure.
-    """
+def regions(record: Record, a: str, b: str, level: Level, axes: Any) -> Any:
+    """A figure of joint regions of two parameters, see `Fit.plot_contour`."""
     plt = pyplot()
-    found = self.contour(a, b, level)
+    edges = _intervals.contour(record, a, b, level)
     if axes is None:
         axes = plt.subplots(figsize=(4.6, 4), layout="constrained")[1]
-    _regions(self, axes, found)
+    _draw_regions(record, axes, edges)
     axes.set(xlabel=a, ylabel=b)
     axes.legend(frameon=False, fontsize="small")
     return axes.figure
 
 
-def corner(
-    self: "Fit", names: str | Sequence[str] | None = None, number: int = 2000
-) -> Any:
-    """Bootstrap refits of each pair of parameters, with their histograms."""
+def corner(record: Record, names: str | Iterable[str] | None, number: int) -> Any:
+    """A figure of the refits of each pair of parameters, see `Fit.plot_corner`."""
     plt = pyplot()
-    chosen = list(self.varied if names is None else names)
-    samples = self.bootstrap(number, resample="case" if self.dof <= 0 else "residual")
+    chosen = list(record.varied if names is None else names)
+    samples = bootstrap(
+        record, number, resample="case" if record.dof <= 0 else "residual"
+    )
     good = samples.status > 0
     columns = {name: samples[name][good] for name in chosen}
     limits = {name: np.quantile(v, [0.001, 0.999]) for name, v in columns.items()}
     n = len(chosen)
     size = max(4.0, 1.7 * n)
     figure, axes = plt.subplots(
-        *(n, n), figsize=(size, size), squeeze=False, layout="constrained"
+        nrows=n, ncols=n, figsize=(size, size), squeeze=False, layout="constrained"
     )
     for i, down in enumerate(chosen):
         for j, across in enumerate(chosen):
@@ -217,43 +201,70 @@ def corner(
                 continue
             if i == j:
                 axis.hist(columns[down], 40, range=limits[down], color="C0", alpha=0.6)
-                axis.axvline(self[down].value, color=CURVE, linewidth=1)
+                axis.axvline(record[down].value, color=CURVE, linewidth=1)
                 axis.set_yticks([])
             else:
                 axis.plot(columns[across], columns[down], ",", color="C0", alpha=0.5)
-                axis.plot(self[across].value, self[down].value, "+", color=CURVE)
+                best = record[across].value, record[down].value
+                axis.plot(*best, "+", color=CURVE)
                 axis.set_ylim(limits[down])
             axis.set_xlim(limits[across])
-            axis.locator_params(nbins=3)
-            axis.tick_params(labelsize="x-small")
-            axis.ticklabel_format(style="sci", scilimits=(-3, 4), useOffset=False)
-            if i == n - 1:
-                axis.set_xlabel(across, fontsize="small")
-            else:
-                axis.set_xticklabels([])
-            if j == 0 and i > 0:
-                axis.set_ylabel(down, fontsize="small")
-            elif i != j:
-                axis.set_yticklabels([])
+            _label_corner(axis, across, down, is_lowest=i == n - 1, is_first=j == 0)
     return figure
 
 
-def _points(fit: "Fit") -> list[Any]:
-    """Points that count, in the order of x: x, y, sigma, residual."""
-    seen = fit.observed
-    if np.shape(seen.data.x) != np.shape(seen.data.y):
+def _label_corner(
+    axis: Any, across: str, down: str, *, is_lowest: bool, is_first: bool
+) -> None:
+    """Names at the edge of the triangle, and no numbers within it."""
+    axis.locator_params(nbins=3)
+    axis.tick_params(labelsize="x-small")
+    axis.ticklabel_format(style="sci", scilimits=(-3, 4), useOffset=False)
+    if is_lowest:
+        axis.set_xlabel(across, fontsize="small")
+    else:
+        axis.set_xticklabels([])
+    if across == down:
+        return
+    if is_first:
+        axis.set_ylabel(down, fontsize="small")
+    else:
+        axis.set_yticklabels([])
+
+
+class _Points(NamedTuple):
+    """Points that count, in the order of x."""
+
+    x: np.ndarray
+    y: np.ndarray
+    sigma: np.ndarray | None
+    residual: np.ndarray
+
+    @property
+    def bars(self) -> dict[str, Any]:
+        """Error bars, as keywords of matplotlib's."""
+        return {} if self.sigma is None else {"yerr": self.sigma, "elinewidth": 0.7}
+
+
+def _points(record: Record) -> _Points:
+    observed = record.observed
+    data = observed.data
+    if np.shape(data.x) != np.shape(data.y):
         raise ValueError(
-            f"x has the shape {np.shape(seen.data.x)} and y {np.shape(seen.data.y)}; "
+            f"x has the shape {np.shape(data.x)} and y {np.shape(data.y)}; "
             "only curves and images are drawn."
         )
-    x, y, sigma, left = seen.counted(
-        seen.data.x, seen.data.y, seen.sigma, fit.residuals
+    order = np.argsort(observed.counted(data.x), kind="stable")
+    sigma = observed.counted(observed.sigma)
+    return _Points(
+        x=observed.counted(data.x)[order],
+        y=observed.counted(data.y)[order],
+        sigma=None if sigma is None else sigma[order],
+        residual=observed.counted(record.residuals)[order],
     )
-    order = np.argsort(x, kind="stable")
-    return [None if v is None else v[order] for v in (x, y, sigma, left)]
 
 
-def fine_points(x: np.ndarray, xscale: str) -> np.ndarray:
+def fine_points(x: Float[np.ndarray, " m"], xscale: str) -> Float[np.ndarray, " fine"]:
     """Evenly spaced points, for a smooth curve."""
     if xscale == "linear":
         return np.linspace(x.min(), x.max(), FINE)
@@ -264,15 +275,15 @@ def fine_points(x: np.ndarray, xscale: str) -> np.ndarray:
     )
 
 
-def _image(fit: "Fit", plt, title):
-    """Points, model and residuals of a function of two coordinates."""
-    x = fit.observed.data.x
-    shape = np.shape(fit.observed.data.y)
-    panels = {"data": fit.observed.data.y, "fit": fit.best_fit}
+def _image(record: Record, plt: Any, title: str | None) -> Any:
+    """A figure of points, model and residuals of a function of two coordinates."""
+    x = record.observed.data.x
+    shape = np.shape(record.observed.data.y)
+    panels = {"data": record.observed.data.y, "fit": record.best_fit}
     top = np.nanmax([np.nanmax(v) for v in panels.values()])
     low = np.nanmin([np.nanmin(v) for v in panels.values()])
-    panels["residual"] = fit.residuals
-    reach = np.nanmax(np.abs(fit.residuals)) or 1.0
+    panels["residual"] = record.residuals
+    reach = np.nanmax(np.abs(record.residuals)) or 1.0
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), layout="constrained")
     across, down = (np.broadcast_to(axis, shape) for axis in x[:2])
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
@@ -286,20 +297,21 @@ def _image(fit: "Fit", plt, title):
         axis.set_aspect("equal")
         axis.set_title(name, fontsize="medium")
         figure.colorbar(drawn, ax=axis, shrink=0.8)
-    figure.suptitle(title if title is not None else fit.model.label, fontsize="medium")
+    heading = title if title is not None else record.model.label
+    figure.suptitle(heading, fontsize="medium")
     return figure
 
 
-def _regions(fit: "Fit", axis, found) -> None:
-    i, j = (fit.varied.index(name) for name in found.names)
-    pair = fit.covariance[np.ix_([i, j], [i, j])]
+def _draw_regions(record: Record, axis: Any, edges: Contour) -> None:
+    i, j = (record.varied.index(name) for name in edges.names)
+    pair = record.covariance[np.ix_([i, j], [i, j])]
     angle = np.linspace(0, 2 * np.pi, 200)
     circle = np.linalg.cholesky(pair) @ np.stack([np.cos(angle), np.sin(angle)])
-    center = fit.numbers["x"][[i, j]]
-    for k, (level, line) in enumerate(zip(found.levels, found.points, strict=True)):
+    center = record.numbers.x[[i, j]]
+    for k, (level, line) in enumerate(zip(edges.levels, edges.points, strict=True)):
         closed = np.concatenate([line, line[:1]])
         axis.plot(*closed.T, color=CURVE, linewidth=1.4, label=f"{level:.1%}")
-        reach = np.sqrt(joint_threshold(level, 2, fit.dof, fit.absolute_sigma))
+        reach = np.sqrt(joint_threshold(level, 2, record.dof, record.absolute_sigma))
         axis.plot(
             *(center[:, None] + reach * circle),
             "--",
@@ -312,12 +324,22 @@ def _regions(fit: "Fit", axis, found) -> None:
     axis.ticklabel_format(style="sci", scilimits=(-3, 4), useOffset=False)
 
 
-def grid_of(plt, number: int, width: float, height: float, columns: int = 4):
-    """Axes for a number of panels, as a flat list; those left over are off."""
+class Grid(NamedTuple):
+    """A figure and its panels."""
+
+    figure: Any
+    axes: list[Any]
+
+
+def grid_of(
+    plt: Any, number: int, width: float, height: float, columns: int = 4
+) -> Grid:
+    """A figure with a number of panels; those left over are off."""
     rows = -(-number // columns)
     columns = -(-number // rows)
     figure, axes = plt.subplots(
-        *(rows, columns),
+        nrows=rows,
+        ncols=columns,
         figsize=(width * columns, height * rows),
         squeeze=False,
         layout="constrained",
@@ -325,4 +347,4 @@ def grid_of(plt, number: int, width: float, height: float, columns: int = 4):
     flat = list(axes.flat)
     for axis in flat[number:]:
         axis.axis("off")
-    return figure, flat
+    return Grid(figure, flat)

@@ -1,150 +1,95 @@
-"""A fit as a dictionary, a table, and a file that holds no code."""
+"""A fit in a file that holds no code."""
 
 import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxfit import losses, models
 from jaxfit._core.options import Options
-from jaxfit._programs.call import Static
 from jaxfit._scipy.observations import Points
+from jaxfit.fitting._arguments import method_from, problem_from
 from jaxfit.fitting._points import Observed
-from jaxfit.fitting._problem import pose
-from jaxfit.fitting._programs import Manner
+from jaxfit.fitting._problem import Problem
+from jaxfit.fitting._record import Numbers, Record
+from jaxfit.losses import Loss
 from jaxfit.models import FunctionModel, Model, Product, Sum, as_model
 
-if TYPE_CHECKING:
-    from jaxfit.fitting._result import Fit
-
 FORMAT = 1
+NUMBERS = "numbers_"  # stands before their names
 
 
-def to_dict(self: "Fit") -> dict[str, Any]:
-    """All numbers as plain Python: what `json` takes; NaN and infinity are None."""
-    fit = self
-    return {
-        "model": fit.model.label,
-        "success": bool(fit.success),
-        "status": fit.status.name,
-        "message": fit.message,
-        "nfev": fit.nfev,
-        "parameters": {n: _plain(p) for n, p in fit.params.items()},
-        "derived": {
-            n: {"value": _number(p.value), "stderr": _number(p.stderr)}
-            for n, p in fit.derived.items()
-        },
-        "covariance": {
-            "kind": fit.covariance_kind,
-            "names": list(fit.varied),
-            "matrix": [[_number(v) for v in row] for row in fit.covariance],
-        },
-        "goodness": {n: _number(v) for n, v in fit.goodness._asdict().items()},
-        "minima": fit.minima and [list(pair) for pair in fit.minima],
-        "warnings": fit.warnings(),
-    }
+class _File(NamedTuple):
+    """What stands in a file."""
+
+    head: dict[str, Any]  # plain data
+    arrays: dict[str, np.ndarray]
 
 
-def _plain(p) -> dict[str, Any]:
-    own = {k: v for k, v in p._asdict().items() if k != "name"}
-    own = {k: _number(v) if isinstance(v, float) else v for k, v in own.items()}
-    return own | {"undetermined": bool(p.undetermined)}
-
-
-def _number(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    return value if np.isfinite(value) else None
-
-
-def to_dataframe(self: "Fit") -> Any:
-    """Parameters and derived quantities as a pandas DataFrame."""
-    pandas = needed("pandas")
-    everything = [*self.params.values(), *self.derived.values()]
-    return pandas.DataFrame([p._asdict() for p in everything]).set_index("name")
-
-
-def to_xarray(self: "Fit") -> Any:
-    """Values, errors and covariance as an xarray Dataset."""
-    xarray = needed("xarray")
-    everything = [*self.params.values(), *self.derived.values()]
-    return xarray.Dataset(
-        {
-            "value": ("param", [p.value for p in everything]),
-            "stderr": ("param", [p.stderr for p in everything]),
-            "covariance": (("cov_i", "cov_j"), self.covariance),
-        },
-        coords={
-            "param": [p.name for p in everything],
-            "cov_i": list(self.varied),
-            "cov_j": list(self.varied),
-        },
-        attrs=self.goodness._asdict(),
-    )
-
-
-def needed(package: str) -> Any:
-    """An optional package, or an error that says how to get it."""
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"This needs {package}, which is not installed: pip install {package}"
-        ) from error
-
-
-# Files
-
-
-def save(self: "Fit", path: Any) -> None:
-    """Write the fit to one npz file, of arrays and JSON, without pickles.
-
-    A library's model is stored by name. A plain function is not: `Fit.load` then asks
-    for it, and for ties. A loss of one's own and a function as `Options(jac=...)` are
-    refused.
-    """
-    fit = self
-    x_leaves, x_structure = jax.tree.flatten(fit.observed.data.x)
+def save(record: Record, path: Any) -> None:
+    """Write a fit to one file, see `Fit.save`."""
+    problem, method, observed = record.problem, record.manner, record.observed
+    x_leaves, x_structure = jax.tree.flatten(observed.data.x)
     head = {
         "format": FORMAT,
-        "model": _described(fit.model),
-        "origin": None if fit.problem.origin is None else float(fit.problem.origin),
-        "ties": sorted(fit.problem.ties),
-        "x": _x_form(fit.observed.data.x, x_structure),
-        "absolute_sigma": fit.absolute_sigma,
-        "covariance": fit.manner.covariance.value,
-        "loss": _loss_form(fit.manner.loss),
-        "options": _options_form(fit.manner.options),
-        "minima": fit.minima,
-        "remarks": fit.remarks,
-        "fixed": {n: float(v) for n, v in fit.problem.fixed.items()},
-        "prior": {n: list(map(float, v)) for n, v in fit.problem.prior.items()},
+        "model": _described(record.model),
+        "origin": None if problem.origin is None else float(problem.origin),
+        "ties": sorted(problem.ties),
+        "x": _x_form(observed.data.x, x_structure),
+        "absolute_sigma": record.absolute_sigma,
+        "covariance": method.covariance.value,
+        "loss": _loss_form(method.loss),
+        "options": _options_form(method.options),
+        "minima": record.minima,
+        "remarks": record.remarks,
+        "fixed": {n: float(v) for n, v in problem.fixed.items()},
+        "prior": {n: list(map(float, v)) for n, v in problem.prior.items()},
     }
     arrays: dict[str, Any] = {f"x{i}": leaf for i, leaf in enumerate(x_leaves)}
-    arrays |= {"y": fit.observed.data.y}
-    optional = {
-        "sigma": fit.observed.data.sigma,
-        "valid": fit.observed.valid,
-        "lower": fit.problem.lower,
-        "upper": fit.problem.upper,
+    arrays |= {
+        "y": observed.data.y,
+        "sigma": observed.data.sigma,
+        "valid": observed.valid,
+        "lower": problem.lower,
+        "upper": problem.upper,
     }
-    arrays |= {name: value for name, value in optional.items() if value is not None}
-    arrays |= {f"numbers_{name}": value for name, value in fit.numbers.items()}
+    numbers = record.numbers._asdict()
+    arrays |= {f"{NUMBERS}{name}": value for name, value in numbers.items()}
+    arrays = {name: value for name, value in arrays.items() if value is not None}
     temporary = f"{os.fspath(path)}.part"
     with open(temporary, "wb") as file:
         np.savez(file, head=np.array(json.dumps(head)), **arrays)
     os.replace(temporary, path)
 
 
-def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> "Fit":
-    """A fit that `save` wrote; see `Fit.load`."""
-    from jaxfit.fitting._result import Fit
+def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> Record:
+    """What `save` wrote, see `Fit.load`."""
+    file = _read(path)
+    head, arrays = file.head, file.arrays
+    minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
+    leaves = [arrays[f"x{i}"] for i in range(len(arrays)) if f"x{i}" in arrays]
+    data = Points(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))
+    return Record(
+        problem=_problem_from(file, path, model, tie or {}),
+        observed=Observed(data, arrays.get("valid")),
+        manner=method_from(
+            head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1]),
+            _options_from(head["options"]),
+            head["absolute_sigma"],
+            head["covariance"],
+        ),
+        numbers=_numbers_from(arrays),
+        minima=minima,
+        remarks=tuple(head.get("remarks", ())),
+    )
 
+
+def _read(path: Any) -> _File:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -155,38 +100,40 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is no file of Fit.save: {error}") from error
+    return _File(head, arrays)
+
+
+def _problem_from(
+    file: _File, path: Any, model: Any, ties: Mapping[str, Any]
+) -> Problem:
+    head = file.head
     chosen = _restored(head["model"], model)
-    ties = tie or {}
     if sorted(ties) != head["ties"]:
         raise ValueError(
             f"The fit in {path} ties {', '.join(head['ties']) or 'nothing'}; give the "
             "same names in tie=, whose functions are not stored."
         )
-    problem, _ = pose(chosen, fixed=head["fixed"], tie=ties, prior=head["prior"])
-    lower, upper = arrays.get("lower"), arrays.get("upper")
+    problem, _ = problem_from(
+        chosen, fixed=head["fixed"], tie=ties, prior=head["prior"]
+    )
     origin = head.get("origin")
-    origin = None if origin is None else np.float64(origin)
-    problem = dataclasses.replace(problem, lower=lower, upper=upper, origin=origin)
-    count = sum(1 for name in arrays if name[0] == "x" and name[1:].isdigit())
-    leaves = [arrays[f"x{i}"] for i in range(count)]
-    data = Points(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))
+    return dataclasses.replace(
+        problem,
+        lower=file.arrays.get("lower"),
+        upper=file.arrays.get("upper"),
+        origin=None if origin is None else np.float64(origin),
+    )
+
+
+def _numbers_from(arrays: Mapping[str, np.ndarray]) -> Numbers:
+    """The numbers of a file; of older versions it may lack some, and have more."""
     numbers = {
-        name.removeprefix("numbers_"): value if value.ndim else value.item()
-        for name, value in arrays.items()
-        if name.startswith("numbers_")
+        name: arrays[f"{NUMBERS}{name}"]
+        for name in Numbers._fields
+        if f"{NUMBERS}{name}" in arrays
     }
     numbers.setdefault("determined", np.isfinite(numbers["errors"]))
-    loss = head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1])
-    manner = Manner(
-        *(loss, _options_from(head["options"])),
-        np.bool_(head["absolute_sigma"]),
-        Static(head["covariance"]),
-    )
-    minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
-    return Fit(
-        *(problem, Observed(data, arrays.get("valid")), manner),
-        *(numbers, minima, tuple(head.get("remarks", ()))),
-    )
+    return Numbers(**{n: v if v.ndim else v.item() for n, v in numbers.items()})
 
 
 def _described(model: Model) -> dict[str, Any]:
@@ -199,23 +146,22 @@ def _described(model: Model) -> dict[str, Any]:
         model
     ):
         return {"kind": None, "label": model.label, "names": list(model.names)}
-    own = {
+    settings = {
         field.name: getattr(model, field.name) for field in dataclasses.fields(model)
     }
-    return {"kind": kind, "settings": own}
+    return {"kind": kind, "settings": settings}
 
 
-def _restored(form: Mapping[str, Any], given: Any) -> Model:
-    """The model of a file, or the one that is given in its place."""
-    if given is not None:
-        given = as_model(given)
-        names = _names(form)
-        if list(given.names) != names:
+def _restored(form: Mapping[str, Any], model: Any) -> Model:
+    """The model of a file, or the user's in its place."""
+    if model is not None:
+        model, names = as_model(model), _names(form)
+        if list(model.names) != names:
             raise ValueError(
-                f"The model has the parameters {', '.join(given.names)}; the fit that "
+                f"The model has the parameters {', '.join(model.names)}; the fit that "
                 f"was saved has {', '.join(names)}."
             )
-        return given
+        return model
     if form["kind"] is None:
         raise ValueError(
             f"The fit is one of {form['label']}, whose code is not stored; give it: "
@@ -227,7 +173,7 @@ def _restored(form: Mapping[str, Any], given: Any) -> Model:
     return kind(**form["settings"])
 
 
-def _names(form) -> list[str]:
+def _names(form: Mapping[str, Any]) -> list[str]:
     if form["kind"] is None:
         return form["names"]
     if "members" in form:
@@ -235,7 +181,7 @@ def _names(form) -> list[str]:
     return list(_restored(form, None).names)
 
 
-def _x_form(x: Any, structure: Any) -> Any:
+def _x_form(x: PyTree, structure: Any) -> str | list[str]:
     """How x is put together: an array, a tuple, or a dictionary."""
     if jax.tree_util.treedef_is_leaf(structure):
         return "array"
@@ -249,13 +195,13 @@ def _x_form(x: Any, structure: Any) -> Any:
     )
 
 
-def _x_from(form: Any, leaves: list) -> Any:
+def _x_from(form: str | list[str], leaves: list[np.ndarray]) -> PyTree:
     if form == "array":
         return leaves[0]
     return tuple(leaves) if form == "tuple" else dict(zip(form, leaves, strict=True))
 
 
-def _loss_form(loss: Any) -> Any:
+def _loss_form(loss: Loss | None) -> list[Any] | None:
     if loss is None:
         return None
     if getattr(losses, type(loss).__name__, None) is not type(loss):
@@ -265,7 +211,7 @@ def _loss_form(loss: Any) -> Any:
     return [type(loss).__name__, float(loss.scale)]
 
 
-def _options_form(options: Any) -> Any:
+def _options_form(options: Options | None) -> dict[str, Any] | None:
     if options is None:
         return None
     if callable(options.jac):
@@ -273,21 +219,21 @@ def _options_form(options: Any) -> Any:
             "options has a jac of your own, a function, which is not stored. Fit "
             "without it, or pickle the fit."
         )
-    own = {
+    values = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
     }
     return {
         name: v if v is None or isinstance(v, str) else np.asarray(v).tolist()
-        for name, v in own.items()
+        for name, v in values.items()
     }
 
 
-def _options_from(form: Any) -> Options | None:
+def _options_from(form: Mapping[str, Any] | None) -> Options | None:
     """Options; a file may lack some, which then have their defaults."""
     if form is None:
         return None
-    own: dict[str, Any] = dict(form)
-    if isinstance(own.get("x_scale"), list):
-        own["x_scale"] = np.asarray(own["x_scale"])
-    return Options(**own)
+    values = dict(form)
+    if isinstance(values.get("x_scale"), list):
+        values["x_scale"] = np.asarray(values["x_scale"])
+    return Options(**values)

@@ -1,0 +1,400 @@
+"""What a fit gives: its numbers, and a `Record` of what was fitted and what came of it.
+
+The functions in `inference/` and `output/` take a `Record`; `Fit` has their methods.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jaxfit._core.certificate import Status
+from jaxfit._programs.host import unpack
+from jaxfit.fitting._points import Observed
+from jaxfit.fitting._problem import Method, Problem
+from jaxfit.fitting.inference._statistics import Goodness, goodness
+from jaxfit.models import Model
+
+
+class AtSolver(NamedTuple):
+    """A solution as the solver has it, for x from the problem's origin."""
+
+    x: Any  # (n,)
+    covariance: Any  # (n, n)
+
+
+class Numbers(NamedTuple):
+    """What was computed of a fit; None for what was not.
+
+    Of many fits all have a leading axis.
+    """
+
+    x: Any  # (n,) the varied parameters
+    covariance: Any  # (n, n)
+    determined: Any  # (k,) whether the data say anything about it; Booleans
+    active: Any  # (n,) -1 at a lower bound, 1 at an upper one; integers
+    cost: Any
+    optimality: Any
+    status: Any  # an integer, as the next two
+    nfev: Any
+    count: Any  # of the residuals that count
+    gradient: Any  # (n,) of the cost
+    values: Any = None  # (k,) of all parameters, and then of what is derived from them
+    errors: Any = None  # (k,) their standard errors
+    start: Any = None  # (n,)
+    best: Any = None  # (points,) the model at the data
+    solver_x: Any = None  # (n,) where the problem has an origin, as the next
+    solver_covariance: Any = None  # (n, n)
+
+    @classmethod
+    def shapes(cls, problem: Problem, points: int | None) -> "Numbers":
+        """What a program gives for a fit, `best` at so many points, as shapes."""
+        n, k = len(problem.varied), len(problem.names) + len(problem.derived_names)
+        has_origin = problem.origin is not None
+        return cls(
+            x=(n,),
+            covariance=(n, n),
+            determined=(k,),
+            active=(n,),
+            cost=(),
+            optimality=(),
+            status=(),
+            nfev=(),
+            count=(),
+            gradient=(n,),
+            values=(k,),
+            errors=(k,),
+            best=None if points is None else (points,),
+            solver_x=(n,) if has_origin else None,
+            solver_covariance=(n, n) if has_origin else None,
+        )
+
+    @classmethod
+    def unpacked(
+        cls, vectors: Float[np.ndarray, "N k"], shapes: "Numbers"
+    ) -> "Numbers":
+        """The numbers of many fits, from a vector of each."""
+        numbers = unpack(vectors, shapes)
+        return numbers._replace(
+            determined=numbers.determined.astype(bool),
+            active=numbers.active.astype(int),
+            status=numbers.status.astype(int),
+            nfev=numbers.nfev.astype(int),
+            count=numbers.count.astype(int),
+        )
+
+    def nth(self, k: int) -> "Numbers":
+        """The numbers of one of many fits, single ones as Python has them."""
+
+        def of_one(values: np.ndarray) -> Any:
+            part = values[k]
+            return part if part.ndim else part.item()
+
+        return jax.tree.map(of_one, self)
+
+    @property
+    def success(self) -> Any:
+        """Whether it ended well."""
+        return self.status > 0
+
+    @property
+    def at_solver(self) -> AtSolver:
+        """The solution as the solver has it: see `Problem.origin`."""
+        if self.solver_x is None:
+            return AtSolver(self.x, self.covariance)
+        return AtSolver(self.solver_x, self.solver_covariance)
+
+
+class Parameter(NamedTuple):
+    """A parameter, or a quantity derived from parameters, after a fit."""
+
+    name: str
+    value: float
+    stderr: float  # infinite if the data do not determine it, 0 if it is fixed
+    kind: str  # "varied", "fixed", "tied" or "derived"
+    at_bound: int = 0  # -1 at its lower bound, 1 at its upper one, else 0
+    lower: float = -math.inf
+    upper: float = math.inf
+    start: float = math.nan
+    determined: bool = True  # whether the data say anything about it
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is tied, and that takes it out of its bounds."""
+        return self.kind == "tied" and not self.lower <= self.value <= self.upper
+
+    @property
+    def undetermined(self) -> bool:
+        """Whether the data say nothing about it."""
+        return not self.determined
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Record:
+    """What was fitted, how, and what came of it.
+
+    Attributes:
+        problem: the model, and what became of each parameter.
+        observed: the data, and which points count.
+        manner: loss, options, and what the errors mean.
+        numbers: what was computed, as NumPy arrays.
+        minima: of several starts, the minima as (cost, how many ended there).
+        remarks: sentences about how it came to its end.
+    """
+
+    problem: Problem
+    observed: Observed
+    manner: Method
+    numbers: Numbers
+    minima: list[tuple[float, int]] | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def absolute_sigma(self) -> bool:
+        """Whether sigma is known."""
+        return bool(self.manner.absolute)
+
+    # How it ended
+
+    @property
+    def success(self) -> bool:
+        """Whether it ended well: a certificate, see `jaxfit.Solution`."""
+        return self.numbers.success
+
+    @property
+    def status(self) -> Status:
+        """How it ended."""
+        return Status(int(self.numbers.status))
+
+    @property
+    def message(self) -> str:
+        """How it ended, as a sentence."""
+        outside = [p for p in self.params.values() if p.is_outside]
+        if not outside:
+            return self.status.message
+        texts = [
+            f"{p.name} = {p.value:.6g} ({p.lower:g} .. {p.upper:g})" for p in outside
+        ]
+        return (
+            f"The best fit takes what is tied out of its bounds: {listed(texts)}. "
+            "Tie it otherwise, or bound what it depends on."
+        )
+
+    @property
+    def nfev(self) -> int:
+        """Evaluations of the model."""
+        return int(self.numbers.nfev)
+
+    # Parameters
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.problem.model
+
+    @functools.cached_property
+    def params(self) -> dict[str, Parameter]:
+        """The parameters by name."""
+        problem, numbers = self.problem, self.numbers
+        params = {}
+        for k, name in enumerate(problem.names):
+            parameter = self._quantity(k, name, "fixed")
+            if name in problem.ties:
+                lower, upper = problem.model.bounds[name]
+                parameter = parameter._replace(kind="tied", lower=lower, upper=upper)
+            params[name] = parameter._replace(start=parameter.value)
+        for k, name in enumerate(problem.varied):
+            parameter = params[name]._replace(
+                kind="varied",
+                at_bound=int(numbers.active[k]),
+                start=float(numbers.start[k]),
+            )
+            if problem.lower is not None:
+                lower, upper = float(problem.lower[k]), float(problem.upper[k])
+                parameter = parameter._replace(lower=lower, upper=upper)
+            params[name] = parameter
+        return params
+
+    @functools.cached_property
+    def derived(self) -> dict[str, Parameter]:
+        """Derived quantities by name, with propagated errors."""
+        names, first = self.problem.derived_names, len(self.problem.names)
+        return {
+            name: self._quantity(k, name, "derived")
+            for k, name in enumerate(names, start=first)
+        }
+
+    def _quantity(self, k: int, name: str, kind: str) -> Parameter:
+        numbers = self.numbers
+        return Parameter(
+            name=name,
+            value=float(numbers.values[k]),
+            stderr=float(numbers.errors[k]),
+            kind=kind,
+            determined=bool(numbers.determined[k]),
+        )
+
+    def __getitem__(self, name: str) -> Parameter:
+        """A parameter or a derived quantity by name."""
+        quantities = self.params | self.derived
+        if name not in quantities:
+            raise KeyError(f"{name!r}; there are {', '.join(quantities)}")
+        return quantities[name]
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The values of the parameters by name."""
+        return {name: p.value for name, p in self.params.items()}
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Their standard errors by name."""
+        return {name: p.stderr for name, p in self.params.items()}
+
+    @property
+    def determined(self) -> dict[str, bool]:
+        """Whether the data determine them, by name.
+
+        By the rank of the Gram matrix, not by the number of points; what is fixed is
+        determined, what is tied where all that it depends on is.
+        """
+        return {name: p.determined for name, p in self.params.items()}
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """The parameters that varied: the order of `covariance`."""
+        return self.problem.varied
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "n n"]:
+        """The covariance of the varied parameters, (n, n); see `covariance_kind`."""
+        return self.numbers.covariance
+
+    @property
+    def covariance_kind(self) -> str:
+        """Where the errors come from, in words."""
+        if self.manner.is_sandwich:
+            return "sandwich, from the scatter of the single residuals"
+        if self.absolute_sigma:
+            return "inverse Gram matrix, sigma as given"
+        return "inverse Gram matrix, scaled to a reduced chi-square of 1"
+
+    @functools.cached_property
+    def correlation(self) -> Float[np.ndarray, "n n"]:
+        """The correlation of the varied parameters, NaN where an error is infinite."""
+        variances = self.covariance.diagonal().tolist()
+        root = [math.sqrt(v) if 0 < v < math.inf else math.nan for v in variances]
+        correlation = (self.covariance / np.outer(root, root)).clip(-1, 1)
+        correlation.flat[:: len(root) + 1] = np.divide(root, root)
+        return correlation
+
+    @property
+    def correlations(self) -> dict[tuple[str, str], float]:
+        """The correlation of each pair of varied parameters, the strongest first."""
+        names, matrix = self.varied, self.correlation
+        pairs = {
+            (names[i], names[j]): float(matrix[i, j])
+            for i, j in itertools.combinations(range(len(names)), 2)
+        }
+        strength = {k: -abs(v) if np.isfinite(v) else 1 for k, v in pairs.items()}
+        return {k: pairs[k] for k in sorted(pairs, key=lambda k: strength[k])}
+
+    # The fit as a whole
+
+    @functools.cached_property
+    def goodness(self) -> Goodness:
+        """Chi-square and what is computed from it."""
+        observed = self.observed
+        y, best = map(observed.counted, (observed.data.y, self.numbers.best))
+        return goodness(
+            chi_square=2 * self.numbers.cost,
+            count=int(self.numbers.count),
+            varied=len(self.varied),
+            absolute=self.absolute_sigma,
+            y=y,
+            residual=y - best,
+            sigma=observed.counted(observed.sigma),
+        )
+
+    @property
+    def ndata(self) -> int:
+        """Points that count."""
+        return self.goodness.ndata
+
+    @property
+    def dof(self) -> int:
+        """Degrees of freedom: points and priors less varied parameters."""
+        return self.goodness.dof
+
+    @property
+    def chi_square(self) -> float:
+        """Twice the cost: the sum of ((y - model) / sigma)², under the loss."""
+        return self.goodness.chi_square
+
+    @property
+    def reduced_chi_square(self) -> float:
+        """Chi-square for each degree of freedom."""
+        return self.goodness.reduced_chi_square
+
+    @property
+    def r_squared(self) -> float:
+        """The part of the variance of y that the model explains."""
+        return self.goodness.r_squared
+
+    @property
+    def log_likelihood(self) -> float:
+        """The likelihood of normal errors: of sigma as given, or at its best scale."""
+        return self.goodness.log_likelihood
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion, m log(chi²/m) + 2 n, or chi² + 2 n for a known sigma.
+
+        That is -2 log-likelihood + 2 n up to a number that depends on the data alone.
+        """
+        return self.goodness.aic
+
+    @property
+    def aicc(self) -> float:
+        """Akaike's criterion for few points (Hurvich and Tsai, Biometrika 76, 1989)."""
+        return self.goodness.aicc
+
+    @property
+    def bic(self) -> float:
+        """The Bayesian criterion: that of Akaike with n log m in place of 2 n."""
+        return self.goodness.bic
+
+    # Points
+
+    @property
+    def best_fit(self) -> Float[np.ndarray, "..."]:
+        """The model's values at the data, in their shape."""
+        return self.numbers.best.reshape(np.shape(self.observed.data.y))
+
+    @property
+    def residuals(self) -> Float[np.ndarray, "..."]:
+        """y - model, in the shape of the data; NaN for points that do not count."""
+        valid, residuals = self.observed.valid, self.observed.data.y - self.best_fit
+        return residuals if valid is None else np.where(valid, residuals, np.nan)
+
+    @property
+    def standardized_residuals(self) -> Float[np.ndarray, "..."]:
+        """Residuals over their standard deviation: about 1 in size.
+
+        That is sigma, scaled to a reduced chi-square of 1 unless it is known.
+        """
+        sigma = self.observed.sigma
+        ratio = self.residuals if sigma is None else self.residuals / sigma
+        return (
+            ratio if self.absolute_sigma else ratio / np.sqrt(self.reduced_chi_square)
+        )
+
+
+def listed(names: list[str]) -> str:
+    """Names, or what else there is of words, as a list in a sentence."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
