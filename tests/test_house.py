@@ -43,9 +43,9 @@ def module_of(path):
 MODULES = {module_of(path): tree for path, tree in TREES.items()}
 
 
-def imports(tree):
-    """The modules of the library that a file imports, at its top or later."""
-    for node in ast.walk(tree):
+def imports(tree, at_top=False):
+    """The modules of the library that a file imports, at its top or later too."""
+    for node in tree.body if at_top else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
             "jaxfit"
         ):
@@ -68,7 +68,11 @@ def test_no_arrow_runs_up():
 
 
 def test_no_circles():
-    arrows = {module: set(imports(tree)) - {module} for module, tree in MODULES.items()}
+    """A few imports stand in functions, since a model is added by `+`."""
+    arrows = {
+        module: set(imports(tree, at_top=True)) - {module}
+        for module, tree in MODULES.items()
+    }
     while arrows:
         free = [module for module, others in arrows.items() if not others & {*arrows}]
         assert free, f"a circle among {sorted(arrows)}"

@@ -215,7 +215,7 @@ def _refilled(many: Many, refill: int, queue: Queue) -> Queue:
     state = jax.tree.map(lambda x: x.at[..., place].get(mode="clip"), queue.state)
     state = reached(state, many.started(arrays)[0])
     results = jax.tree.map(
-        lambda all, some: all.at[ended].set(some, mode="drop"),
+        lambda whole, part: whole.at[ended].set(part, mode="drop"),
         *(queue.results, many.reports(arrays, state)),
     )
 

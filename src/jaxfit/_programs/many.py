@@ -29,7 +29,7 @@ from jaxfit._linalg.kernels import Flag
 from jaxfit._programs.one_function import Closed, marked, on_platform
 from jaxfit._programs.spread import spread
 
-Inputs = list[Array]
+Inputs = list  # of arrays, of JAX or NumPy
 
 
 def alone_or_many(

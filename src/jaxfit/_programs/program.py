@@ -103,27 +103,15 @@ class Program:
         numbers. A function that does not bear copies of its objects is called itself.
         """
         before, everything = call.reading.snapshot(), frozenset(range(len(values)))
-        static_so_far = self.static | call.static
-        copied = (
-            dict.fromkeys((static_so_far, everything))
-            if call.reading.is_movable
-            else ()
-        )
-        ways = [*((static, True) for static in copied), (everything, False)]
-        for static, is_copied in ways:
+        first = self.static | call.static
+        is_movable = call.reading.is_movable
+        copied = dict.fromkeys((first, everything)) if is_movable else ()
+        results, held = None, None
+        for static, is_copied in [*((s, True) for s in copied), (everything, False)]:
             held = Held(call.reading.values, values, static, call.reading.is_plain)
-            remaining = iter(inputs)
-            leaves = [
-                next(remaining)
-                if part is INPUT
-                else opened(leaf, part, held)
-                if is_copied
-                else leaf
-                for leaf, part in zip(call.leaves, call.parts, strict=True)
-            ]
-            arguments = jax.tree.unflatten(call.structure, leaves)
+            arguments = _arguments(call, inputs, held if is_copied else None)
             try:
-                out = call.function(*arguments, *donated)
+                results = call.function(*arguments, *donated)
             except Exception:
                 before.take_back_tracers()
                 if not is_copied:
@@ -132,8 +120,21 @@ class Program:
             if not before.take_back_tracers() or static == everything:
                 break
         before.note_writes()
+        assert held is not None  # the last way is always there
         self.static |= held.static
-        return out
+        return results
+
+
+def _arguments(call: Call, inputs: list, held: Held | None) -> tuple:
+    """Those of a call with tracers for inputs, and in functions for what they hold."""
+    remaining = iter(inputs)
+    leaves = []
+    for leaf, part in zip(call.leaves, call.parts, strict=True):
+        if part is INPUT:
+            leaves.append(next(remaining))
+        else:
+            leaves.append(leaf if held is None else opened(leaf, part, held))
+    return jax.tree.unflatten(call.structure, leaves)
 
 
 @functools.cache

@@ -43,7 +43,7 @@ def _last_state(door: Door, request: ScipyRequest, watch: Watch) -> State:
     notify = None if watch.callback is None else _notifier(watch.callback, residual)
     if watch.verbose == 2:
         print(_HEADER)
-    iteration, old = 0, None
+    iteration, old, state = 0, None, None
     for state in trips(door, request):
         if old is not None:
             accepted = state.steps > old.steps
@@ -55,6 +55,7 @@ def _last_state(door: Door, request: ScipyRequest, watch: Watch) -> State:
         if old is not None and notify is not None and notify(iteration, state):
             return dataclasses.replace(state, status=np.int32(Status.STOPPED))
         old = state
+    assert state is not None  # the start is a trip
     return state
 
 

@@ -132,7 +132,7 @@ def _as_array(leaf: Any) -> Any:
 class Block(NamedTuple):
     """A block on the device."""
 
-    index: int
+    position: int  # in a pass
     data: PyTree
     weights: PyTree | None
     rows: int  # that count

@@ -265,7 +265,7 @@ def _one_pass(
         running = fit.with_block(progress.running, progress.state, block)
         progress = progress._replace(
             running=jax.block_until_ready(running),
-            block=np.int64(block.index + 1),
+            block=np.int64(block.position + 1),
             rows=progress.rows + block.rows,
             capacity=np.int64(block.capacity),
         )
