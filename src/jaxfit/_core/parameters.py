@@ -37,7 +37,7 @@ class Parameters:
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.size = sum(self.sizes)
 
-    def ravel(self, tree: PyTree, name: str) -> Float[Array, " n"]:
+    def ravel(self, tree: PyTree, name: str) -> Float[Any, " n"]:
         """A pytree that matches or prefixes `x0`, broadcast and as one vector.
 
         Where `x0` is one array, a list of numbers will do for an array.

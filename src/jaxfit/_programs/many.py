@@ -98,7 +98,7 @@ class _Fit(NamedTuple):
         @fits.def_vmap
         def batched(
             size: int, in_batched: PyTree, inputs: Inputs, idle: Flag | None
-        ) -> tuple[list, list[bool]]:
+        ) -> tuple:
             def wide(leaf: Any, is_batched: bool) -> Any:
                 return leaf if is_batched else jnp.asarray(leaf)[None]
 

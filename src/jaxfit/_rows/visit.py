@@ -78,7 +78,7 @@ def visit(
 class Chunk(NamedTuple):
     """Some rows."""
 
-    pieces: list[Array]
+    pieces: list
     counts: Bool[Array, " m"] | None  # which of their residuals count; None: all
 
 
@@ -262,7 +262,7 @@ class Rows(NamedTuple):
         weights = self.weights(pieces, x.dtype)
         return reduce_rows(residual, columns, weights, self.loss, frame, chunk.counts)
 
-    def weights(self, pieces: list[Array], dtype: Any) -> Float[Array, " m"] | None:
+    def weights(self, pieces: list, dtype: Any) -> Float[Any, " m"] | None:
         """Of the residuals of a chunk."""
         _, weights = self.table.with_rows(pieces)
         if weights is None:

@@ -53,7 +53,7 @@ def _last_state(door: Door, request: ScipyRequest, watch: Watch) -> State:
         if watch.verbose == 2:
             print(_row(iteration, state, old))
         if old is not None and notify is not None and notify(iteration, state):
-            return dataclasses.replace(state, status=np.int32(Status.STOPPED))
+            return dataclasses.replace(state, status=jnp.int32(Status.STOPPED))
         old = state
     assert state is not None  # the start is a trip
     return state
