@@ -16,7 +16,8 @@ from problems import residual as residual_of_decay
 
 import jaxfit
 from jaxfit import Status
-from jaxfit._rows.linearization import Frame, columns_of, reduce_rows
+from jaxfit._rows.linearization import Frame, columns_of
+from jaxfit._rows.reduction import reduce_rows
 
 ROWS = 64
 PIXELS = np.stack(np.divmod(np.arange(ROWS), 8)).astype(float)

@@ -16,7 +16,7 @@ from jaxfit._core.parameters import Parameters
 from jaxfit._core.rules import SCIPY
 from jaxfit._core.setting import Setting, initial_state
 from jaxfit._core.trip import trip
-from jaxfit._rows.linearization import is_linear
+from jaxfit._rows.reduction import is_linear
 from jaxfit._rows.visit import ResidualModel, visit
 
 SCIPY_LOSSES = {

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cache_folder() -> Path:
-    """Where this system keeps what can be made again."""
+    """The folder in which this system keeps what can be made again."""
     home = Path.home()
     if sys.platform == "win32":
         folder = os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")

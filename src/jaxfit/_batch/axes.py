@@ -61,7 +61,8 @@ def split(arguments: tuple, in_axes: Any, numpy: ModuleType) -> BatchArguments:
         raise ValueError(f"The batch axes differ in length: {lengths}.")
     shared = jax.tree.map(
         lambda batched, leaf: leaf if batched is None else None,
-        *(each, arguments),
+        each,
+        arguments,
         is_leaf=is_none,
     )
     return BatchArguments(each, shared)

@@ -138,7 +138,7 @@ def solve_batch(
 
 
 class DeviceLayout(NamedTuple):
-    """Where the fits are computed."""
+    """The place where fits are computed."""
 
     lanes: int | None
     mesh: Mesh | None

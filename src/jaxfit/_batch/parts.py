@@ -38,7 +38,7 @@ class NotNumbers(TypeError):
 
 
 def size_on_cpu(numbers: int) -> int:
-    """Of a part, where one of what it holds is so many numbers: a power of two."""
+    """The size of a part whose elements are so many numbers each: a power of two."""
     most = max(1, min(MOST, NUMBERS // max(numbers, 1)))
     return 1 << most.bit_length() - 1
 
@@ -144,14 +144,14 @@ def _results_like(shapes: PyTree, number: int) -> PyTree:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _parts(number: int, size: int, workers: int) -> Iterator[tuple[int, int]]:
-    """Where parts begin, and how many each holds: almost equally many."""
+    """The beginning of each part and how many it holds: almost equally many."""
     parts = max(1, -(-number // size))
     if number > 1:
         parts = min(-(-parts // workers) * workers, number)
@@ -161,7 +161,7 @@ def _parts(number: int, size: int, workers: int) -> Iterator[tuple[int, int]]:
 
 
 def _one_ahead(call: Callable, store: Callable, parts: list) -> Iterator[int]:
-    """Of one part computes, of the next the data are sent."""
+    """One part after the other: while one computes, the data of the next are sent."""
     waiting: deque = deque()
     for part in parts:
         waiting.append((*part, call(part)))

@@ -259,7 +259,11 @@ def select_step(
         leaves,
         functools.partial(_best_of_three, bounds=bounds),
         lambda x, step, *_: step,
-        *(x, step, model, radius, theta),
+        x,
+        step,
+        model,
+        radius,
+        theta,
     )
 
 

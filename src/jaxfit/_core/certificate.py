@@ -73,7 +73,7 @@ _MESSAGES = {
 
 
 def _least_square(dtype: Any) -> float:
-    """Of squares with all digits: below it what has underflowed may count."""
+    """The least square with all digits: below it what has underflowed may count."""
     kind = jnp.finfo(dtype)
     return float(kind.tiny) / float(kind.eps)
 

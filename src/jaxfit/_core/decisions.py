@@ -104,7 +104,7 @@ def accept(setting: Setting, state: State, new: Point, resolved: Flag) -> Verdic
 
 
 class Stand(NamedTuple):
-    """Where a fit stands after a trial."""
+    """The place where a fit stands after a trial."""
 
     point: Point
     region: Region
@@ -118,7 +118,9 @@ def new_region(setting: Setting, state: State, new: Point, verdict: Verdict) -> 
         verdict.accepted,
         functools.partial(_moved, setting),
         functools.partial(_stayed, setting),
-        *(state, new, verdict),
+        state,
+        new,
+        verdict,
     )
 
 

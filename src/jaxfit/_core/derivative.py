@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
     @classmethod
     def of(cls, state: State) -> "Outcome":
-        """That of the last state."""
+        """The outcome that the last state has."""
         point = state.point
         return cls(
             point.x,
@@ -114,7 +114,7 @@ def differentiable_batch(
     solve: Callable[[PyTree, PyTree], Outcome],
     rebuild: Callable[[PyTree, PyTree], Differentiable],
 ) -> Callable[[PyTree, PyTree], Outcome]:
-    """The same for many fits, one block after the other.
+    """`differentiable` for many fits, one block after the other.
 
     Args:
         solve: from arrays with a leading batch axis, and shared ones, to the outcomes.
@@ -223,7 +223,7 @@ def _unsigned(kind: Any) -> Any:
 
 
 class Moving:
-    """Those leaves of a pytree that have a tangent.
+    """The leaves of a pytree that have a tangent.
 
     Args:
         tree: arrays.

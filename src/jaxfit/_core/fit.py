@@ -26,7 +26,7 @@ from jaxfit._linalg.kernels import is_large
 from jaxfit._linalg.seldom import reporting
 from jaxfit._programs.many import alone_or_many
 from jaxfit._programs.one_function import is_possible
-from jaxfit._rows.linearization import is_linear
+from jaxfit._rows.reduction import is_linear
 from jaxfit._rows.table import whole_rows
 from jaxfit._rows.visit import ResidualModel, Rows, visit
 from jaxfit._rows.ways import Chunked, Sharded, Whole
@@ -71,7 +71,7 @@ class Setup(NamedTuple):
     def of_others(
         self, x0: PyTree, data: PyTree, bounds: Any, weights: PyTree
     ) -> "Setup":
-        """The same model's fit of other arrays, of all rows at once."""
+        """A fit of the same model to other arrays, all rows at once."""
         start = self.parameters.ravel(x0, "x0")
         rows = self.rows._replace(table=whole_rows(data, weights))
         flat = self.parameters.bounds(bounds)

@@ -46,7 +46,7 @@ class Vicinity(NamedTuple):
 
     @classmethod
     def of(cls, bounds: Bounds | None, point: Any) -> "Vicinity":
-        """That of an evaluated point."""
+        """The vicinity of an evaluated point."""
         limit = certificate_limit(point.linearization, point.rounding)
         squared = point.largest_norms
         size = jnp.sqrt(jnp.where(squared > 0, 1 / squared, 0))
@@ -120,7 +120,7 @@ def _shares(flags: Bool[Array, " m"], dtype: Any) -> Float[Array, " m"]:
 def along_kink(
     numbers: tuple[Float[Array, "k k"], Matrix], search: Any, point: Any
 ) -> tuple[Float[Array, "k k"], Matrix]:
-    """Of a linearization: the slope for a gradient, and the Jacobian along the kink.
+    """A linearization with the slope for its gradient, and the Jacobian along the kink.
 
     Only in directions in which all corners agree has the cost a curvature, and only
     there may a step go; a frame that leaves out the others, which the kink holds, says

@@ -68,7 +68,7 @@ class Search(eqx.Module):
 
     @classmethod
     def off(cls, x: Vector) -> "Search":
-        """None."""
+        """No search."""
         zeros = jnp.zeros_like(x)
         zero = zeros[0].astype(jnp.int32)
         corners = jnp.stack([zeros] * (min(len(x), MOST) + 2))
@@ -104,7 +104,9 @@ class Search(eqx.Module):
             self.adopts,
             for_each(along_kink, is_lanes(point.x)),
             lambda numbers, *_: numbers,
-            *(numbers, self, point),
+            numbers,
+            self,
+            point,
         )
         linearization = dataclasses.replace(sample, normal=normal, frame=frame)
         columns = columns_of(linearization)
@@ -114,7 +116,7 @@ class Search(eqx.Module):
         return linearization, columns._replace(squared_norms=lengths, moves=moves)
 
     def look(self, vicinity: Vicinity) -> Vector:
-        """Where to look for a descent: down a corner, or anywhere."""
+        """The direction in which to look for a descent: down a corner, or anywhere."""
         m, n = self.corners.shape
         anywhere = np.random.default_rng(0).normal(size=(2 * m, n))
         anywhere = jnp.asarray(anywhere, vicinity.size.dtype)
@@ -311,7 +313,10 @@ class _Seen(NamedTuple):
         continuous = (change >= least - rounding) & (change <= most + rounding)
         continuous = continuous & (jnp.abs(slope) < jnp.inf)
         return cls(
-            *(shift, gradient, change, continuous),
+            shift=shift,
+            gradient=gradient,
+            change=change,
+            continuous=continuous,
             level=continuous & (change >= -rounding),
             lower=continuous & (change < -rounding),
         )

@@ -78,7 +78,7 @@ class Many(NamedTuple):
 
     @property
     def rows(self) -> Any:
-        """Those of one fit, whichever."""
+        """The rows of one fit, whichever."""
         return self.setup(_some(self.each, 0)).rows
 
     def linearize(self, arrays: PyTree) -> Callable:

@@ -101,12 +101,12 @@ class Options(eqx.Module):
                 )
 
     def scaled(self, x_scale: Any) -> "Options":
-        """The same with other scales of the parameters."""
+        """The options with other scales of the parameters."""
         return dataclasses.replace(self, x_scale=x_scale)
 
 
 def filled(options: Options, n: int, dtype: Any = np.float64) -> Options:
-    """The same with the defaults for n parameters of this dtype filled in."""
+    """The options with the defaults for n parameters of this dtype filled in."""
     precision = precision_of(dtype)
     numbers: dict[str, Any] = {
         "ftol": np.asarray(precision.ftol, dtype),

@@ -33,7 +33,7 @@ SNAP_REACH = 1e-4
 
 
 class Following(NamedTuple):
-    """Where the next trip goes, and whether it is the last."""
+    """The trial point of the next trip, and whether it is the last."""
 
     trial: Trial
     alpha: Scalar
@@ -69,7 +69,9 @@ def _go_on(
         status == RUNNING,
         functools.partial(_step, setting),
         functools.partial(_finish, setting),
-        *(state, stand, status),
+        state,
+        stand,
+        status,
     )
 
 

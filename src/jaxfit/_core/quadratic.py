@@ -12,9 +12,9 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxfit._linalg.branches import branch
+from jaxfit._linalg.branches import branch, choose
 from jaxfit._linalg.inverse import is_lossy, swept
 from jaxfit._linalg.kernels import (
     Flag,
@@ -72,7 +72,7 @@ class Reduced(eqx.Module):
 
     @classmethod
     def of_nothing(cls, x: Vector) -> "Reduced":
-        """That of a model that expects nothing."""
+        """The reduction of a model that expects nothing."""
         zeros, eye = jnp.zeros_like(x), identity(x)
         zero = jnp.zeros_like(x[0])
         return cls(
@@ -119,12 +119,13 @@ def reduce_quadratic(quadratic: Quadratic, is_lean: bool = False) -> Reduced:
         framed | is_lossy(pivot),
         _reduced_by_rotations,
         lambda _, reduced: reduced,
-        *(quadratic, reduced),
+        quadratic,
+        reduced,
     )
 
 
 def _reduced_by_rotations(quadratic: Quadratic, reduced: Reduced) -> Reduced:
-    """The same from the factors, without what is rounding.
+    """The reduction from the factors, without what is rounding.
 
     And a frame, from the same rotations of the columns alone.
     """
@@ -186,57 +187,95 @@ def trust_region_step(
     Args:
         alpha: the first guess.
     """
-    newton_norm = norm(reduced.newton)
-    inside = newton_norm <= radius
-    upper = norm(reduced.rhs) / radius
-    # Newton's step from α = 0 never passes the root, since |z| is convex in α
-    lower = (newton_norm - radius) * newton_norm
-    lower = jnp.where(
-        reduced.full_rank & ~inside,
-        lower / jnp.where(reduced.slope > 0, reduced.slope, 1),
-        0,
+    root = _Root.about(reduced, radius, alpha)
+    is_inside = root.is_settled  # already: the Newton step is short enough
+    root = lax.while_loop(
+        _Root.is_unfinished,
+        lambda root: root.after_newton_step(reduced, radius),
+        root,
     )
-    everywhere = reduced.rhs == reduced.rhs
-
-    def unfinished(carry: tuple) -> Bool[Array, ""]:
-        *_, done, trips = carry
-        return jnp.any(~done) & (trips <= SECULAR_MAX_TRIPS)
-
-    def newton_step(carry: tuple) -> tuple:
-        alpha, lower, upper, _, settled, done, trips = carry
-        outside = (alpha < lower) | (alpha > upper) | (alpha == 0)
-        restart = jnp.maximum(0.001 * upper, jnp.sqrt(lower * upper))
-        at = jnp.where(outside & ~settled, restart, alpha)
-        damping = jnp.broadcast_to(at, reduced.rhs.shape)
-        inverse, _ = swept(add_diagonal(reduced.matrix, damping), everywhere)
-        z = matvec(inverse, reduced.rhs)
-        slope, length = inner(z, matvec(inverse, z)), norm(z)
-        phi = length - radius
-        ratio = -phi * length / jnp.where(slope > 0, slope, 1)
-        near = jnp.abs(phi) < SECULAR_RTOL * radius
-        new = (
-            jnp.where(settled, alpha, at - length * ratio / radius),
-            jnp.maximum(lower, at - ratio),
-            jnp.where(phi < 0, at, upper),
-            z,
-            near | (trips + 1 >= SECULAR_MAX_TRIPS),
-            settled,  # z is that of the last α: done
-        )
-        new = (jnp.where(done, b, a) for a, b in zip(new, carry[:-1], strict=True))
-        return *new, trips + 1
-
-    # the trip after the last Newton step evaluates z at its α
-    start = alpha, lower, upper, reduced.newton, jnp.zeros_like(inside), inside, 0
-    alpha, _, _, z, *_ = lax.while_loop(unfinished, newton_step, start)
-    length = norm(z)
-    stretch = jnp.where(inside, 1, radius / jnp.where(inside, 1, length))
-    z = z * stretch
+    # onto the edge, but for the Newton step
+    length = norm(root.z)
+    stretch = jnp.where(is_inside, 1, radius / jnp.where(is_inside, 1, length))
+    z = root.z * stretch
     slope = inner(reduced.rhs, z)
     curvature = inner(z, matvec(reduced.matrix, z))
     return TrustRegionStep(
         p=-matvec(reduced.basis, z),
-        alpha=jnp.where(inside, 0, alpha),
+        alpha=jnp.where(is_inside, 0, root.alpha),
         predicted=slope - 0.5 * curvature,
         slope=slope,
         length=norm(z),
     )
+
+
+class _Root(NamedTuple):
+    """The search for the α at which |z| = radius, z = (T + αI)⁻¹ Qᵀg.
+
+    With φ(α) = |z| - radius, Newton's method for 1/|z| - 1/radius, which is nearly
+    linear in α, goes from α to α - |z| φ / (φ' radius), φ' = -zᵀ (T + αI)⁻¹ z / |z|.
+    """
+
+    alpha: Scalar
+    lower: Scalar  # of the root
+    upper: Scalar
+    z: Vector  # of the α before
+    is_settled: Flag  # α is good enough; z is still to be that of it
+    is_done: Flag
+    trips: Int[Array, ""]
+
+    @classmethod
+    def about(cls, reduced: Reduced, radius: Scalar, alpha: Scalar) -> "_Root":
+        """Before the first Newton step."""
+        newton_norm = norm(reduced.newton)
+        is_inside = newton_norm <= radius
+        # Newton's step from α = 0 never passes the root, since |z| is convex in α
+        lower = (newton_norm - radius) * newton_norm
+        lower = jnp.where(
+            reduced.full_rank & ~is_inside,
+            lower / jnp.where(reduced.slope > 0, reduced.slope, 1),
+            0,
+        )
+        return cls(
+            alpha=alpha,
+            lower=lower,
+            upper=norm(reduced.rhs) / radius,
+            z=reduced.newton,
+            is_settled=is_inside,
+            is_done=is_inside,
+            trips=jnp.int32(0),
+        )
+
+    def is_unfinished(self) -> Bool[Array, ""]:
+        """Whether some fit goes on."""
+        return jnp.any(~self.is_done) & (self.trips <= SECULAR_MAX_TRIPS)
+
+    def after_newton_step(self, reduced: Reduced, radius: Scalar) -> "_Root":
+        """The next α; or, where it is settled, the z of the last one."""
+        # inside its limits, or else between them
+        is_outside = (self.alpha < self.lower) | (self.alpha > self.upper)
+        is_outside = is_outside | (self.alpha == 0)
+        between = jnp.maximum(0.001 * self.upper, jnp.sqrt(self.lower * self.upper))
+        at = jnp.where(is_outside & ~self.is_settled, between, self.alpha)
+
+        # |z| and its derivative
+        damping = jnp.broadcast_to(at, reduced.rhs.shape)
+        everywhere = reduced.rhs == reduced.rhs
+        inverse, _ = swept(add_diagonal(reduced.matrix, damping), everywhere)
+        z = matvec(inverse, reduced.rhs)
+        slope, length = inner(z, matvec(inverse, z)), norm(z)
+
+        phi = length - radius
+        ratio = -phi * length / jnp.where(slope > 0, slope, 1)
+        is_near = jnp.abs(phi) < SECULAR_RTOL * radius
+        trips = self.trips + 1
+        new = _Root(
+            alpha=jnp.where(self.is_settled, self.alpha, at - length * ratio / radius),
+            lower=jnp.maximum(self.lower, at - ratio),
+            upper=jnp.where(phi < 0, at, self.upper),
+            z=z,
+            is_settled=is_near | (trips >= SECULAR_MAX_TRIPS),
+            is_done=self.is_settled,
+            trips=trips,
+        )
+        return choose(self.is_done, self, new)._replace(trips=trips)

@@ -46,7 +46,7 @@ def gain_ratio(gain: Scalar, predicted: Scalar) -> Scalar:
 
 
 def by_parabola(gain: Scalar, slope: Scalar) -> Scalar:
-    """By how much to shorten a step that gained too little: 0.3 to 0.6.
+    """The factor that shortens a step which gained too little: 0.3 to 0.6.
 
     The minimum of the parabola through both costs with the slope at the old point
     (Moré 1978, section 5, who cuts it to 0.1 and 0.5). SciPy always takes a quarter,
@@ -58,7 +58,7 @@ def by_parabola(gain: Scalar, slope: Scalar) -> Scalar:
 
 
 def by_a_quarter(gain: Scalar, slope: Scalar) -> float:
-    """By how much SciPy shortens such a step."""
+    """The factor by which SciPy shortens such a step."""
     return 0.25
 
 
@@ -105,7 +105,7 @@ def cost_noise(point: Point) -> Scalar:
 
 
 def no_noise(point: Point) -> Scalar:
-    """None: every rise of the cost is one."""
+    """No noise: every rise of the cost is one."""
     return jnp.asarray(-jnp.inf, point.x.dtype)
 
 
@@ -150,7 +150,7 @@ def our_tests(
 def scipy_tests(
     limits: Limits, bounds: Bounds | None, tried: Tried
 ) -> Int[Array, "*lanes"]:
-    """Those of `scipy.optimize.least_squares` after a trial, accepted or refused."""
+    """SciPy's tests (`least_squares`) after a trial, accepted or refused."""
     old, point, gain = tried.old, tried.point, tried.gain
     ratio = gain_ratio(gain, tried.trial.predicted)
     step = norm(tried.trial.x - old.x)

@@ -71,7 +71,7 @@ def frame_of(state: State) -> Frame:
 
 
 def no_frame(x: Vector) -> Frame:
-    """Those of the parameters."""
+    """The frame of the parameters themselves."""
     eye = varying_with(identity(x), x)
     return Frame(eye, eye)
 
@@ -171,6 +171,9 @@ def _search(
         before.search.is_wanted(after.status, after.finishing),
         for_each(searched, is_lanes(after.trial.x)),
         lambda bounds, before, after, sample: Turn.of(after),
-        *(bounds, before, after, sample),
+        bounds,
+        before,
+        after,
+        sample,
     )
     return dataclasses.replace(after, **turn._asdict())

@@ -36,7 +36,7 @@ def _gram_one(rows: list) -> Array:
 
 @_gram_one.defjvp
 def _gram_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    """By plain products, which any other derivative can be taken of."""
+    """The derivative by plain products, of which any other can be taken."""
     half = _product(primals[0], tangents[0])
     return _gram_one(primals[0]), half + half.T
 

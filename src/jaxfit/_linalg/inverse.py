@@ -163,7 +163,9 @@ def _inverse_gram(gram: Matrix, frame: Matrix, free: Any) -> GramInverse:
         is_lossy(pivot) | is_framed(frame),
         _inverse_by_rotations,
         lambda *_: GramInverse(inverse, jnp.zeros_like(free)),
-        *(gram, frame, free),
+        gram,
+        frame,
+        free,
     )
 
 
@@ -171,7 +173,7 @@ _kernel = batched_in_lanes(_inverse_gram)  # one function, which JAX knows again
 
 
 def _inverse_by_rotations(gram: Matrix, frame: Matrix, free: Any) -> GramInverse:
-    """The same, the columns scaled to one."""
+    """The inverse by rotations, the columns scaled to one."""
     norms = jnp.sqrt(diagonal(matmul(transpose(frame), matmul(gram, frame))))
     norms = jnp.where(norms > 0, norms, 1)
     form = diagonalised(gram, jnp.where(free[None], frame / norms[None], 0))

@@ -125,7 +125,7 @@ def unit_diagonal(matrix: Matrix) -> Matrix:
 
 
 def on_diagonal(vector: Vector) -> np.ndarray:
-    """Where the diagonal of a matrix is."""
+    """Flags of the diagonal of a matrix."""
     n = len(vector)
     return np.eye(n, dtype=bool).reshape(n, n, *[1] * (vector.ndim - 1))
 

@@ -41,5 +41,5 @@ SINGLE = Precision(
 
 
 def precision_of(dtype: Any) -> Precision:
-    """Those of a dtype, float64 or float32."""
+    """The numbers of a dtype, float64 or float32."""
     return DOUBLE if np.dtype(dtype) == np.float64 else SINGLE

@@ -40,7 +40,7 @@ class Diagonal(NamedTuple):
 
     @property
     def root(self) -> Vector:
-        """Of the values, or of their rounding where they are that."""
+        """The root of the values, or of their rounding where they are that."""
         return jnp.sqrt(jnp.where(self.proper, self.values, self.rounding))
 
 
@@ -80,7 +80,7 @@ def diagonalised(
 def diagonalised_together(
     metric: Matrix, vectors: Sequence[Matrix], curvatures: Sequence[Vector]
 ) -> list[Diagonal]:
-    """The same for several vectors and curvatures, side by side as lanes."""
+    """`diagonalised` for several vectors and curvatures, side by side as lanes."""
     if is_large(metric[0]):
         pairs = zip(vectors, curvatures, strict=True)
         return [diagonalised(metric, *pair) for pair in pairs]
@@ -158,7 +158,7 @@ def _rotated(rows: Array, metric: Matrix, curvature: Vector) -> Array:
 def _by_lapack(
     metric: Matrix, vectors: Matrix, curvature: Vector, is_definite: bool
 ) -> tuple[Vector, Matrix, Matrix]:
-    """The same, where G is definite by singular values of a root of it times F."""
+    """The diagonal form by LAPACK; for definite G by singular values of root(G) F."""
     if not is_definite:
         matrix = matmul(transpose(vectors), matmul(metric, vectors))
         values, basis = jnp.linalg.eigh(matrix, symmetrize_input=False)

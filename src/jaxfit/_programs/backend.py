@@ -39,7 +39,7 @@ def is_on_one_device(tree: PyTree) -> bool:
 
 
 def platform_of(tree: PyTree) -> str | None:
-    """Where a program with these operands runs, if all say the same."""
+    """The platform that a program with these operands runs on, if all say the same."""
     default = jax.config.jax_default_device or jax.default_backend()
     arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
     devices = {d.platform for x in arrays for d in x.sharding.device_set}

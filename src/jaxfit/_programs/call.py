@@ -44,7 +44,7 @@ class Call:
         return self.inputs_like(self.leaves)
 
     def inputs_like(self, leaves: list) -> list:
-        """Those of a call that is alike."""
+        """The inputs of a call that is alike."""
         return [new(x) for x, d in zip(leaves, self.is_input, strict=True) if d]
 
     def read(self) -> None:
@@ -71,7 +71,7 @@ class Call:
 
 
 def new(value: Any) -> Any:
-    """The same numbers in an array that JAX has not seen.
+    """The value in an array that JAX has not seen.
 
     It remembers how it converted one, while a trace of somebody has it, also where x64
     is another later.

@@ -119,7 +119,7 @@ def _results(call: Call, donated: tuple = ()) -> Any:
 
 
 def _program_of(call: Call) -> Program:
-    """That of calls like this, or a new one."""
+    """The program of calls like this, or a new one."""
     with _lock:
         call.static = _static.get(call.shape, frozenset())
         program = _programs.get(call.key())
@@ -147,7 +147,7 @@ def _note_incomplete(call: Call) -> None:
 
 
 def _make_latest(cache: OrderedDict, key: Hashable) -> None:
-    """Of what a cache has too much, what was not used for longest goes."""
+    """Mark an entry as used; what was not used for longest goes."""
     cache.move_to_end(key)
     while len(cache) > CACHE_SIZE:
         cache.popitem(last=False)

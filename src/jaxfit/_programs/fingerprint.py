@@ -422,7 +422,7 @@ class Reading:
         return part
 
     def _identity(self, value: Any) -> Hashable:
-        """Of what does not change, or is seen by what it holds besides."""
+        """The identity of what does not change, or is seen by what it holds besides."""
         if self.lasting:
             name = getattr(value, "__qualname__", getattr(value, "__name__", None))
             return getattr(value, "__module__", None), name, type(value).__qualname__

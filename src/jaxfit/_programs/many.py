@@ -127,7 +127,8 @@ class _Fit(NamedTuple):
                 self.in_turn, sizes, marked(plain) if is_marked else plain
             ),
             functools.partial(self.at_once, sizes),
-            *(inputs, idle),
+            inputs,
+            idle,
         )
         return on_platform(loop, lanes, inputs, idle)
 

@@ -19,5 +19,5 @@ class Budget(NamedTuple):
 
 
 def budget(cpu: Budget, other: Budget) -> Budget:
-    """That of the device that JAX computes on."""
+    """The budget of the device that JAX computes on."""
     return cpu if jax.default_backend() == "cpu" else other

@@ -192,7 +192,7 @@ def named_axes(jaxpr: Any) -> set[str]:
 
 
 def _name(equation: Any) -> str:
-    """Of a primitive, or of what newer releases wrap into one."""
+    """The name of a primitive, or of what newer releases wrap into one."""
     wrapped = equation.params.get("_prim")
     return equation.primitive.name if wrapped is None else type(wrapped).__name__
 
@@ -232,7 +232,7 @@ class Closed(NamedTuple):
 
 
 def _nothing(operand: Any) -> Any:
-    """The same without a trace: it holds no numbers."""
+    """An empty operand without a trace: it holds no numbers."""
     return operand if is_extended(operand) else np.zeros(operand.shape, operand.dtype)
 
 

@@ -126,7 +126,7 @@ class Program:
 
 
 def _arguments(call: Call, inputs: list, held: Held | None) -> tuple:
-    """Those of a call with tracers for inputs, and in functions for what they hold."""
+    """The arguments of a call, with tracers for inputs and for what functions hold."""
     remaining = iter(inputs)
     leaves = []
     for leaf, part in zip(call.leaves, call.parts, strict=True):

@@ -123,7 +123,7 @@ def split_function(
         names: of the globals that count.
         key: of its code.
     """
-    code, space, extras = function.__code__, function.__globals__, vars(function)
+    code, space = function.__code__, function.__globals__
     closure = function.__closure__ or ()
     filled = [k for k, cell in enumerate(closure) if not _is_empty(cell)]
     named = _named(space, names)
@@ -133,50 +133,74 @@ def split_function(
         if isinstance(named[n], types.ModuleType)
         and package_of(named[n].__name__) is None
     }
-    named = _seen_by(names, named) | passed
-    cells = [Child(closure[k].cell_contents, Place("cell", closure[k])) for k in filled]
-    globals_ = [Child(value, Place("item", space, n)) for n, value in named.items()]
-    held = function.__defaults__, function.__kwdefaults__, extras or None
-    first_cell, first_global = len(held), len(held) + len(cells)
+    parts = _FunctionParts(function, filled, _seen_by(names, named) | passed)
+    head = key, tuple(filled), tuple(parts.named)
+    if "globals" in names and "globals" not in space:
+        return Split(head, parts.children)  # where it writes, nobody could see it
+    return Split(head, parts.children, None, parts.copy, parts.replace)
 
-    def copy(changed: dict, made: dict) -> types.FunctionType:
+
+class _FunctionParts(NamedTuple):
+    """A function as what it holds itself, its cells, and globals, in this order."""
+
+    function: Any  # in Python
+    filled: list[int]  # places in its closure
+    named: dict[str, Any]  # globals
+
+    HELD = "__defaults__", "__kwdefaults__", "__dict__"
+
+    @property
+    def children(self) -> list[Child]:
+        """All parts."""
+        function, space = self.function, self.function.__globals__
+        cells = [(function.__closure__ or ())[k] for k in self.filled]
+        return [
+            Child(function.__defaults__),
+            Child(function.__kwdefaults__),
+            Child(vars(function) or None),
+            *(Child(cell.cell_contents, Place("cell", cell)) for cell in cells),
+            *(Child(v, Place("item", space, n)) for n, v in self.named.items()),
+        ]
+
+    @property
+    def first_global(self) -> int:
+        """The place among the parts."""
+        return len(self.HELD) + len(self.filled)
+
+    def copy(self, changed: dict, made: dict) -> types.FunctionType:
         """Functions that share a cell, or globals, share the copy of it."""
+        function, closure = self.function, self.function.__closure__ or ()
         fresh = {
             k: made.setdefault(id(closure[k]), types.CellType())
-            for index, k in enumerate(filled, first_cell)
+            for index, k in enumerate(self.filled, len(self.HELD))
             if index in changed
         }
-        twin_space = space
-        if any(index >= first_global for index in changed):
-            twin_space = made.setdefault(id(space), dict(space))
+        space = function.__globals__
+        if any(index >= self.first_global for index in changed):
+            space = made.setdefault(id(space), dict(space))
         twin = types.FunctionType(
-            code,
-            twin_space,
+            function.__code__,
+            space,
             function.__name__,
             function.__defaults__,
             tuple(fresh.get(k, cell) for k, cell in enumerate(closure)) or None,
         )
         twin.__kwdefaults__ = function.__kwdefaults__
         twin.__qualname__ = function.__qualname__
-        vars(twin).update(extras)
+        vars(twin).update(vars(function))
         return twin
 
-    def replace(twin: types.FunctionType, changed: dict) -> None:
+    def replace(self, twin: types.FunctionType, changed: dict) -> None:
+        """Other parts in a copy."""
+        names, cells = [*self.named], twin.__closure__ or ()
         for index, value in changed.items():
-            if index >= first_global:
-                twin.__globals__[[*named][index - first_global]] = value
-            elif index >= first_cell:
-                cells: Any = twin.__closure__
-                cells[filled[index - first_cell]].cell_contents = value
+            if index >= self.first_global:
+                twin.__globals__[names[index - self.first_global]] = value
+            elif index >= len(self.HELD):
+                cell: Any = cells[self.filled[index - len(self.HELD)]]
+                cell.cell_contents = value
             else:
-                name = ("__defaults__", "__kwdefaults__", "__dict__")[index]
-                setattr(twin, name, value)
-
-    head = key, tuple(filled), tuple(named)
-    children = [*map(Child, held), *cells, *globals_]
-    if "globals" in names and "globals" not in space:
-        return Split(head, children)  # where it writes, nobody could see it
-    return Split(head, children, None, copy, replace)
+                setattr(twin, self.HELD[index], value)
 
 
 def _named(space: dict, names: Sequence[str]) -> dict[str, Any]:

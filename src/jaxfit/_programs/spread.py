@@ -65,7 +65,7 @@ def _leading(leaf: Any) -> Any:
 
 
 def _in_compiled_parts(many: Many, length: int, leaves: list, structure: Any) -> list:
-    """By the compiler, wherever it has put the arrays."""
+    """The parts that the compiler makes, wherever it has put the arrays."""
     is_long = [leaf.shape[0] == length for leaf in leaves]
     is_wide, number = jax.config.jax_enable_x64, len(leaves)
 

@@ -151,7 +151,7 @@ class Residuals(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Of residuals; complex ones count as two."""
+        """The number of residuals; complex ones count as two."""
         return _number(self.structure)
 
     def can_be_one_function(self, n: int) -> bool:
@@ -258,9 +258,15 @@ def trace_residuals(
     reverse = jac == "rev"
     if jac is None and not is_masked:
         reverse = _number(structure[0]) < len(x)
-    forward = jac == "fwd"
     return Residuals(
-        *(vector, matrix, reverse, forward, structure[0], constants, more, jaxpr)
+        vector=vector,
+        matrix=matrix,
+        reverse=reverse,
+        forward=jac == "fwd",
+        structure=structure[0],
+        constants=constants,
+        more=more,
+        jaxpr=jaxpr,
     )
 
 

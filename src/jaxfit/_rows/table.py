@@ -44,7 +44,7 @@ class RowTable(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Of rows."""
+        """The number of rows."""
         return self.rows[0].shape[0]
 
     def marked(self, rows: list, shared: list) -> tuple[PyTree, PyTree]:

@@ -22,15 +22,8 @@ from jaxfit._linalg.kernels import Matrix, Scalar, Vector, identity
 from jaxfit._programs.memory import Budget, budget
 from jaxfit._programs.one_function import can_be_one_function, holds
 from jaxfit._rows.devices import of_first, over_devices
-from jaxfit._rows.linearization import (
-    Frame,
-    Linearization,
-    RunningSum,
-    is_linear,
-    reduce_rows,
-    robust_cost,
-    scaled_for_loss,
-)
+from jaxfit._rows.linearization import Frame, Linearization, RunningSum
+from jaxfit._rows.reduction import is_linear, reduce_rows, robust_cost, scaled_for_loss
 from jaxfit._rows.residuals import Residuals, row_vector, trace_residuals, weight_vector
 from jaxfit._rows.table import RowTable, split_rows, whole_rows
 from jaxfit._rows.ways import Chunked, Sharded, Whole
@@ -191,7 +184,7 @@ class Rows(NamedTuple):
         return can_be_one_function(jaxpr, 1)
 
     def in_columns(self, choice: bool) -> "Rows":
-        """The same, with or without short arrays as columns: `_programs/short.py`."""
+        """The rows with or without short arrays as columns: `_programs/short.py`."""
         return self._replace(residuals=self.residuals._replace(in_columns=choice))
 
     @property
@@ -263,7 +256,7 @@ class Rows(NamedTuple):
         return reduce_rows(residual, columns, weights, self.loss, frame, chunk.counts)
 
     def weights(self, pieces: list, dtype: Any) -> Float[Any, " m"] | None:
-        """Of the residuals of a chunk."""
+        """The weights of the residuals of a chunk."""
         _, weights = self.table.with_rows(pieces)
         if weights is None:
             return None

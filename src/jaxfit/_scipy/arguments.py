@@ -194,8 +194,15 @@ def refuse_unsupported(jac_sparsity: Any, workers: Any) -> None:
         )
 
 
-def tolerances(values: Mapping[str, Any], all_above_eps: bool) -> dict[str, float]:
-    """SciPy's tolerances, checked; None and 0 turn a test off."""
+def tolerances(
+    values: Mapping[str, Any], all_above_eps: bool, stacklevel: int
+) -> dict[str, float]:
+    """SciPy's tolerances, checked; None and 0 turn a test off.
+
+    Args:
+        all_above_eps: whether each has to be above the machine epsilon, or one.
+        stacklevel: of warnings, from here to the user.
+    """
     checked = {}
     for name, value in values.items():
         value = 0.0 if value is None else _number(name, value)
@@ -205,7 +212,7 @@ def tolerances(values: Mapping[str, Any], all_above_eps: bool) -> dict[str, floa
             warnings.warn(
                 f"Setting `{name}` below the machine epsilon ({EPS:.2e}) effectively "
                 "disables the corresponding termination condition.",
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
         checked[name] = value
     small = [value < EPS for value in checked.values()]

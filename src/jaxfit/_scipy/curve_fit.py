@@ -103,20 +103,8 @@ def curve_fit(
     """
     check_callable(f, "f", "a model (x, a, b, ...) -> y")
     settings = settings_of(kwargs, method, jac)
-    if p0 is None:
-        n = _number_of_parameters(f)
-        limits = arguments.bound_arrays(bounds, n)
-        p0 = start_inside(limits, n)
-    else:
-        p0 = arguments.start_array(p0, "p0")
-        limits = arguments.bound_arrays(bounds, len(p0))
-        arguments.check_inside(p0, limits)
+    p0, limits = _start_and_bounds(f, p0, bounds, method)
     n = len(p0)
-    if method == "lm" and limits is not None:
-        raise ValueError(
-            "Method 'lm' only works for unconstrained problems. Leave `method` out, or "
-            "use 'trf' or 'dogbox'."
-        )
     data = prepare(xdata, ydata, sigma, check_finite, nan_policy)
     m = data.y.size
     uses_lm = method == "lm" or (method is None and limits is None)
@@ -147,16 +135,8 @@ def curve_fit(
     if settings.verbose:
         print_summary(status.message, numbers)
     count = m if m > 1 else None
-    if status == Status.NONFINITE_START:
-        with double_precision(f):
-            wrong = not_finite(door, request, count)
-        raise ValueError(
-            f"Residuals are not finite in the initial point, or their derivatives are "
-            f"not: at p = {_shown(p0)} {wrong}. Give a p0 at which the model is finite "
-            "and differentiable, and look for NaN in the data."
-        )
     if status <= 0:
-        raise _failure(status, numbers)
+        raise _failure(status, numbers, door, request, count)
     covariance = _known_covariance(numbers.covariance, limits, status)
     if not full_output:
         return numbers.x, covariance
@@ -174,6 +154,26 @@ def _check_enough(n: int, m: int) -> None:
             f"The number of func parameters={n} must not exceed the number of data "
             f"points={m}. With method='trf' such a model is fitted, without covariance."
         )
+
+
+def _start_and_bounds(
+    f: Callable, p0: Any, bounds: Any, method: str | None
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """The start, and bounds where there are some."""
+    if p0 is None:
+        n = _number_of_parameters(f)
+        limits = arguments.bound_arrays(bounds, n)
+        p0 = start_inside(limits, n)
+    else:
+        p0 = arguments.start_array(p0, "p0")
+        limits = arguments.bound_arrays(bounds, len(p0))
+        arguments.check_inside(p0, limits)
+    if method == "lm" and limits is not None:
+        raise ValueError(
+            "Method 'lm' only works for unconstrained problems. Leave `method` out, or "
+            "use 'trf' or 'dogbox'."
+        )
+    return p0, limits
 
 
 def _number_of_parameters(f: Callable) -> int:
@@ -366,8 +366,26 @@ def _shown(x: np.ndarray) -> str:
     return np.array2string(x, precision=8, threshold=20)
 
 
-def _failure(status: Status, numbers: _Numbers) -> Exception:
-    """The error of a fit that found nothing."""
+def _failure(
+    status: Status,
+    numbers: _Numbers,
+    door: Door,
+    request: ScipyRequest,
+    count: int | None,
+) -> Exception:
+    """The error of a fit that found nothing.
+
+    Args:
+        count: how many of the rows are no padding; None: all.
+    """
+    if status == Status.NONFINITE_START:
+        with double_precision(request.f):
+            wrong = not_finite(door, request, count)
+        return ValueError(
+            f"Residuals are not finite in the initial point, or their derivatives are "
+            f"not: at p = {_shown(request.x0)} {wrong}. Give a p0 at which the model "
+            "is finite and differentiable, and look for NaN in the data."
+        )
     where = f"p = {_shown(numbers.x)}"
     reason, advice = _REASONS[status]
     return RuntimeError(

@@ -7,6 +7,7 @@ from jaxfit._core.options import DEFAULTS, Options
 from jaxfit._core.rules import OURS, SCIPY_TESTS, Rules
 from jaxfit._scipy import arguments
 from jaxfit._scipy.watch import Watch
+from jaxfit.losses import Loss
 
 
 class Settings(NamedTuple):
@@ -53,6 +54,31 @@ def settings_of(
     if not kwargs:
         return _DEFAULT_SETTINGS
     kwargs = dict(kwargs)
+    _refuse_what_has_no_meaning(kwargs)
+    x_scale, loss = _scales(kwargs), _loss(kwargs, method)
+    tolerances = _tolerances(kwargs, method)
+    max_nfev = _evaluations(kwargs, method)
+    verbose = kwargs.pop("verbose", 0)
+    arguments.one_of("verbose", int(verbose), (0, 1, 2))
+    callback = kwargs.pop("callback", None)
+    if kwargs:
+        raise TypeError(
+            f"curve_fit() got an unexpected keyword argument {next(iter(kwargs))!r}."
+        )
+    return Settings(
+        tolerances=tolerances,
+        max_nfev=max_nfev,
+        x_scale=x_scale,
+        loss=loss,
+        verbose=int(verbose),
+        watch=Watch(callback, int(verbose)),
+    )
+
+
+# Each of these takes its keywords out
+
+
+def _refuse_what_has_no_meaning(kwargs: dict[str, Any]) -> None:
     if "args" in kwargs or "kwargs" in kwargs:
         raise ValueError(
             "'args' is not a supported keyword argument. Bind further arguments of the "
@@ -68,40 +94,38 @@ def settings_of(
     arguments.refuse_unsupported(
         kwargs.pop("jac_sparsity", None), kwargs.pop("workers", None)
     )
-    arguments.one_of(
-        "tr_solver", kwargs.pop("tr_solver", None), (None, "exact", "lsmr")
-    )
-    maxfev = kwargs.pop("maxfev", None)
-    if maxfev == 0 and method in (None, "lm"):
-        maxfev = None  # leastsq's word for its default
-    max_nfev = kwargs.pop("max_nfev", maxfev)
-    x_scale = kwargs.pop("x_scale", None)
-    diag = kwargs.pop("diag", None)
-    if x_scale is None:
-        x_scale = "jac" if diag is None else 1 / arguments.real_array(diag, "`diag`")
+    solver = kwargs.pop("tr_solver", None)
+    arguments.one_of("tr_solver", solver, (None, "exact", "lsmr"))
+
+
+def _scales(kwargs: dict[str, Any]) -> Any:
+    """`x_scale`, or what MINPACK calls `diag`."""
+    x_scale, diag = kwargs.pop("x_scale", None), kwargs.pop("diag", None)
+    if x_scale is not None:
+        return x_scale
+    return "jac" if diag is None else 1 / arguments.real_array(diag, "`diag`")
+
+
+def _loss(kwargs: dict[str, Any], method: str | None) -> Loss | None:
     loss = arguments.as_loss(kwargs.pop("loss", "linear"), kwargs.pop("f_scale", 1.0))
     if method == "lm" and loss is not None:
         raise ValueError("method='lm' supports only 'linear' loss function.")
-    verbose = kwargs.pop("verbose", 0)
-    arguments.one_of("verbose", int(verbose), (0, 1, 2))
-    callback = kwargs.pop("callback", None)
-    names = [name for name in ("ftol", "xtol", "gtol") if name in kwargs]
-    tolerances = None
-    if names:
-        wanted: dict[str, Any] = dict.fromkeys(
-            ("ftol", "xtol", "gtol"), arguments.SCIPY_TOLERANCE
-        )
-        wanted.update({name: kwargs.pop(name) for name in names})
-        tolerances = arguments.tolerances(wanted, all_above_eps=method == "lm")
-    if kwargs:
-        raise TypeError(
-            f"curve_fit() got an unexpected keyword argument {next(iter(kwargs))!r}."
-        )
-    return Settings(
-        tolerances=tolerances,
-        max_nfev=arguments.evaluation_limit(max_nfev, None),
-        x_scale=x_scale,
-        loss=loss,
-        verbose=int(verbose),
-        watch=Watch(callback, int(verbose)),
-    )
+    return loss
+
+
+def _tolerances(kwargs: dict[str, Any], method: str | None) -> dict[str, float] | None:
+    """SciPy's three, as soon as one is given."""
+    names = "ftol", "xtol", "gtol"
+    wanted = {name: kwargs.pop(name) for name in names if name in kwargs}
+    if not wanted:
+        return None
+    every = dict.fromkeys(names, arguments.SCIPY_TOLERANCE) | wanted
+    return arguments.tolerances(every, method == "lm", stacklevel=5)
+
+
+def _evaluations(kwargs: dict[str, Any], method: str | None) -> int | None:
+    """`max_nfev`, or what MINPACK calls `maxfev`."""
+    maxfev = kwargs.pop("maxfev", None)
+    if maxfev == 0 and method in (None, "lm"):
+        maxfev = None  # leastsq's word for its default
+    return arguments.evaluation_limit(kwargs.pop("max_nfev", maxfev), None)

@@ -116,7 +116,7 @@ def least_squares(
     if method == "lm" and loss is not None:
         raise ValueError("method='lm' supports only 'linear' loss function.")
     tolerances = arguments.tolerances(
-        {"ftol": ftol, "xtol": xtol, "gtol": gtol}, all_above_eps=method == "lm"
+        {"ftol": ftol, "xtol": xtol, "gtol": gtol}, method == "lm", stacklevel=3
     )
     if x_scale is None:
         x_scale = "jac" if method == "lm" else 1.0

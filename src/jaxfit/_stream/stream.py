@@ -321,7 +321,7 @@ class _Saved:
         return self.code is not None and self.code == self.saved.get("code")
 
     def resumed(self) -> _Progress | None:
-        """Where an earlier fit stopped; None if there was none."""
+        """The state in which an earlier fit stopped; None if there was none."""
         if self.file is None or (saved := self.file.read()) is None:
             return None
         self.saved, arrays = saved

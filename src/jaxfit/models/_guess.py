@@ -121,7 +121,7 @@ def guess(model: Model, x: PyTree, y: Float[Array, "..."]) -> dict[str, Array]:
 def guess_in_numpy(
     model: Model, x: PyTree, y: Float[np.ndarray, "..."]
 ) -> dict[str, np.ndarray]:
-    """The same, one after the other."""
+    """Guesses one after the other."""
     batch = batch_shape(x, y)
     curves = y.reshape(-1, *y.shape[len(batch) :])
     with np.errstate(all="ignore"):
