@@ -152,3 +152,48 @@ def test_linearizations_merge():
     merged = merge(part(slice(0, 15)), part(slice(15, 40)))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(merged), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def nearly_dependent(number, rows, columns, rng):
+    """Matrices of wild scales, one column nearly a combination of the others."""
+    matrices = rng.normal(size=(number, rows, columns))
+    matrices *= 10 ** rng.uniform(-4, 4, (number, 1, columns))
+    level = np.where(rng.uniform(size=number) < 0.5, 0, 10 ** rng.uniform(-9, -4))
+    for matrix, apart in zip(matrices, level, strict=True):
+        size = np.linalg.norm(matrix, axis=0)
+        chosen = rng.integers(columns)
+        others = np.arange(columns) != chosen
+        parts = rng.normal(size=columns - 1) * 10 ** rng.uniform(-3, 0, columns - 1)
+        column = matrix[:, others] / size[others] @ parts
+        column = column / np.linalg.norm(column) + apart * rng.normal(size=rows)
+        matrix[:, chosen] = column * size[chosen]
+    return matrices
+
+
+@pytest.mark.parametrize("with_bounds", [False, True])
+def test_determined_is_the_rank(with_bounds):
+    """Bounds, scales and order of the parameters hide nothing: beside NumPy's SVD."""
+    rng = np.random.default_rng(1)
+    matrices = nearly_dependent(1000, 8, 4, rng)
+    size = np.linalg.norm(matrices, axis=1)
+    x = rng.normal(size=size.shape) / size
+    start = x + rng.normal(size=size.shape) / size
+    noise = 0.01 * rng.normal(size=(1000, 8))
+    y = np.einsum("kmn,kn->km", matrices, x) + noise
+    away = np.abs(rng.normal(size=(2, *size.shape))) / size
+    away = np.where(rng.uniform(size=away.shape) < 0.5, away, np.inf)
+    bounds = (start - away[0], start + away[1]) if with_bounds else None
+    solution = jaxfit.solve_batch(
+        lambda p, data: data[0] @ p - data[1],
+        start,
+        (matrices, y),
+        bounds=bounds,
+        in_axes=(0, 0, 0 if with_bounds else None),
+    )
+    least = np.linalg.svd(matrices / size[:, None], compute_uv=False)[:, -1]
+    says = np.asarray(solution.determined()).all(axis=1) & solution.success
+    assert np.mean(solution.success) > 0.995
+    regular, singular = (least > 1e-9) & solution.success, least < 1e-15
+    assert min(np.sum(regular), np.sum(singular)) > 200
+    assert np.all(says[regular])
+    assert np.sum(says[singular]) <= 1  # of 300 and more: rounding may look like a rank

@@ -61,6 +61,7 @@ def point(x=X, cost=1.0, gradient=(1.0, -1.0), certified=False):
         scaling=jnp.ones(2),
         curvature=jnp.zeros(2),
         squared_norms=jnp.diagonal(HESSIAN),
+        free=None,
     )
     return Point(
         x=x,

@@ -203,6 +203,7 @@ def scaled_quadratic(
         scaling=d,
         curvature=curvature,
         squared_norms=columns.squared_norms,
+        free=None if bounds is None else bounds.free,
     )
 
 

@@ -7,6 +7,7 @@ eigenvalues, or has none, it is brought to B = Q T Qᵀ with T diagonal and with
 and the same sweep of T + αI leaves them out.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from jaxfit._linalg.branches import branch, choose
 from jaxfit._linalg.inverse import is_lossy, swept
 from jaxfit._linalg.kernels import (
     Flag,
+    Flags,
     Matrix,
     Scalar,
     Vector,
@@ -55,6 +57,7 @@ class Quadratic(NamedTuple):
     scaling: Vector  # d
     curvature: Vector
     squared_norms: Vector  # of the columns of the Jacobian
+    free: Flags | None  # parameters that bounds do not fix; None: no bounds
 
 
 class Reduced(eqx.Module):
@@ -113,10 +116,15 @@ def reduce_quadratic(quadratic: Quadratic, is_lean: bool = False) -> Reduced:
         full_rank=every(squared > 0),
         frame=Frame(eye, eye),
     )
+    if quadratic.free is not None:
+        # what bounds add to B may hide that JᵀJ has lost its digits
+        moving = quadratic.free & (quadratic.squared_norms > 0)
+        hidden = swept(quadratic.gram, moving).pivot
+        reduced = dataclasses.replace(reduced, pivot=jnp.minimum(pivot, hidden))
     if is_lean:
         return reduced
     return branch(
-        framed | is_lossy(pivot),
+        framed | is_lossy(reduced.pivot),
         _reduced_by_rotations,
         lambda _, reduced: reduced,
         quadratic,

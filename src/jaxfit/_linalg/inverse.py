@@ -26,6 +26,7 @@ from jaxfit._linalg.kernels import (
     identity,
     is_framed,
     is_large,
+    largest,
     least,
     matmul,
     norm,
@@ -52,7 +53,7 @@ class Inverse(NamedTuple):
     """The inverse of a matrix, and how far it is from having none."""
 
     matrix: Matrix
-    pivot: Scalar  # the least, of the matrix scaled to unit diagonal
+    pivot: Scalar  # the least in any order, of the matrix scaled to unit diagonal
 
 
 def swept(matrix: Matrix, free: Flags) -> Inverse:
@@ -74,6 +75,8 @@ def swept(matrix: Matrix, free: Flags) -> Inverse:
         inverse, pivot = _by_cholesky(unit)
     else:
         inverse, pivot = _by_sweeps(unit)
+    # the order of the sweeps can hide how little of a column is not that of the others
+    pivot = jnp.minimum(pivot, 1 / largest(diagonal(inverse)))
     pivot = jnp.where(some(free & ~proper), 0, pivot)
     return Inverse(inverse * size[:, None] * size[None], pivot)
 
