@@ -204,22 +204,24 @@ def _until_refill(many: Many, refill: int, queue: Queue) -> Queue:
 
 def _refilled(many: Many, refill: int, queue: Queue) -> Queue:
     """Take results out of lanes that are at rest, and put new fits into them."""
+    # which lanes are at rest
     lanes, number = len(queue.index), many.number
     resting = ~is_running(queue.state)
     resting = resting & ((queue.index < number) | (queue.taken < number))
     (place,) = jnp.nonzero(resting, size=refill, fill_value=lanes)
 
-    # what has ended
+    # the results of what has ended
     ended = queue.index.at[place].get(mode="fill", fill_value=number)
     arrays = _some(queue.arrays, place)
     state = jax.tree.map(lambda x: x.at[..., place].get(mode="clip"), queue.state)
     state = reached(state, many.started(arrays)[0])
     results = jax.tree.map(
         lambda whole, part: whole.at[ended].set(part, mode="drop"),
-        *(queue.results, many.reports(arrays, state)),
+        queue.results,
+        many.reports(arrays, state),
     )
 
-    # what comes in
+    # new fits in their places, as long as there are any
     new = queue.taken + jnp.arange(refill, dtype=jnp.int32)
     enters = (place < lanes) & (new < number)
     new = jnp.where(enters, new, number)
@@ -230,7 +232,8 @@ def _refilled(many: Many, refill: int, queue: Queue) -> Queue:
         state=restarted(queue.state, fresh, filled),
         setting=jax.tree.map(
             lambda old, new: old.at[..., filled].set(new, mode="drop"),
-            *(queue.setting, setting),
+            queue.setting,
+            setting,
         ),
         arrays=jax.tree.map(
             lambda old, new: old.at[filled].set(new, mode="drop"), queue.arrays, arrays

@@ -59,6 +59,7 @@ def diagonalised(
         vectors: F; None: the identity.
         curvature: C >= 0, the diagonal of a matrix; None: zero.
     """
+    # G with a diagonal of one, and F to match
     squared, n = diagonal(metric), len(metric)
     size = jnp.sqrt(jnp.where(squared > 0, squared, 1))
     metric = metric / outer(size, size)
@@ -70,6 +71,7 @@ def diagonalised(
     else:
         form = _by_rotations(metric, vectors, curvature)
     values, basis, images = form
+    # a value is a sum of squares, or of what cancels: it is known to its rounding
     squares = total(images**2) + matvec(transpose(basis) ** 2, curvature)
     sizes, eps = values if is_definite else jnp.abs(values), jnp.finfo(size.dtype).eps
     rounding = (1 if is_definite else 10) * n * eps * squares
@@ -136,11 +138,13 @@ def _rotated(rows: Array, metric: Matrix, curvature: Vector) -> Array:
         rows, quiet, turn = carry
         p, q = jnp.asarray(pairs, jnp.int32)[turn % number]
         pair = [lax.dynamic_index_in_dim(rows, i, keepdims=False) for i in (p, q)]
+        # inner products of the pair, and whether that between them is rounding
         images = _images(jnp.stack(pair), metric, curvature)
         a, b = total(pair[0] * images[0]), total(pair[1] * images[1])
         c = total(pair[0] * images[1])
         lengths = [jnp.sqrt(total(row * row * weights)) for row in pair]
         needed = jnp.abs(c) > rounding * lengths[0] * lengths[1]
+        # the smaller of the two angles that make it zero (Rutishauser 1966)
         ratio = (b - a) / jnp.where(needed, 2 * c, 1)
         tangent = jnp.abs(ratio) + jnp.sqrt(1 + ratio**2)
         tangent = jnp.where(needed, jnp.where(ratio < 0, -1, 1) / tangent, 0)

@@ -111,11 +111,12 @@ def on_each_device(
 def place(
     mesh: Mesh, axes: tuple[str, ...], table: RowTable
 ) -> tuple[Int[Array, " devices"] | None, list[Array]]:
-    """The rows of each process on its local_slots devices of a mesh.
+    """The rows of each process on its own devices of a mesh.
 
     Returns:
         how many rows of each device count (None: all), and the arrays of rows.
     """
+    # which devices are of this process, and which slot of the rows each has
     sharding = NamedSharding(mesh, P(axes))
     devices = math.prod(mesh.shape[axis] for axis in axes)
     places = sharding.addressable_devices_indices_map((devices,))
@@ -125,6 +126,7 @@ def place(
         if index is not None
     }
     local_slots = sorted(set(slots.values()))
+    # equal shares, as large as the largest that any process needs
     numbers = _of_all_processes(np.array([table.number, len(local_slots)]))
     share = int(np.max(-(-numbers[:, 0] // numbers[:, 1])))
 
@@ -145,6 +147,7 @@ def place(
         pieces = (leaf[j * share : (j + 1) * share] for j in range(len(local_slots)))
         return spread([lengthened(piece, share - len(piece)) for piece in pieces])
 
+    # what fills a share up does not count
     counts = None
     if np.any(numbers[:, 0] != share * numbers[:, 1]):
         begins = share * np.arange(len(local_slots))

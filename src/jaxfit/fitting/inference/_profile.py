@@ -115,12 +115,14 @@ def walk(refit: Refit, rays: Rays, targets: Places) -> Ends:
     for _ in range(MAX_ROUNDS):
         if not len(going):
             break
+        # fit all that go on, and note on which side of the target they are
         now, target, limit = t[going], targets[going], most[going]
         fits = _fitted(refit, rays.of(going), now, x[going])
         short = fits.success & (fits.zeta < target)
         bracket.low[going] = np.where(short, now, bracket.low[going])
         bracket.high[going] = np.where(short, bracket.high[going], now)
         zeta[going] = np.where(fits.success, fits.zeta, np.nan)
+        # the end, or Newton's next distance, and from where to fit there
         around = _Bracket(bracket.low[going], bracket.high[going])
         reached = fits.success & (np.abs(fits.zeta - target) <= TOLERANCE * target)
         finishes = reached | around.is_narrow | (short & (now >= limit))
@@ -131,6 +133,7 @@ def walk(refit: Refit, rays: Rays, targets: Places) -> Ends:
         x[going] = np.where(finishes[:, None], fits.x, ahead)
         t[going] = np.where(finishes, now, following)
         going = going[~finishes]
+    # what ended below its target has met a bound, or has no end
     done = np.ones(len(t), bool)
     done[going] = False
     reached = done & (~(zeta < targets * (1 - 1e-6)) | is_bound)
