@@ -304,7 +304,7 @@ def test_a_frame_that_does_not_fit_is_noticed(lanes):
     """A column longer than where the frame was made by ten orders: those beside it
     come out as rounding, and are not believed."""
     rng = np.random.default_rng(0)
-    columns, r = rng.normal(size=(3, 20)), rng.normal(size=20)
+    columns, r = rng.normal(size=(3, 20)), jnp.asarray(rng.normal(size=20))
     no_frame = Frame(np.eye(3), np.eye(3))
     frames = {"none": no_frame}
     for name, sizes in (("own", [1, 1, 1]), ("other", [1e-10, 1, 1])):
@@ -313,7 +313,7 @@ def test_a_frame_that_does_not_fit_is_noticed(lanes):
         frames[name] = Frame(turned, np.linalg.inv(turned).T)
 
     def columns_in(frame):
-        along, residual = frame.directions @ columns, r
+        along, residual = jnp.asarray(frame.directions @ columns), r
         frame = jax.tree.map(
             lambda a: jnp.asarray(a[(..., *len(lanes) * [None])]), frame
         )

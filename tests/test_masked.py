@@ -54,7 +54,7 @@ def test_fit(x, y, sigma, nan_policy):
     fit = jaxfit.fit(line, x, y, sigma=sigma, nan_policy=nan_policy)
     kept = Y[KEPT].astype(int) if y.dtype.kind == "i" else Y[KEPT]
     expected = jaxfit.fit(line, X[KEPT], kept, sigma=SIGMA[KEPT])
-    np.testing.assert_allclose(fit.numbers["x"], expected.numbers["x"], rtol=1e-9)
+    np.testing.assert_allclose(fit.numbers.x, expected.numbers.x, rtol=1e-9)
     np.testing.assert_allclose(fit.covariance, expected.covariance, rtol=1e-9)
     assert (fit.ndata, fit.dof) == (NUMBER - 2, NUMBER - 4)
     assert np.isnan(fit.residuals[MASK]).all()
@@ -142,7 +142,7 @@ def test_fit_of_an_image():
         ((rows, down[:, :1]), image, 8 * np.sum(~mask[3])),
     ]:
         fit = jaxfit.fit(plane, x, y)
-        np.testing.assert_allclose(fit.numbers["x"], [2, 1, 0], atol=1e-9)
+        np.testing.assert_allclose(fit.numbers.x, [2, 1, 0], atol=1e-9)
         assert fit.ndata == count
 
 
@@ -262,11 +262,11 @@ def test_a_mask_over_nothing_is_ordinary_by_name():
     bare = masked(X, False), masked(Y, False)
     expected = jaxfit.fit(line, X, Y)
     fit = jaxfit.fit(line, *bare)
-    np.testing.assert_array_equal(fit.numbers["x"], expected.numbers["x"])
+    np.testing.assert_array_equal(fit.numbers.x, expected.numbers.x)
     assert type(fit.observed.data.y) is np.ndarray
     with pytest.raises(ValueError, match="x is a masked array"):
         fit.confidence_band(masked(X))
     found = jaxfit.least_squares(residual, START, args=(bare,))
-    np.testing.assert_allclose(found.x, expected.numbers["x"], rtol=1e-6)
+    np.testing.assert_allclose(found.x, expected.numbers.x, rtol=1e-6)
     popt, _ = jaxfit.curve_fit(line, *bare)
-    np.testing.assert_allclose(popt, expected.numbers["x"], rtol=1e-9)
+    np.testing.assert_allclose(popt, expected.numbers.x, rtol=1e-9)

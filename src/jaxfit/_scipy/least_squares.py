@@ -148,7 +148,7 @@ def least_squares(
     return result
 
 
-def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple, dict]:
+def _inputs(args: Any, kwargs: Any) -> tuple[tuple, dict]:
     """Arrays and floats in double precision; what else there is as `Static`."""
     if not isinstance(args, (tuple, list)):
         raise TypeError(

@@ -36,7 +36,7 @@ def problem_from(
     fixed: Any = None,
     tie: Mapping[str, Any] | None = None,
     prior: Mapping[str, Any] | None = None,
-    rowwise: bool = False,
+    rowwise: Any = False,
 ) -> ProblemAndStarts:
     """The problem, and the starts; arguments as in `fit`, and checked here."""
     starts = {} if p0 is None else _starts(model.names, p0)
