@@ -96,11 +96,14 @@ class Reduced(eqx.Module):
         return matmul(self.basis, matmul(self.matrix, z))
 
 
-def reduce_quadratic(quadratic: Quadratic, is_lean: bool = False) -> Reduced:
+def reduce_quadratic(
+    quadratic: Quadratic, is_lean: bool = False, is_certified: Flag | None = None
+) -> Reduced:
     """What every damped step needs: B itself where it has all its digits.
 
     Args:
         is_lean: B itself in any case; whoever reads it looks at the pivot.
+        is_certified: the fit may end here.
     """
     squared, framed = diagonal(quadratic.matrix), is_framed(quadratic.frame)
     inverse, pivot = swept(quadratic.matrix, squared != 0)
@@ -116,11 +119,11 @@ def reduce_quadratic(quadratic: Quadratic, is_lean: bool = False) -> Reduced:
         full_rank=every(squared > 0),
         frame=Frame(eye, eye),
     )
-    if quadratic.free is not None:
-        # what bounds add to B may hide that JᵀJ has lost its digits
-        moving = quadratic.free & (quadratic.squared_norms > 0)
-        hidden = swept(quadratic.gram, moving).pivot
-        reduced = dataclasses.replace(reduced, pivot=jnp.minimum(pivot, hidden))
+    if quadratic.free is not None and is_certified is not None:
+        pivot = branch(
+            is_certified, _unhidden, lambda _, pivot: pivot, quadratic, pivot
+        )
+        reduced = dataclasses.replace(reduced, pivot=pivot)
     if is_lean:
         return reduced
     return branch(
@@ -130,6 +133,13 @@ def reduce_quadratic(quadratic: Quadratic, is_lean: bool = False) -> Reduced:
         quadratic,
         reduced,
     )
+
+
+def _unhidden(quadratic: Quadratic, pivot: Scalar) -> Scalar:
+    """The least pivot of JᵀJ: what bounds add to B may hide that it lost its digits."""
+    assert quadratic.free is not None
+    moving = quadratic.free & (quadratic.squared_norms > 0)
+    return jnp.minimum(pivot, swept(quadratic.gram, moving).pivot)
 
 
 def _reduced_by_rotations(quadratic: Quadratic, reduced: Reduced) -> Reduced:

@@ -135,6 +135,7 @@ def evaluated(
     quadratic = scaled_quadratic(x, linearization, columns, scale, bounds)
     projected = projected_gradient(x, columns, linearization, bounds)
     rounding = model_rounding(x, squared)
+    certified = is_certified(x, linearization, projected, rounding, start_cost, bounds)
     return Point(
         x=x,
         linearization=linearization,
@@ -142,16 +143,14 @@ def evaluated(
         squared_norms=squared,
         largest_norms=largest_norms,
         model=ScaledModel(
-            reduced=reduce_quadratic(quadratic, setting.is_lean),
+            reduced=reduce_quadratic(quadratic, setting.is_lean, certified),
             gradient=quadratic.gradient,
             scaling=quadratic.scaling,
         ),
         optimality=setting.rules.optimality(
             x, columns.gradient, linearization, projected, bounds
         ),
-        certified=is_certified(
-            x, linearization, projected, rounding, start_cost, bounds
-        ),
+        certified=certified,
         rounding=rounding,
     )
 

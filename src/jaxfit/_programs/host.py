@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxfit._programs.compiled import compiled
 from jaxfit._programs.errors import explained
 
-Tree = TypeVar("Tree")
+Numbers = TypeVar("Numbers", bound=tuple)  # a NamedTuple
 
 
 @contextlib.contextmanager
@@ -43,24 +43,23 @@ def pack(tree: PyTree) -> Float[Array, " k"]:
     return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float64) for leaf in leaves])
 
 
-def unpack(vector: Any, shapes: Tree) -> Tree:
-    """The inverse of `pack`, as NumPy arrays of their array and Python numbers.
+def unpack(vector: Any, shapes: Numbers) -> Numbers:
+    """The inverse of `pack`, as NumPy arrays of their own and Python numbers.
 
     Args:
         vector: from `pack`, with any leading axes, which all arrays then have.
-        shapes: the tree, with a tuple in the place of each array.
+        shapes: a NamedTuple with a shape in the place of each array, or None.
     """
     vector = np.asarray(vector)
-    leaves, structure = jax.tree.flatten(shapes, is_leaf=_is_shape)
     lead, parts, start = vector.shape[:-1], [], 0
-    for shape in leaves:
-        size = math.prod(shape)
-        part = vector[..., start : start + size]
-        array = part.reshape((*lead, *shape)).copy()
-        parts.append(array if array.ndim else array.item())
-        start += size
-    return jax.tree.unflatten(structure, parts)
-
-
-def _is_shape(node: Any) -> bool:
-    return type(node) is tuple and all(isinstance(size, int) for size in node)
+    for shape in shapes:
+        if shape is None:
+            parts.append(None)
+        elif shape or lead:
+            end = start + math.prod(shape)
+            parts.append(vector[..., start:end].reshape((*lead, *shape)).copy())
+            start = end
+        else:
+            parts.append(float(vector[start]))
+            start += 1
+    return type(shapes)(*parts)

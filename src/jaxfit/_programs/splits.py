@@ -169,7 +169,8 @@ class _FunctionParts(NamedTuple):
 
     def copy(self, changed: dict, made: dict) -> types.FunctionType:
         """Functions that share a cell, or globals, share the copy of it."""
-        function, closure = self.function, self.function.__closure__ or ()
+        function = self.function
+        closure: tuple = function.__closure__ or ()
         fresh = {
             k: made.setdefault(id(closure[k]), types.CellType())
             for index, k in enumerate(self.filled, len(self.HELD))

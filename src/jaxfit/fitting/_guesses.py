@@ -60,7 +60,7 @@ def _by_program(
     size = size_on_cpu(length) if is_on_cpu else min(number, BLOCK_NUMBERS // length)
     x = pad.points(data_sets.data.x)
 
-    def arguments(part: FitInputs, idle: Bool[np.ndarray, " size"]) -> tuple:
+    def arguments(part: FitInputs, idle: np.ndarray) -> tuple:
         return problem, x, inputs.shared, pad.each(part), idle
 
     return in_parts(_starts, arguments, inputs.each, max(size, 1), is_on_cpu=is_on_cpu)

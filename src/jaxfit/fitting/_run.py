@@ -141,7 +141,7 @@ def numbers_from(
         keeps_values = with_values or way.is_for_few
         shapes = Numbers.shapes(problem, way.length if keeps_values else None)
 
-        def arguments(part: FitInputs, idle: Bool[np.ndarray, " size"]) -> tuple:
+        def arguments(part: FitInputs, idle: np.ndarray) -> tuple:
             return common, pad.each(part), idle
 
         if number == 0:

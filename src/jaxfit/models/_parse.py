@@ -35,6 +35,7 @@ def _of_function(function: types.FunctionType) -> FunctionModel:
     return FunctionModel(function)
 
 
+@functools.cache
 def library() -> dict[str, type[Model]]:
     """All models of the library by their lower-case names, in order."""
     kinds = {

@@ -23,6 +23,11 @@ from jaxfit.models._either import (
     xp,
 )
 
+# Made once: annotations of inner functions are evaluated at each call.
+Rows = Float[Any, "*k q m"]
+Columns = Float[Any, "*k l m"]
+Coefficients = Float[Any, "*k l"]
+
 IN_CACHE = 2**16  # numbers of candidates' columns at a time, in NumPy
 
 
@@ -53,13 +58,13 @@ def alone(x: PyTree, y: Values) -> Remainder:
 # Linear least squares
 
 
-def orthonormal(columns: Float[Any, "*k q m"]) -> Float[Any, "*k q m"]:
+def orthonormal(columns: Rows) -> Rows:
     """An orthonormal basis of the rows' span: modified Gram-Schmidt, done twice.
 
     A row that depends on those before it, or is not finite, becomes zero.
     """
 
-    def add(k: Any, basis: Float[Any, "*k q m"]) -> Float[Any, "*k q m"]:
+    def add(k: Any, basis: Rows) -> Rows:
         # the row, of size one
         column = columns[..., k, :]
         finite = xp.all(xp.isfinite(column), axis=-1, keepdims=True)
@@ -100,11 +105,11 @@ def beside(
 class Projection(NamedTuple):
     """A linear least-squares solution."""
 
-    coefficients: Float[Any, "*k l"]  # zero for a column that depends on those before
+    coefficients: Coefficients  # zero for a column that depends on those before
     squares: Float[Any, "*k"]  # what remains of y; infinite if a column is not finite
 
 
-def project(columns: Float[Any, "*k l m"], y: Values) -> Projection:
+def project(columns: Columns, y: Values) -> Projection:
     """y by columns, in the sense of least squares."""
     finite = xp.all(xp.isfinite(columns), axis=(-2, -1))
     columns = xp.where(xp.isfinite(columns), columns, 0)
@@ -112,7 +117,7 @@ def project(columns: Float[Any, "*k l m"], y: Values) -> Projection:
     triangle = xp.matmul(basis, xp.swapaxes(columns, -1, -2))
     images = xp.matmul(basis, y)
 
-    def substitute(back: Any, coefficients: Float[Any, "*k l"]) -> Any:
+    def substitute(back: Any, coefficients: Coefficients) -> Any:
         k = number - 1 - back
         pivot = triangle[..., k, k]
         value = images[..., k] - xp.sum(triangle[..., k, :] * coefficients, axis=-1)
@@ -160,7 +165,7 @@ def best_of(
     """
     y = rest.orthogonal
 
-    def judged(columns: Float[Any, "*k l m"]) -> Projection:
+    def judged(columns: Columns) -> Projection:
         projection = project(beside(rest.basis, columns * rest.factor), y)
         squares = projection.squares
         for k, (lower, upper) in enumerate(limits):
@@ -169,7 +174,7 @@ def best_of(
         squares = xp.where(xp.isfinite(squares), squares, np.inf)
         return projection._replace(squares=squares)
 
-    def columns(candidate: Mapping[str, Any]) -> Float[Any, "*k l m"]:
+    def columns(candidate: Mapping[str, Any]) -> Columns:
         parts = columns_of(rest.x, **candidate)
         return xp.stack(xp.broadcast_arrays(rest.factor, *parts)[1:], axis=-2)
 
