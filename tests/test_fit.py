@@ -462,7 +462,7 @@ def test_a_saved_fit_comes_back_whole(peak, tmp_path):
         back = jaxfit.Fit.load(path)
         assert back.report() == fit.report()
         np.testing.assert_array_equal(back.covariance, fit.covariance)
-        assert eqx.tree_equal(back.manner, fit.manner, typematch=True)
+        assert eqx.tree_equal(back.method, fit.method, typematch=True)
         band, again = fit.confidence_band(X[:5]), back.confidence_band(X[:5])
         np.testing.assert_allclose(again.stderr, band.stderr, rtol=1e-12)
     with np.load(path, allow_pickle=False) as file:
@@ -472,7 +472,7 @@ def test_a_saved_fit_comes_back_whole(peak, tmp_path):
     for name in ("x_scale", "jac", "derivative"):  # as files had it at first
         del head["options"][name]
     np.savez(path, **older | {"head": np.array(json.dumps(head))})
-    assert jaxfit.Fit.load(path).manner.options == jaxfit.Options(
+    assert jaxfit.Fit.load(path).method.options == jaxfit.Options(
         1e-12, 1e-10, 1e-9, 500
     )
 
@@ -532,8 +532,8 @@ class Own(losses.Loss):
     ],
 )
 def test_what_cannot_be_saved_is_refused(part, value, words, peak, tmp_path):
-    manner = peak.manner._replace(**{part: value})
-    fit = dataclasses.replace(peak, manner=manner)
+    method = peak.method._replace(**{part: value})
+    fit = dataclasses.replace(peak, method=method)
     with pytest.raises(ValueError, match=words):
         fit.save(tmp_path / "fit.npz")
     assert not list(tmp_path.iterdir())

@@ -165,7 +165,7 @@ def test_ties_priors_fixed_values_and_losses_are_those_of_fit():
     assert np.all(batch.errors["c"] == 0)
     same_as_fit(batch, (2, 3), **settings)
     again = batch.fit((2, 3))
-    assert again.manner.loss == losses.Huber(1.5)
+    assert again.method.loss == losses.Huber(1.5)
     np.testing.assert_allclose(again.errors["center"], batch.errors["center"][2, 3])
 
 

@@ -6,6 +6,7 @@ The rooms stand in `docs/architecture.md`, from the ground up.
 import ast
 import builtins
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ def test_files(path):
     tree, text = TREES[path], path.read_text()
     assert ast.get_docstring(tree)
     assert len(text.splitlines()) <= LINES
+    assert not re.search(r"^# .*\n(\s*# .*|\s*)\Z|^# [A-Z][^.]*\n\n\n+# ", text, re.M)
     known = {name for node in tree.body for name in names_bound_by(node)}
     hidden = {
         f"{function.name}: {name}"
@@ -118,6 +120,11 @@ def locals_of(function):
         for child in ast.walk(function)
         if isinstance(child, (ast.FunctionDef, ast.Lambda)) and child is not function
         for node in ast.walk(child)
+    }
+    names |= {
+        child.name
+        for child in ast.walk(function)
+        if isinstance(child, ast.FunctionDef) and child is not function
     }
     for node in ast.walk(function):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 from problems import START, decay, residual
 
-from jaxfit import Options, Shared, Weighted, losses, npy_blocks, solve, solve_stream
+from jaxfit import (
+    Options,
+    Shared,
+    Weighted,
+    losses,
+    npy_blocks,
+    solve,
+    solve_stream,
+    warm_start,
+)
 from jaxfit._stream.feed import Feed
 
 TESTS = Path(__file__).parent
@@ -476,6 +485,16 @@ def test_passes_that_differ():
 
     with pytest.raises(ValueError, match="1000 rows in 10 blocks"):
         solve_stream(residual, START, Shrinking())
+
+
+def test_a_model_that_cannot_be_traced_is_explained():
+    def eager(x, data):
+        return data[1] - np.exp(x[1] * data[0])
+
+    for fit in (solve_stream, warm_start):
+        rows = DATA if fit is warm_start else BLOCKS
+        with pytest.raises(TypeError, match=r"eager cannot be traced .*test_stream"):
+            fit(eager, START, rows)
 
 
 def test_bad_arguments():

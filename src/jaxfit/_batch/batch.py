@@ -238,7 +238,8 @@ def run_in_parts(
 class Keep(NamedTuple):
     """What is kept of each fit; a report of `run`."""
 
-    function: Callable | None  # (solution, *constants) -> what is kept; None: all
+    # (solution, *constants) -> (what is kept, flags of lean fits); None: all
+    function: Callable | None
     constants: list
 
     def __call__(self, setup: Setup, outcome: Outcome) -> Any:
@@ -336,7 +337,10 @@ def _on_mesh(
         arrays, idle = each
         return _fitted(eqx.combine(numbers, rest), arrays, idle, lanes)
 
-    def run(each: tuple, numbers: PyTree) -> Any:
+    arguments = (fits.each, fits.idle), numbers
+    explicit = any(map(is_explicit, jax.tree.leaves(arguments)))
+
+    def on_all(each: tuple, numbers: PyTree) -> Any:
         each = jax.tree.map(lambda leaf: lengthened(leaf, extra), each)
         parts = jax.shard_map(
             part,
@@ -347,14 +351,12 @@ def _on_mesh(
         )
         return jax.tree.map(lambda leaf: leaf[:number], parts(each, numbers))
 
-    arguments = (fits.each, fits.idle), numbers
-    explicit = any(map(is_explicit, jax.tree.leaves(arguments)))
     if not explicit:
         mesh = Mesh(mesh.devices, mesh.axis_names)
-        return run(*arguments)
+        return on_all(*arguments)
     out = NamedSharding(mesh, P() if extra else P(axis))
     arguments = jax.reshard(arguments, NamedSharding(mesh, P()))
-    return jax.sharding.auto_axes(run, out_sharding=out)(*arguments)
+    return jax.sharding.auto_axes(on_all, out_sharding=out)(*arguments)
 
 
 def _fitted(batch: Batch, each: PyTree, idle: Any, lanes: int | None) -> Any:

@@ -109,6 +109,7 @@ def lean_first_in_parts(
     arguments: Callable[[PyTree, np.ndarray], tuple],
     each: PyTree,
     size: int,
+    progress: bool = False,
     **options: Any,
 ) -> PyTree:
     """`in_parts` on a CPU, of a function that can leave out what is seldom needed.
@@ -121,7 +122,15 @@ def lean_first_in_parts(
 
     def done(is_lean: bool, each: PyTree) -> Any:
         program = specialised(function, is_lean)
-        return in_parts(program, arguments, each, size, is_on_cpu=True, **options)
+        return in_parts(
+            program,
+            arguments,
+            each,
+            size,
+            is_on_cpu=True,
+            progress=progress and is_lean,
+            **options,
+        )
 
     results, incomplete = done(True, each)
     if incomplete.any():
@@ -135,7 +144,7 @@ def lean_first_in_parts(
 
 
 def _results_like(shapes: PyTree, number: int) -> PyTree:
-    """Budget for the results of all parts."""
+    """Empty arrays for the results of all parts."""
     if any(map(is_extended, jax.tree.leaves(shapes))):
         raise NotNumbers()
     return jax.tree.map(

@@ -23,9 +23,8 @@ in the variables p with x = x_k + D p, D = diag(v)^(1/2):
 H is JᵀJ, so that B_h is positive semidefinite, and a parameter near its bound has a
 short D: the region |p| <= radius is an ellipsoid that is flat towards the bounds. Our D
 also holds the sizes s of the parameters, D_i = s_i (v_i / s_i)^(1/2) where a bound is
-ahead and s_i elsewhere, and then C_i = g_i v'_i s_i. (SciPy's D is (v_i s_i)^(1/2), the
-same.) A bound so far away that a step of the scale is rounding beside the way to it,
-v_i > s_i / eps, counts as none.
+ahead and s_i elsewhere, and then C_i = g_i v'_i s_i. A bound so far away that a step of
+the scale is rounding beside the way to it, v_i > s_i / eps, counts as none.
 
 **The step.** p minimises q(p) = g_hᵀ p + pᵀ B_h p / 2 in the region (`quadratic.py`).
 If x_k + D p lies inside, that is the step. Otherwise it is the best, by q, of three
@@ -44,7 +43,9 @@ as the fit converges, which makes the end quadratic (section 4).
 **What is otherwise than in SciPy.** A parameter that comes within rounding of its bound
 is put on it (`stay_inside`), where v_i = 0 holds it until the gradient turns, and what
 has come near is put on it exactly at the end (`snap`), so that `active` is a fact and
-not a tolerance.
+not a tolerance. A far bound counts as none, and equal bounds fix a parameter, which
+SciPy refuses. By our `Rules`, but not by SciPy's, the optimality in theta is the cosine
+between residuals and columns, which has no unit, and a step may end on a bound.
 """
 
 import functools
@@ -252,8 +253,7 @@ def select_step(
     """The trust-region step p or, where it leaves the bounds, the best of three.
 
     They are p cut short of the bound it hits, p reflected at that bound, and the scaled
-    gradient (sections 3 and 4 of the paper; strides as in SciPy's `trf`). All steps are
-    in the scaled variables.
+    gradient (see the head of this file). All steps are in the scaled variables.
     """
     leaves = ~bounds.contains(x + model.scaling * step.p)
     return branch(

@@ -6,12 +6,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxfit._core.certificate import (
-    INCOMPLETE,
-    RUNNING,
-    Status,
-)
+from jaxfit._core.certificate import INCOMPLETE, RUNNING, Status
 from jaxfit._core.rules import (
+    INSIDE,
     Region,
     Tried,
     after_refusal,
@@ -21,16 +18,9 @@ from jaxfit._core.rules import (
 )
 from jaxfit._core.setting import Setting
 from jaxfit._core.state import Point, State
-from jaxfit._linalg.branches import (
-    branch,
-    choose,
-)
+from jaxfit._linalg.branches import branch, choose
 from jaxfit._linalg.inverse import is_lossy
 from jaxfit._linalg.kernels import Flag, Scalar, norm
-
-# A step shorter than this part of the radius is a Newton step.
-INSIDE = 0.95
-
 
 # A step whose predicted gain is below so many units of rounding of the cost is wasted.
 GAIN_ROUNDING = 4

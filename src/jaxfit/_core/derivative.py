@@ -102,7 +102,9 @@ def differentiable(
         out, moving = solved(arrays), Moving(arrays, directions)
         moved = tangent(
             lambda values: rebuild(moving.put(values)),
-            *(moving.values, moving.directions, words.read(out)),
+            moving.values,
+            moving.directions,
+            words.read(out),
         )
         return out, _completed(moved, out)
 
@@ -164,7 +166,8 @@ def derived_from(function: Callable, reference: Callable) -> Callable:
         moving = Moving(primals[0], tangents[0])
         return jax.jvp(
             lambda values: words.of(reference(moving.put(values))),
-            *((moving.values,), (moving.directions,)),
+            (moving.values,),
+            (moving.directions,),
         )
 
     derived.defjvp(rule, symbolic_zeros=True)

@@ -35,7 +35,7 @@ from jaxfit._rows.linearization import Frame, Linearization
 REFILL = 8
 
 # The rows and columns of all lanes together should take no more memory than this.
-ROOM = Budget(2**29, 1024, 65536)
+LANES = Budget(2**29, 1024, 65536)
 
 
 class Many(NamedTuple):
@@ -155,7 +155,7 @@ def _default_lanes(many: Many) -> int:
     setup = many.setup(_some(many.each, 0))
     n, dtype = len(setup.start), setup.start.dtype
     rows = setup.rows.residuals.number
-    return ROOM.holds(rows * (n + 2) * np.dtype(dtype).itemsize)
+    return LANES.holds(rows * (n + 2) * np.dtype(dtype).itemsize)
 
 
 def _some(tree: PyTree, places: Any) -> PyTree:

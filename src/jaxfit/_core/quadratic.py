@@ -57,7 +57,7 @@ class Quadratic(NamedTuple):
     scaling: Vector  # d
     curvature: Vector
     squared_norms: Vector  # of the columns of the Jacobian
-    free: Flags | None  # parameters that bounds do not fix; None: no bounds
+    free: Flags | None = None  # parameters that bounds do not fix; None: no bounds
 
 
 class Reduced(eqx.Module):

@@ -10,8 +10,8 @@ is: see the three of them at the end.
     ratio > 0.75, step at the edge    radius <- 2 · radius
     else                              radius stays
 
-A step is accepted if it lowers the cost at all. (SciPy's rule; Moré 1978 has the same
-shape with other numbers.)
+(Moré 1978 has the same shape with other numbers.) Which steps are accepted, `accept` in
+`decisions.py` says: SciPy's are all that lower the cost at all.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,9 @@ from jaxfit._core.options import Limits
 from jaxfit._core.state import Point, Trial
 from jaxfit._linalg.kernels import Flag, Scalar, Vector, first_of, norm
 from jaxfit._rows.linearization import Linearization, cost_rounding
+
+# A step shorter than this part of the radius is a Newton step.
+INSIDE = 0.95
 
 # The region
 
@@ -53,7 +56,7 @@ def by_parabola(gain: Scalar, slope: Scalar) -> Scalar:
     which costs a third more evaluations in long curved valleys.
     """
     vertex = slope / (2 * jnp.where(slope > gain, slope - gain, 1))
-    vertex = jnp.where(jnp.isfinite(gain) & (slope > gain), vertex, 0.25)
+    vertex = jnp.where(jnp.isfinite(gain) & (slope > gain), vertex, 0.3)
     return jnp.clip(vertex, 0.3, 0.6)
 
 
@@ -80,7 +83,7 @@ def after_step(
         shrinkage: of a step that gained too little.
     """
     radius = region.radius
-    is_longer = (ratio > 0.75) & (length > 0.95 * radius)
+    is_longer = (ratio > 0.75) & (length > INSIDE * radius)
     new = jnp.where(is_longer, 2 * radius, radius)
     new = jnp.where(ratio >= 0.25, new, shrinkage * length)
     return Region(new, region.alpha * (radius / jnp.where(new > 0, new, 1)))
@@ -183,7 +186,7 @@ def cosine(
     projected: Scalar,
     bounds: Bounds | None,
 ) -> Scalar:
-    """The angle between residuals and Jacobian columns, projected at bounds."""
+    """The cosine between residuals and Jacobian columns, projected at bounds."""
     size = jnp.sqrt(linearization.squared_residual)
     return projected / jnp.where(size > 0, size, 1)
 

@@ -19,12 +19,6 @@ from jaxfit._programs.backend import is_eager_on_cpu
 from jaxfit._programs.compiled import compiled
 from jaxfit._rows.linearization import COUNT_BASE, Linearization
 
-# The certificate
-
-
-# The result
-
-
 # of JAX, or of NumPy where a fit was done part by part
 Numbers = jax.Array | np.ndarray
 

@@ -129,7 +129,8 @@ def _solve(is_lean: bool, request: Request) -> Any:
 
 def _on_mesh(request: Request, rows: Sharded, mesh: Mesh) -> Solution:
     """The same fit on all devices, each with rows of its own."""
-    shared = request._replace(data=None, weights=None, rows=None)
+    functions = {"fn": request.fn, "jac": request.jac}  # may close over what is traced
+    shared = request._replace(fn=None, jac=None, data=None, weights=None, rows=None)
 
     def fit(
         data: PyTree, weights: PyTree, counts: Array | None, shared: Request
@@ -140,7 +141,5 @@ def _on_mesh(request: Request, rows: Sharded, mesh: Mesh) -> Solution:
             shared._replace(data=data, weights=weights, rows=own_rows, **functions),
         )
 
-    functions = {"fn": request.fn, "jac": request.jac}
-    shared = shared._replace(fn=None, jac=None)  # which may close over what is traced
     table = split_rows(request.data, request.weights)
     return on_each_device(mesh, rows.axes, rows.counts, fit, table, shared)

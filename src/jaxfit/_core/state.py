@@ -72,10 +72,10 @@ class State(eqx.Module):
     alpha: Scalar  # damping
     nfev: Int[Array, "*lanes"]
     finishing: Flag  # the next trip is the last
+    search: Search | None  # of a kink, where it has stalled
     # changes when the trial point is accepted
     point: Point
     steps: Int[Array, "*lanes"]
-    search: Search | None  # of a kink, where it has stalled
     # changes once
     status: Int[Array, "*lanes"]
     start_cost: Scalar

@@ -7,7 +7,8 @@
     judge       whether it has ended, and how: a success needs the certificate
     propose     the next trial point, the minimum of the quadratic inside the region
 
-The first three stand in `decisions.py`, the last in `proposal.py`.
+The first three stand in `decisions.py`, the last in `proposal.py`. Where a fit has
+stalled, `kink.py` may replace what they decided.
 
 The start is the first trial point, accepted because the cost before it is infinite.
 When a stopping test has passed, a last trip may visit the same solution with parameters

@@ -110,9 +110,6 @@ def _by_cholesky(unit: Matrix) -> tuple[Matrix, Scalar]:
     return matmul(half.T, half), jnp.where(jnp.isnan(lowest), 0, lowest)
 
 
-# By rotations
-
-
 # The inverse of a Gram matrix in its frame
 
 

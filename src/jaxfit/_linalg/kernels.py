@@ -139,13 +139,7 @@ def bordered(
     return jnp.concatenate([rows, column[:, None]], axis=1)
 
 
-# From one fit to lanes
-
-
-# Sizes
-
-
-# Rows to a Gram matrix
+# Choices
 
 
 def first_of(*cases: tuple[Flag, int], otherwise: int) -> Int[Array, "*lanes"]:

@@ -7,7 +7,7 @@ them first. It says of a fit that needs them that it is incomplete, and the whol
 program does that fit anew. What both compute is the same.
 
 Nothing of it is seen by a function of the user: what is left out is left out inside of
-`uncertainty_of` alone, and by a lean `Problem` of the loop itself.
+`uncertainty_of` alone, and by `Setting.is_lean` in the loop itself.
 """
 
 import contextlib

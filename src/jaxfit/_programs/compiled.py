@@ -24,7 +24,7 @@ CACHE_SIZE = 128
 always_in_haste = False  # tests that run little of what they compile set it
 
 _programs: OrderedDict[Hashable, Program] = OrderedDict()
-_static: OrderedDict[Hashable, frozenset[int]] = OrderedDict()  # values by reading
+_static: OrderedDict[Hashable, frozenset[int]] = OrderedDict()  # places of values
 _incomplete: OrderedDict[Hashable, None] = OrderedDict()  # calls that were not lean
 _lock = threading.Lock()
 

@@ -30,7 +30,8 @@ def computed(
 
     Args:
         traced: the user's function, which an error about tracing should name.
-        is_hasty: that of `compiled`.
+        is_hasty: that of `compiled`, where it is False: what is asked on the host is
+            mostly computed once.
     """
     with double_precision(traced):
         results = compiled(function, *arguments, is_hasty=is_hasty)

@@ -169,7 +169,7 @@ def _in_turn(
     """The fits of arrays with these leading axes, or ones where fits share them.
 
     Args:
-        results: room for them.
+        results: arrays that they are written to.
     """
     depth, number = len(sizes), math.prod(sizes)
     index = _index(number)
@@ -221,7 +221,7 @@ def _unraveled(k: Array, sizes: tuple[int, ...]) -> list:
 
 
 def _zeros(sizes: tuple, shapes: Sequence) -> list:
-    """Budget for the results of fits, with these leading axes."""
+    """Zeros for the results of fits, with these leading axes."""
     return [jnp.zeros((*sizes, *leaf.shape), leaf.dtype) for leaf in shapes]
 
 

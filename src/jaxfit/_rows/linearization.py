@@ -1,9 +1,9 @@
-"""Residual rows to a `Linearization`: all that a fit keeps of its data.
+"""The `Linearization`: all that a fit keeps of its data.
 
 The m residuals and their (m, n) Jacobian are reduced to n x n: trust region, bounds,
 scaling and covariance read nothing else. Linearizations of different rows of the same
 problem `merge` by addition, so that it does not matter in how many pieces the rows were
-visited. `visit.py` visits them.
+visited. `reduction.py` makes them of rows, and `visit.py` visits the rows.
 """
 
 import operator
@@ -227,7 +227,7 @@ def without_rows(x: Vector, inverse: Matrix, is_linear: bool) -> Linearization:
     """The linearization of no rows at points like x.
 
     Args:
-        inverse: the inverse of its frame.
+        inverse: P⁻¹, its frame.
         is_linear: without a loss.
     """
     zeros = jnp.zeros_like(x)

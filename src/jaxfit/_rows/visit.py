@@ -293,7 +293,11 @@ def trace_rows(
         return lambda parameters, piece: fn(parameters, table.with_rows(piece)[0])
 
     residuals = trace_residuals(
-        *(on_piece(model.fn), on_piece(model.jac), model.unravel, x, pieces),
+        on_piece(model.fn),
+        on_piece(model.jac),
+        model.unravel,
+        x,
+        pieces,
         is_masked=is_masked,
     )
     for path, leaf in jax.tree.leaves_with_path(residuals.structure):
@@ -325,6 +329,3 @@ def default_size(table: RowTable, n: int, dtype: Any) -> int:
     """So many rows that they stay in cache, or keep the device busy."""
     width = max(math.prod(leaf.shape[1:]) for leaf in table.rows)
     return budget(CPU, OTHER).holds(width * (n + 2) * np.dtype(dtype).itemsize)
-
-
-# All devices

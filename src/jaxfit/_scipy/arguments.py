@@ -162,7 +162,7 @@ def check_inside(x0: np.ndarray, bounds: tuple[np.ndarray, np.ndarray] | None) -
         )
 
 
-def start_inside(bounds: tuple[np.ndarray, np.ndarray] | None, n: int) -> np.ndarray:
+def default_start(bounds: tuple[np.ndarray, np.ndarray] | None, n: int) -> np.ndarray:
     """SciPy's start: 1, or the middle of the bounds, or 1 away from the only one."""
     if bounds is None:
         return np.ones(n)

@@ -22,7 +22,7 @@ from jaxfit._linalg.seldom import uncertainty_of
 from jaxfit._programs.compiled import specialised
 from jaxfit._programs.host import double_precision, pack, unpack
 from jaxfit._scipy import arguments
-from jaxfit._scipy.arguments import start_inside
+from jaxfit._scipy.arguments import default_start
 from jaxfit._scipy.keywords import settings_of
 from jaxfit._scipy.observations import Points, padded, prepare
 from jaxfit._scipy.request import Door, ScipyRequest, not_finite
@@ -163,7 +163,7 @@ def _start_and_bounds(
     if p0 is None:
         n = _number_of_parameters(f)
         limits = arguments.bound_arrays(bounds, n)
-        p0 = start_inside(limits, n)
+        p0 = default_start(limits, n)
     else:
         p0 = arguments.start_array(p0, "p0")
         limits = arguments.bound_arrays(bounds, len(p0))

@@ -8,13 +8,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfit._core.certificate import RUNNING
 from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Request, Setup, run, set_up
 from jaxfit._core.options import Options
 from jaxfit._core.rules import Rules
 from jaxfit._core.setting import initial_state
-from jaxfit._core.state import State
+from jaxfit._core.state import State, is_running
 from jaxfit._core.trip import trip
 from jaxfit._programs.compiled import compiled, lean_first, specialised
 from jaxfit._programs.errors import what_is_not_finite
@@ -81,7 +80,7 @@ def report_on(door: Door, request: ScipyRequest, state: State) -> Any:
 def trips(door: Door, request: ScipyRequest) -> Iterator[State]:
     """The states of a fit after each trip."""
     state = compiled(specialised(_started, door), request)
-    while state.status == RUNNING or state.finishing:
+    while is_running(state):
         state = compiled(specialised(_next, door), request, state)
         yield state
 

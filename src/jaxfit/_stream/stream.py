@@ -6,7 +6,8 @@
         for block in blocks:  sum = sum + linearization of the block at the trial point
         state = what a trip decides from the sum
 
-The three steps are the functions of `solve`, each a compiled program. What lies between
+Start, sum, decision and result are the functions of `solve`, each a compiled program.
+What lies between
 them is a few n x n arrays, which a checkpoint keeps, so that a fit that was killed goes
 on to the same bits.
 """
@@ -38,6 +39,7 @@ from jaxfit._programs.arrays import ordinary
 from jaxfit._programs.call import Static
 from jaxfit._programs.compiled import compiled
 from jaxfit._programs.digest import digest_of_numbers, digest_of_program, lasting_digest
+from jaxfit._programs.errors import explained
 from jaxfit._programs.progress import Line
 from jaxfit._rows.linearization import RunningSum
 from jaxfit._rows.table import split_rows
@@ -126,7 +128,8 @@ def solve_stream(
     saved = _Saved(fit, checkpoint, checkpoint_every, known_size(blocks))
     feed = Feed(blocks, check_numbers=nan_policy == "raise")
     report = _Report(saved.description["rows"]) if progress else None
-    return _run(fit, feed, saved, report)
+    with explained(fn):
+        return _run(fit, feed, saved, report)
 
 
 # The fit as four programs

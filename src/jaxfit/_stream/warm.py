@@ -17,6 +17,7 @@ from jaxfit._linalg.kernels import identity
 from jaxfit._programs.arrays import ordinary, refuse_masks
 from jaxfit._programs.call import Static
 from jaxfit._programs.compiled import compiled
+from jaxfit._programs.errors import explained
 from jaxfit._rows.linearization import Frame
 from jaxfit._rows.table import RowTable, split_rows
 from jaxfit._rows.visit import ResidualModel, index_dtype, trace_rows
@@ -75,7 +76,8 @@ def warm_start(
     key = jax.random.key(0) if key is None else key
     x0, data, bounds, weights = ordinary((x0, data, bounds, weights))
     problem = _Descent(fn, optimizer, x0, data, weights, bounds, loss)
-    return compiled(_descended, problem, key, Static(steps), Static(batch_rows))
+    with explained(fn):
+        return compiled(_descended, problem, key, Static(steps), Static(batch_rows))
 
 
 class _Descent(NamedTuple):

@@ -119,7 +119,7 @@ def fit(
     result = Fit(
         problem=problem,
         observed=seen,
-        manner=method,
+        method=method,
         numbers=fit_numbers(problem, data_set, method),
         minima=minima,
     )
@@ -140,10 +140,10 @@ def _creeping(result: Fit, data_set: DataSet) -> tuple[str, ...]:
     cost comes to rest and the parameters do not: no gradient tells, but the way does.
     """
     options = dataclasses.replace(
-        result.manner.options or Options(), max_steps=max(result.nfev // 2, 1)
+        result.method.options or Options(), max_steps=max(result.nfev // 2, 1)
     )
     half = fit_numbers(
-        result.problem, data_set, result.manner._replace(options=options)
+        result.problem, data_set, result.method._replace(options=options)
     )
     gained = max(2 * (half.cost - result.numbers.cost), 0.0)  # but for rounding
     scale = 1.0 if result.absolute_sigma else result.reduced_chi_square

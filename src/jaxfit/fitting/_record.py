@@ -141,7 +141,7 @@ class Record:
     Attributes:
         problem: the model, and what became of each parameter.
         observed: the data, and which points count.
-        manner: loss, options, and what the errors mean.
+        method: loss, options, and what the errors mean.
         numbers: what was computed, as NumPy arrays.
         minima: of several starts, the minima as (cost, how many ended there).
         remarks: sentences about how it came to its end.
@@ -149,7 +149,7 @@ class Record:
 
     problem: Problem
     observed: Observed
-    manner: Method
+    method: Method
     numbers: Numbers
     minima: list[tuple[float, int]] | None = None
     remarks: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ class Record:
     @property
     def absolute_sigma(self) -> bool:
         """Whether sigma is known."""
-        return bool(self.manner.absolute)
+        return bool(self.method.absolute)
 
     # How it ended
 
@@ -278,7 +278,7 @@ class Record:
     @property
     def covariance_kind(self) -> str:
         """Where the errors come from, in words."""
-        if self.manner.is_sandwich:
+        if self.method.is_sandwich:
             return "sandwich, from the scatter of the single residuals"
         if self.absolute_sigma:
             return "inverse Gram matrix, sigma as given"

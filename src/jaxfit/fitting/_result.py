@@ -28,7 +28,7 @@ class Fit(Record):
     Attributes:
         problem: the model, and what became of each parameter.
         observed: the data, and which points count.
-        manner: loss, options, and what the errors mean.
+        method: loss, options, and what the errors mean.
         numbers: what was computed, as NumPy arrays.
         minima: of several starts, the minima as (cost, how many ended there).
         remarks: sentences about how it came to its end.

@@ -58,7 +58,7 @@ def bootstrap(
     if record.dof <= 0 and resample != "case":
         raise ValueError("No degree of freedom is left: there are no residuals.")
     x = record.numbers.at_solver.x
-    method = record.manner._replace(absolute=np.bool_(True))
+    method = record.method._replace(absolute=np.bool_(True))
     random = np.random.default_rng(seed)
     at_a_time = max(1, NUMBERS // max(np.size(record.observed.data.y), 1))
     values, status = [], []

@@ -42,7 +42,7 @@ class Refit(NamedTuple):
         return cls(
             problem=record.problem,
             data_set=DataSet(observed.data, observed.valid),
-            method=record.manner._replace(options=INNER, absolute=np.bool_(True)),
+            method=record.method._replace(options=INNER, absolute=np.bool_(True)),
         )
 
 

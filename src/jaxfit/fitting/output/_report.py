@@ -109,7 +109,7 @@ def _warned(record: Record) -> list[str]:
 def _method(record: Record) -> list[str]:
     """Lines about a loss, and about several starts."""
     lines: list[str] = []
-    loss, minima = record.manner.loss, record.minima
+    loss, minima = record.method.loss, record.minima
     if loss is not None:
         lines.append(f"Loss: {type(loss).__name__}, scale {float(loss.scale):.6g}.")
     if minima is not None:

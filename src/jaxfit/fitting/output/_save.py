@@ -33,7 +33,7 @@ class _File(NamedTuple):
 
 def save(record: Record, path: Any) -> None:
     """Write a fit to one file, see `Fit.save`."""
-    problem, method, observed = record.problem, record.manner, record.observed
+    problem, method, observed = record.problem, record.method, record.observed
     x_leaves, x_structure = jax.tree.flatten(observed.data.x)
     head = {
         "format": FORMAT,
@@ -77,7 +77,7 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     return Record(
         problem=_problem_from(file, path, model, tie or {}),
         observed=Observed(data, arrays.get("valid")),
-        manner=method_from(
+        method=method_from(
             head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1]),
             _options_from(head["options"]),
             head["absolute_sigma"],
