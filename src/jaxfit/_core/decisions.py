@@ -128,18 +128,7 @@ def _moved(setting: Setting, state: State, new: Point, verdict: Verdict) -> Stan
     larger = jnp.maximum(region.radius, state.radius)
     radius = jnp.where(gain > verdict.noise, region.radius, larger)
     start = first_radius(new.x, new.model.scaling)
-    tried = Tried(
-        trial=trial,
-        old=state.point,
-        point=new,
-        gain=gain,
-        accepted=True,
-        is_step=verdict.is_step,
-        scale=setting.scale(new.largest_norms),
-    )
-    tested = rules.tests(setting.limits, setting.bounds, tried)
-    if rules.certifies:
-        tested = jnp.where(new.certified, tested, jnp.int32(RUNNING))
+    _, tested = _tested(setting, state, new, verdict, accepted=True)
     counts = verdict.is_step & ~state.finishing
     return Stand(
         point=new,
@@ -158,18 +147,8 @@ def _stayed(setting: Setting, state: State, new: Point, verdict: Verdict) -> Sta
     before = Region(state.radius, state.alpha)
     radius = rules.shrinkage(gain, trial.slope) * trial.length
     region = after_refusal(before, gain, radius)
-    tried = Tried(
-        trial=trial,
-        old=old,
-        point=old,
-        gain=gain,
-        accepted=False,
-        is_step=verdict.is_step,
-        scale=setting.scale(old.largest_norms),
-    )
-    tested = rules.tests(setting.limits, setting.bounds, tried)
+    tried, tested = _tested(setting, state, old, verdict, accepted=False)
     if rules.certifies:
-        tested = jnp.where(old.certified, tested, jnp.int32(RUNNING))
         stalled = _is_hopeless(tried)
         tested = jnp.where(stalled, jnp.int32(Status.STALLED), tested)
     region, tested = choose(
@@ -178,6 +157,26 @@ def _stayed(setting: Setting, state: State, new: Point, verdict: Verdict) -> Sta
         (region, tested),
     )
     return Stand(point=old, region=region, steps=state.steps, tested=tested)
+
+
+def _tested(
+    setting: Setting, state: State, point: Point, verdict: Verdict, accepted: bool
+) -> tuple[Tried, Int[Array, "*lanes"]]:
+    """What the stopping tests are about, and what they say of the point stood at."""
+    rules = setting.rules
+    tried = Tried(
+        trial=state.trial,
+        old=state.point,
+        point=point,
+        gain=verdict.gain,
+        accepted=accepted,
+        is_step=verdict.is_step,
+        scale=setting.scale(point.largest_norms),
+    )
+    tested = rules.tests(setting.limits, setting.bounds, tried)
+    if rules.certifies:
+        tested = jnp.where(point.certified, tested, jnp.int32(RUNNING))
+    return tried, tested
 
 
 def _is_hopeless(tried: Tried) -> Flag:
