@@ -18,6 +18,7 @@ FLOORS = (  # each imports from those before it
     "losses",
     "_linalg",
     "_programs",
+    "_numpy",
     "_rows",
     "_core",
     "_batch",

@@ -1,0 +1,81 @@
+"""What asks an array for its numbers: there are none where it is traced."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxfit._numpy.memory import Cell, Value
+from jaxfit._numpy.needs import NeedsHost
+from jaxfit._numpy.values import is_known
+
+
+class Asked:
+    """The numbers of an array for Python: known, or a reason for the host."""
+
+    __slots__ = ()
+    _cell: Cell
+
+    def _number(self, kind: Callable[[Any], Any], words: str) -> Any:
+        value = self._cell.read()
+        if is_known(value):
+            return kind(value)
+        raise NeedsHost(f"it asks for the value of a parameter, or of what it {words}")
+
+    def __bool__(self) -> bool:
+        return self._number(bool, _BRANCH)
+
+    def __float__(self) -> float:
+        return self._number(float, _NUMBER)
+
+    def __int__(self) -> int:
+        return self._number(int, _NUMBER)
+
+    def __complex__(self) -> complex:
+        return self._number(complex, _NUMBER)
+
+    def __index__(self) -> int:
+        return self._number(operator.index, _COUNT)
+
+    def __hash__(self) -> int:
+        return self._number(_hash, "computes, as a key")
+
+    def __str__(self) -> str:
+        return self._number(str, "computes, to write it into a text")
+
+    def __format__(self, form: str) -> str:
+        return self._number(lambda value: format(value, form), "computes, as a text")
+
+    def __round__(self, digits: int | None = None) -> Any:
+        if digits is None:
+            return self._number(round, _NUMBER)
+        array: Any = self
+        return np.round(array, digits)
+
+    def item(self, *place: Any) -> Any:
+        """One number, where it is known."""
+        return self._number(lambda value: value.item(*place), _NUMBER)
+
+    def tolist(self) -> Any:
+        """Python's numbers, where they are known."""
+        return self._number(lambda value: value.tolist(), _NUMBER)
+
+    def nonzero(self) -> tuple[np.ndarray, ...]:
+        """Where it is not zero, if that is known."""
+        return self._number(np.nonzero, "computes, for where it is not zero")
+
+
+_BRANCH = (
+    "computes, by `if`, `while`, `and`, `min` or `max`. Write `np.where(condition, a, "
+    "b)`, `np.minimum` or `np.maximum`"
+)
+_NUMBER = (
+    "computes: by float() or int(), the math module, or a function of C or Python that "
+    "takes plain numbers. Write np.exp for math.exp"
+)
+_COUNT = "computes, as a length or a place: range(), np.zeros(n), `y[:n]`"
+
+
+def _hash(value: Value) -> int:
+    return hash(value[()])

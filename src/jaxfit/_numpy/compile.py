@@ -1,0 +1,138 @@
+"""A function written in NumPy as a function of JAX arrays."""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxfit._numpy.calls import NOT_TRACEABLE
+from jaxfit._numpy.needs import NeedsHost, refusals
+from jaxfit._numpy.traced import Traced, as_array, wrapped
+from jaxfit._numpy.values import alike
+from jaxfit._programs.errors import _place_of
+
+AGREEMENT = 1e-9  # of the largest value, between a compiled model and NumPy's
+
+
+def speaking_numpy(function: Callable) -> Callable:
+    """The function of JAX arrays that does what this one does with NumPy's.
+
+    Arrays of JAX among the arguments are traced. Arrays of NumPy stay known: only what
+    is known can be a condition of `if`, a length, or a mask that picks elements. x64
+    has to be on, since NumPy computes in float64.
+
+    Args:
+        function: written in NumPy and scipy.special.
+
+    Returns:
+        A function of the same arguments. It gives arrays, one for a list, and tuples
+        and dictionaries of them, and raises `NeedsHost` with the user's line where it
+        cannot be traced.
+    """
+
+    @functools.wraps(function)
+    def traced(*arguments: Any, **keywords: Any) -> PyTree:
+        with jax.numpy_dtype_promotion("standard"), refusals() as refused:
+            try:
+                wrapped_arguments = jax.tree.map(wrapped, (arguments, keywords))
+                positional, named = wrapped_arguments
+                result = _unwrapped(function(*positional, **named))
+            except Exception as error:
+                reason = refused[0].reason if refused else _reason(error)
+                if reason is None:
+                    raise
+                place = _first_place(function, [*refused[:1], error])
+                raise NeedsHost(reason, place) from error
+            if refused:  # and somebody took it for another error
+                place = _first_place(function, refused[:1])
+                raise NeedsHost(refused[0].reason, place)
+            return result
+
+    return traced
+
+
+def _first_place(function: Callable, errors: Sequence[Exception]) -> str:
+    """The user's line in the first error that knows it, or where the function is."""
+    code = getattr(function, "__code__", None)
+    places = [str(_place_of(error)) for error in errors]
+    if code is not None:
+        places.append(f", {code.co_filename}:{code.co_firstlineno}")
+    return next(filter(None, places), "")
+
+
+def _unwrapped(result: Any) -> PyTree:
+    if isinstance(result, dict):
+        return {name: _unwrapped(value) for name, value in result.items()}
+    if isinstance(result, tuple):
+        return alike(result, map(_unwrapped, result))
+    value = as_array(result)
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
+        raise NeedsHost(f"it returns an array of the dtype {value.dtype}")
+    return value if value is None else jnp.asarray(value)
+
+
+def _reason(error: Exception) -> str | None:
+    """Why a function cannot be traced, or None if it is at fault itself."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, NOT_TRACEABLE):
+        return f"it asks for what is not known before the program runs: {text}"
+    if isinstance(error, (TypeError, AttributeError)) and Traced.__name__ in text:
+        return f"it does with a computed array what JAX cannot: {text}"
+    if re.search(_SIGNS, text):
+        return f"it does with an array of NumPy's own what JAX cannot: {text}"
+    return None
+
+
+_SIGNS = (  # of an array of objects, or of one that must not change
+    r"dtype\('O'\)|(: |dtype )object\b|not supported for the input types|read-only|"
+    "object arrays?|"
+    "arrays used as indices must be of integer|no loop with signature|dtype=object|"
+    "loop of ufunc does not support|only length-1 arrays|array element with a sequence|"
+    "NoneType"
+)
+
+
+def same_as_numpy(
+    function: Callable, x: Any, parameters: Sequence[Any], result: Any
+) -> bool:
+    """Whether a compiled model gave what NumPy itself computes.
+
+    Args:
+        function: `f(x, *parameters)`, written in NumPy.
+        x: arrays of NumPy; the function gets a copy, which it may write to.
+        parameters: numbers or arrays.
+        result: what the compiled model gave, an array or a pytree of arrays.
+
+    Returns:
+        Whether shapes are the same, and values to 1e-9 of the largest, and NaN and
+        infinity where NumPy has them.
+    """
+    x, parameters = jax.tree.map(np.array, (x, tuple(parameters)))
+    with np.errstate(all="ignore"):
+        truth = function(x, *(value[()] for value in parameters))
+    if isinstance(truth, dict):
+        names = truth.keys() == result.keys()
+        return names and all(_agree(value, result[k]) for k, value in truth.items())
+    if isinstance(truth, tuple) and isinstance(result, tuple):
+        return len(truth) == len(result) and all(map(_agree, truth, result))
+    return _agree(truth, result)
+
+
+def _agree(truth: Any, result: Any) -> bool:
+    truth, result = np.asarray(truth), np.asarray(result)
+    if truth.shape != result.shape or truth.dtype.kind not in "biufc":
+        return False
+    truth, result = 1.0 * truth, 1.0 * result
+    is_finite = np.isfinite(truth)
+    if not np.array_equal(is_finite, np.isfinite(result)):
+        return False
+    if not np.array_equal(truth[~is_finite], result[~is_finite], equal_nan=True):
+        return False
+    largest = np.max(np.abs(truth), where=is_finite, initial=0.0)
+    apart = np.abs(truth[is_finite] - result[is_finite])
+    return bool(np.all(apart <= AGREEMENT * largest))

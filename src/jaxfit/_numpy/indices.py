@@ -1,0 +1,88 @@
+"""What an index means to NumPy: which part of an array, and whether it is a view."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfit._numpy.memory import Value
+from jaxfit._numpy.needs import NeedsHost
+from jaxfit._numpy.values import fitted, is_known, put, stand_in
+
+Index = Any
+
+
+def is_view(index: Index) -> bool:
+    """Whether NumPy gives a view: of whole numbers, slices, None and `...` alone."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(
+        part is None
+        or part is Ellipsis
+        or isinstance(part, slice)
+        or (hasattr(part, "__index__") and not isinstance(part, (bool, np.ndarray)))
+        for part in parts
+    )
+
+
+def is_number(index: Index, shape: tuple[int, ...]) -> bool:
+    """Whether NumPy gives a number, and not an array.
+
+    Raises:
+        IndexError: if there is nothing in an array of this shape.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    has_ellipsis = any(part is Ellipsis for part in parts)
+    return np.ndim(stand_in(shape)[index]) == 0 and not has_ellipsis
+
+
+def at_traced(value: Value, index: Index) -> jax.Array:
+    """What is at places that are traced; NaN at places outside.
+
+    Raises:
+        NeedsHost: if the index is a mask, since how many places it has is not known.
+    """
+    if any(part.dtype == bool for part in _traced(index)):
+        raise NeedsHost(
+            "it picks elements by a condition on a parameter, and how many is not "
+            "known. Write `np.where(condition, a, b)`"
+        )
+    return jnp.asarray(value).at[index].get(mode="fill")
+
+
+def written(whole: Value, index: Index, part: Value) -> Value:
+    """The array after `whole[index] = part`.
+
+    Raises:
+        IndexError, ValueError: as NumPy does.
+        NeedsHost: if what NumPy would write where cannot be told.
+    """
+    if not is_known(index):
+        return _written_where(whole, index, part)
+    target = stand_in(whole.shape)[index]
+    fit = fitted(part, np.shape(target), whole.dtype)
+    if not is_known([whole, fit]) and np.size(part) > 1 and not is_view(index):
+        places = np.arange(whole.size).reshape(whole.shape)[index]
+        if np.unique(places).size < places.size:
+            raise NeedsHost("it writes to the same place twice, `y[[0, 0]] = a, b`")
+    return put(whole, fit, index)
+
+
+def _written_where(whole: Value, mask: Index, part: Value) -> jax.Array:
+    (condition, *others) = _traced(mask)
+    if others or isinstance(mask, tuple) or condition.dtype != bool:
+        raise NeedsHost("it writes to places that are computed from a parameter")
+    if condition.shape != whole.shape[: condition.ndim]:
+        raise NeedsHost("it writes by a mask of another shape")
+    if np.size(part) != 1:
+        raise NeedsHost(
+            "it writes an array to where a condition on a parameter holds, and how "
+            "many places these are is not known. Write `np.where(condition, a, b)`"
+        )
+    condition = jnp.expand_dims(condition, tuple(range(condition.ndim, whole.ndim)))
+    return jnp.where(condition, fitted(part, whole.shape, whole.dtype), whole)
+
+
+def _traced(index: Index) -> list[jax.Array]:
+    parts = index if isinstance(index, tuple) else (index,)
+    return [part for part in parts if isinstance(part, jax.Array)]
