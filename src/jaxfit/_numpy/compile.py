@@ -14,7 +14,7 @@ from jaxfit._numpy.calls import NOT_TRACEABLE
 from jaxfit._numpy.needs import NeedsHost, refusals
 from jaxfit._numpy.traced import Traced, as_array, wrapped
 from jaxfit._numpy.values import alike
-from jaxfit._programs.errors import _place_of
+from jaxfit._programs.errors import place_of
 
 AGREEMENT = 1e-9  # of the largest value, between a compiled model and NumPy's
 
@@ -59,7 +59,7 @@ def speaking_numpy(function: Callable) -> Callable:
 def _first_place(function: Callable, errors: Sequence[Exception]) -> str:
     """The user's line in the first error that knows it, or where the function is."""
     code = getattr(function, "__code__", None)
-    places = [str(_place_of(error)) for error in errors]
+    places = [str(place_of(error)) for error in errors]
     if code is not None:
         places.append(f", {code.co_filename}:{code.co_firstlineno}")
     return next(filter(None, places), "")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import scipy.special
 from jax.scipy import special
 
+from jaxfit._numpy.faddeeva import faddeeva
 from jaxfit._numpy.memory import Value
 
 
@@ -37,11 +38,9 @@ def wofz(z: Value) -> Value:
 
     Below the real axis w(z) = 2 exp(-z²) - w(-z) (Abramowitz and Stegun, 7.1.11).
     """
-    import jaxfit.models._special as special_models  # above this room: late
-
     is_below = jnp.imag(z) < 0
     below = jnp.where(is_below, z, 0)
-    upper = special_models.faddeeva(jnp.where(is_below, -z, z))
+    upper = faddeeva(jnp.where(is_below, -z, z))
     return jnp.where(is_below, 2 * jnp.exp(-(below**2)) - upper, upper)
 
 

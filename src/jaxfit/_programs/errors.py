@@ -24,7 +24,7 @@ def explained(function: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        place = _place_of(error)
+        place = place_of(error)
         reason = _reason(error, place)
         if reason is None:
             raise
@@ -32,7 +32,7 @@ def explained(function: Any) -> Iterator[None]:
         raise TypeError(f"{name} cannot be traced by JAX{place}: {reason}") from error
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """The last line of the user's that was running, and what it had called."""
 
     function: str
@@ -46,16 +46,16 @@ class _Place(NamedTuple):
         return f", {self.where}" + (f", `{self.code}`" if self.code else "")
 
 
-def _place_of(error: Exception) -> _Place:
+def place_of(error: Exception) -> Place:
     frames = list(traceback.walk_tb(error.__traceback__))
     theirs = [k for k, (frame, _) in enumerate(frames) if _is_theirs(frame)]
     if not theirs:
-        return _Place("The function", "", "", ())
+        return Place("The function", "", "", ())
     frame, line = frames[theirs[-1]]
     name, file = frame.f_code.co_name, frame.f_code.co_filename
     code = linecache.getline(file, line, frame.f_globals).strip()
     modules = (f.f_globals.get("__name__", "") for f, _ in frames[theirs[0] :])
-    return _Place(name, f"{file}:{line}", code, tuple(modules))
+    return Place(name, f"{file}:{line}", code, tuple(modules))
 
 
 def _is_theirs(frame: FrameType) -> bool:
@@ -66,7 +66,7 @@ def _is_theirs(frame: FrameType) -> bool:
 # Reasons
 
 
-def _reason(error: Exception, place: _Place) -> str | None:
+def _reason(error: Exception, place: Place) -> str | None:
     """What the function does that cannot be traced, and what to write in its place."""
     text = str(error)
     for kind, reason in _KINDS:

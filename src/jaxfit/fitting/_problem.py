@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit._core.options import Options
+from jaxfit._numpy.either import xp
 from jaxfit._programs.call import Static
 from jaxfit._programs.host import double_precision
 from jaxfit._scipy.observations import Points
 from jaxfit.losses import Loss
 from jaxfit.models import Model
-from jaxfit.models._either import xp
 from jaxfit.models._guess import far_middle
 
 Numeric = Array | np.ndarray

@@ -14,12 +14,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfit._core.certificate import Status
 from jaxfit._core.solution import Solution
 from jaxfit._linalg.seldom import uncertainty_of
+from jaxfit._numpy.either import xp
 from jaxfit._rows.residuals import jacobian
 from jaxfit.fitting._points import DataSet
 from jaxfit.fitting._problem import Numeric, Problem
 from jaxfit.fitting._record import Numbers
 from jaxfit.losses import Linear, Loss
-from jaxfit.models._either import xp
 from jaxfit.models._guess import start_from
 
 BLOCK_NUMBERS = 2**24  # of data on an accelerator at a time

@@ -1,5 +1,6 @@
 """Models with named parameters that add up, multiply, and guess their own start."""
 
+from jaxfit._numpy.faddeeva import faddeeva
 from jaxfit.models._compose import Product, Sum
 from jaxfit.models._curves import (
     Arrhenius,
@@ -30,7 +31,6 @@ from jaxfit.models._peaks import (
     SkewedGaussian,
     Voigt,
 )
-from jaxfit.models._special import faddeeva
 from jaxfit.models._waves import (
     DampedOscillator,
     DampedSine,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float, PyTree
 
-from jaxfit.models._either import Values, repeated, xp
+from jaxfit._numpy.either import Values, repeated, xp
 from jaxfit.models._model import Interval, Model, Params
 from jaxfit.models._parse import as_model
 from jaxfit.models._place import Peak, placed

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxfit.models._either import (
+from jaxfit._numpy.either import (
     Scalar,
     Values,
     array_like,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import numpy as np
 
-from jaxfit.models._either import Coordinates, Real, Reals, Values, xp
+from jaxfit._numpy.either import Coordinates, Real, Reals, Values, xp
 from jaxfit.models._model import POSITIVE, Candidates, Model
 from jaxfit.models._projection import extent, grid
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxfit._numpy.either import argsort, is_numpy, xp
 from jaxfit._programs.compiled import compiled
 from jaxfit._programs.host import double_precision
 from jaxfit._scipy.arguments import coordinates, real_points
-from jaxfit.models._either import argsort, is_numpy, xp
 from jaxfit.models._model import DEFAULT_START, Model
 
 FAR = 10  # times the data's range: from there on x = 0 is far away

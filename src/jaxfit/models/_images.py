@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxfit.models._either import Coordinates, Real, Reals, Scalar, Values, xp
+from jaxfit._numpy.either import Coordinates, Real, Reals, Scalar, Values, xp
 from jaxfit.models._model import POSITIVE, Candidates, Model
 from jaxfit.models._peaks import FWHM
 from jaxfit.models._projection import extent, grid

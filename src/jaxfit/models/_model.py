@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfit._numpy.either import Values, xp
 from jaxfit._scipy.arguments import is_numbers
-from jaxfit.models._either import Values, xp
 from jaxfit.models._projection import Remainder, alone, best_of, with_known
 
 Params = Mapping[str, Any]
@@ -175,7 +175,7 @@ class Model(eqx.Module):
 
     @property
     def starts_in_numpy(self) -> bool:
-        """Whether its start can be found without a program: see `_either.py`."""
+        """Whether its start can be found without a program: see `_numpy/either.py`."""
         return type(self).__module__.startswith("jaxfit.models.")
 
     @property

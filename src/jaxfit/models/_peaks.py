@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfit.models._either import (
+from jaxfit._numpy.either import (
     Real,
     Reals,
     Scalar,
@@ -16,10 +16,10 @@ from jaxfit.models._either import (
     log_ndtr,
     xp,
 )
+from jaxfit._numpy.faddeeva import faddeeva
 from jaxfit.models._model import POSITIVE, Candidates, Model
 from jaxfit.models._place import Peak
 from jaxfit.models._projection import grid, largest_hump
-from jaxfit.models._special import faddeeva
 
 FWHM = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian, in standard deviations
 

@@ -21,8 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jaxfit.models._crowd import Crowd, Kind, Places, State, crowd_of, nowhere, step
-from jaxfit.models._either import (
+from jaxfit._numpy.either import (
     Scalar,
     argsort,
     array_like,
@@ -33,6 +32,7 @@ from jaxfit.models._either import (
     repeated_while,
     xp,
 )
+from jaxfit.models._crowd import Crowd, Kind, Places, State, crowd_of, nowhere, step
 from jaxfit.models._model import Candidates, Model, Params
 from jaxfit.models._projection import Remainder
 

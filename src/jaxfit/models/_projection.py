@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from jaxfit.models._either import (
+from jaxfit._numpy.either import (
     Scalar,
     Values,
     array_like,

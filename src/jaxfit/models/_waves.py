@@ -8,7 +8,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from jaxfit.models._either import (
+from jaxfit._numpy.either import (
     Real,
     Reals,
     Scalar,

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Complex
 
-from jaxfit.models._either import is_numpy, xp
+from jaxfit._numpy.either import is_numpy, xp
 
 Plane = Complex[Any, "*shape"]
 
