@@ -18,7 +18,22 @@ import jaxfit
 MODULES = "scipy.optimize.tests.test_minpack", "scipy.optimize.tests.test_least_squares"
 REPLACED = {"curve_fit": jaxfit.curve_fit, "least_squares": jaxfit.least_squares}
 
-CANNOT_PASS: dict[str, str] = {}
+METHODS = "TestTRF", "TestDogbox", "TestLM"
+_REASONS = {
+    ("TestCurveFit::test_gh4555b",): "its reference, MINPACK's covariance, is right to "
+    "six digits and is asked for to seven; ours has twelve",
+    ("TestTRF::test_numerical_jac", "TestDogbox::test_numerical_jac"): "jac_sparsity: "
+    "Jacobians are dense",
+    ("TestTRF::test_with_bounds", "TestDogbox::test_with_bounds"): "jac_sparsity: "
+    "Jacobians are dense",
+    tuple(f"{name}::test_workers" for name in METHODS): "workers: no differences are "
+    "taken that could be spread",
+    tuple(f"{name}::test_nfev" for name in METHODS): "it counts calls of the function, "
+    "which is called to be compiled and not afterwards",
+    ("TestLM::test_full_result",): "it wants njev to be None, since MINPACK takes "
+    "differences; here derivatives are counted with every method",
+}
+CANNOT_PASS = {test: reason for tests, reason in _REASONS.items() for test in tests}
 
 
 class OnJaxfit:

@@ -2,11 +2,12 @@
 
 import warnings
 
-import jaxfit
 import numpy as np
 import pytest
 import scipy.optimize
 from numpy_models import EXAMPLES, Example
+
+import jaxfit
 
 SAME = 1e-5  # standard errors between two answers
 NEAR = 1e-3  # standard errors between optima whose covariances are compared
