@@ -39,6 +39,7 @@ CANNOT_PASS = {test: reason for tests, reason in _REASONS.items() for test in te
 class OnJaxfit:
     """A plugin of pytest: what is replaced, and which failures are expected."""
 
+    @pytest.hookimpl(tryfirst=True)  # before pytest's -k takes some out
     def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
         """Replace the names in the modules, and mark what stands in the table."""
         for module in {item.module for item in items}:
