@@ -40,6 +40,14 @@ def oldest(session: nox.Session) -> None:
     session.run(*TESTS, *session.posargs)
 
 
+@nox.session(name="scipy-tests")
+def scipy_tests(session: nox.Session) -> None:
+    """SciPy's own tests of `curve_fit` and `least_squares`, of the two of jaxfit."""
+    session.install(".")
+    _groups(session, "test")
+    session.run("python", "tests/scipys_own.py", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and format."""
