@@ -7,6 +7,7 @@ from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options
 from jaxfit._core.solution import Solution
 from jaxfit._core.solve import solve
+from jaxfit._numpy.ways import HostModelWarning
 from jaxfit._rows.linearization import Linearization, merge
 from jaxfit._rows.table import Shared
 from jaxfit._rows.ways import Chunked, Sharded, Whole
@@ -22,6 +23,7 @@ __all__ = [
     "Chunked",
     "Fit",
     "FitError",
+    "HostModelWarning",
     "Linearization",
     "Options",
     "Sharded",

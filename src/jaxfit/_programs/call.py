@@ -47,6 +47,10 @@ class Call:
         """The inputs of a call that is alike."""
         return [new(x) for x, d in zip(leaves, self.is_input, strict=True) if d]
 
+    def new_values(self) -> list:
+        """The values that functions among the arguments hold."""
+        return list(map(new, self.reading.values))
+
     def read(self) -> None:
         """What of it is part of the program."""
         self.reading = Reading()

@@ -16,8 +16,9 @@ import jax
 from jaxtyping import PyTree
 
 from jaxfit._programs.backend import is_eager_on_cpu
-from jaxfit._programs.call import Call, new
+from jaxfit._programs.call import Call
 from jaxfit._programs.fingerprint import ClosesOverTracer
+from jaxfit._programs.outside import served
 from jaxfit._programs.program import Program
 
 CACHE_SIZE = 128
@@ -87,8 +88,9 @@ class Prepared(NamedTuple):
 
     def __call__(self, *arguments: Any) -> Any:
         """The results for arguments like those that it was made for."""
-        inputs = self.call.inputs_like(jax.tree.leaves(arguments))
-        return self.program(inputs, list(map(new, self.call.reading.values)), ())
+        leaves = jax.tree.leaves(arguments)
+        operands = self.call.inputs_like(leaves), self.call.new_values()
+        return served(leaves, lambda: self.program(*operands, ()))
 
 
 def prepared(function: Callable, *arguments: Any, is_hasty: bool = False) -> Prepared:
@@ -112,7 +114,7 @@ def _call(function: Callable, arguments: tuple, is_hasty: bool = False) -> Call:
 def _results(call: Call, donated: tuple = ()) -> Any:
     """What a program for calls like this gives."""
     program = _program_of(call)
-    results = program(call, donated)
+    results = served(call.leaves, lambda: program(call, donated))
     if call.reading.is_known:
         _remember(program, call)
     return results

@@ -58,6 +58,7 @@ from jaxfit._programs.splits import (
     Child,
     ModuleNames,
     Split,
+    Wrapper,
     attributes,
     is_bound,
     split_class,
@@ -237,6 +238,8 @@ class Reading:
 
     def _split(self, value: Any) -> Split | None:
         kind = type(value)
+        if isinstance(value, Wrapper):
+            return value.split()
         if (numbers := table_of(value)) is not None:
             return Split((kind, numbers))
         if isinstance(value, ModuleNames):

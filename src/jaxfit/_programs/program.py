@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxfit._programs.backend import is_on_one_device, is_traced, platform_of
-from jaxfit._programs.call import INPUT, Call, new
+from jaxfit._programs.call import INPUT, Call
 from jaxfit._programs.hoist import Held, opened
 from jaxfit._programs.one_function import program_of_ours
 
@@ -54,7 +54,7 @@ class Program:
 
     def compiled(self, call: Call) -> Any:
         """The executable for operands like those of a call."""
-        operands = call.inputs, list(map(new, call.reading.values)), ()
+        operands = call.inputs, call.new_values(), ()
         key = tuple(map(jax.typeof, jax.tree.leaves(operands)))
         if key in self._ahead:
             return self._ahead[key]
@@ -79,7 +79,7 @@ class Program:
 
     def __call__(self, call: Call, donated: tuple) -> Any:
         self._current.call = call
-        operands = call.inputs, list(map(new, call.reading.values)), donated
+        operands = call.inputs, call.new_values(), donated
         try:
             if is_traced():
                 return self._inner(*operands)

@@ -54,6 +54,14 @@ class Split(NamedTuple):
         return self.make(children)
 
 
+class Wrapper:
+    """A function of this library around one of the user's, read by what it says."""
+
+    def split(self) -> Split:
+        """What it is made of."""
+        raise NotImplementedError
+
+
 class ModuleNames(NamedTuple):
     """A module as far as some code may name its attributes."""
 

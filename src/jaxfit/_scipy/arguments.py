@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from jaxfit import losses
 from jaxfit._core.options import Options
+from jaxfit._numpy.host import Differences
 from jaxfit._programs.arrays import (
     in_a_unit,
     is_masked,
@@ -260,6 +261,28 @@ def scales(x_scale: Any, n: int) -> np.ndarray | None:
             f"`x_scale` has shape {x_scale.shape}, and there are {n} parameters."
         )
     return np.broadcast_to(x_scale, n)
+
+
+def differences(
+    jac: Any,
+    relative_step: Any,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+    x0: np.ndarray,
+) -> Differences:
+    """How a model that only NumPy can compute is differentiated.
+
+    Args:
+        jac: SciPy's name of a rule, or anything else for its default.
+        relative_step: SciPy's `diff_step`.
+    """
+    lower, upper = (None, None) if bounds is None else bounds
+    return Differences(
+        rule=jac if isinstance(jac, str) else "2-point",
+        relative_step=relative_step,
+        lower=lower,
+        upper=upper,
+        typical=np.abs(x0),
+    )
 
 
 @functools.lru_cache(maxsize=64)

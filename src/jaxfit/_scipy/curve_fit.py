@@ -19,14 +19,16 @@ from jaxfit._core.options import check_callable
 from jaxfit._core.rules import Rules
 from jaxfit._linalg.precision import DOUBLE
 from jaxfit._linalg.seldom import uncertainty_of
+from jaxfit._numpy.ways import spoken
 from jaxfit._programs.compiled import specialised
 from jaxfit._programs.host import double_precision, pack, unpack
 from jaxfit._scipy import arguments
 from jaxfit._scipy.arguments import default_start
+from jaxfit._scipy.functions import fitted
 from jaxfit._scipy.keywords import settings_of
 from jaxfit._scipy.observations import Points, padded, prepare
 from jaxfit._scipy.request import Door, ScipyRequest, not_finite
-from jaxfit._scipy.watch import print_summary, watched_fit
+from jaxfit._scipy.watch import print_summary
 
 
 def curve_fit(
@@ -44,12 +46,16 @@ def curve_fit(
     full_output: bool = False,
     nan_policy: str | None = None,
     rowwise: bool = False,
+    host: bool = False,
     **kwargs: Any,
 ) -> tuple:
     """Fit `f(xdata, *parameters)` to `ydata`: SciPy's `curve_fit`, compiled.
 
-    Write the model with `jax.numpy`. It is compiled once, also when it is a lambda made
-    anew on every call; the numbers are free. Everything is computed in float64.
+    The model may be written with NumPy and scipy.special or with `jax.numpy`. It is
+    compiled once, also when it is a lambda made anew on every call; the numbers are
+    free. Everything is computed in float64. What cannot be compiled (`if` on a
+    parameter, the math module, a call into C, SciPy's integrators) NumPy computes
+    itself, with differences for derivatives; see `jaxfit.HostModelWarning`.
 
     Whatever `method` is named, one algorithm runs: bounded Trust Region Reflective
     (Branch, Coleman and Li, SIAM J. Sci. Comput. 21, 1999) with exact derivatives and
@@ -78,13 +84,14 @@ def curve_fit(
         method: None, "trf", "dogbox" or "lm", whose conventions about bounds and the
             number of points are kept.
         jac: None for automatic differentiation, or a function `jac(x, a, b, ...)` that
-            returns (m, n). SciPy's "2-point", "3-point" and "cs" are accepted and
-            replaced by automatic differentiation.
+            returns (m, n). SciPy's "2-point", "3-point" and "cs" are accepted; they say
+            how a model on the host is differentiated.
         full_output: return SciPy's five-tuple.
         nan_policy: None, "raise", or "omit" to leave out points with NaN.
         rowwise: `f` treats each point by itself, so that the data may be padded to one
             of a few lengths: then another number of points compiles nothing. The points
             are the last axis of `xdata`, or else its first.
+        host: let NumPy compute the model, without being told.
         **kwargs: keywords of `least_squares`: ftol, xtol, gtol, x_scale, loss, f_scale,
             max_nfev, verbose, callback, diff_step, tr_solver, tr_options; and of
             `leastsq`: maxfev, diag, epsfcn.
@@ -98,6 +105,7 @@ def curve_fit(
         RuntimeError: the fit failed; the message says where it stood and what to try.
 
     Warns:
+        jaxfit.HostModelWarning: the model cannot be compiled, why, and at which line.
         scipy.optimize.OptimizeWarning: the data do not determine every parameter, or
             leave no degree of freedom. `pcov` is infinite.
     """
@@ -126,8 +134,10 @@ def curve_fit(
         absolute_sigma=np.bool_(absolute_sigma),
     )
     door = _door(settings.rules, bool(full_output))
-    with double_precision(f):
-        vector, rows = watched_fit(door, request, settings.watch)
+    differences = arguments.differences(jac, settings.relative_step, limits, p0)
+    (vector, rows), request = fitted(
+        door, request, settings.watch, differences, is_on_host=bool(host)
+    )
     numbers = unpack(vector, _shapes(n))
     status = Status(int(numbers.status))
     if uses_lm and status != Status.NONFINITE_START:
@@ -200,9 +210,20 @@ def _number_of_parameters(f: Callable) -> int:
 # The program
 
 
+def _called(f: Callable, parameters: Any, data: Points) -> Any:
+    """The model, or its `jac`."""
+    return f(data.x, *parameters)
+
+
+def _held(f: Callable, data: Points) -> Callable:
+    """The model with x as it is."""
+    x = data.x
+    return lambda _, *parameters: f(spoken(x), *parameters)
+
+
 def _residual(f: Callable, parameters: jax.Array, data: Points) -> Float[Array, " m"]:
     """(model - y) / sigma; for a covariance L Lᵀ, L⁻¹ (model - y)."""
-    model = _checked_output(f(data.x, *parameters), "f", data.y)
+    model = _checked_output(_called(f, parameters, data), "f", data.y)
     y = jnp.ravel(data.y)
     return _in_units_of(data.sigma, (model if model.size > 1 else jnp.ravel(model)) - y)
 
@@ -210,7 +231,7 @@ def _residual(f: Callable, parameters: jax.Array, data: Points) -> Float[Array, 
 def _jacobian(
     jac: Callable, parameters: jax.Array, data: Points
 ) -> Float[Array, "m n"]:
-    matrix = arguments.real_output(jac(data.x, *parameters), "jac")
+    matrix = arguments.real_output(_called(jac, parameters, data), "jac")
     n = len(parameters)
     matrix = jnp.reshape(matrix, (-1, n)) if matrix.shape[-1:] == (n,) else matrix
     if matrix.ndim != 2 or (data.y.size > 1 and len(matrix) != data.y.size):
@@ -280,6 +301,9 @@ def _report(
 @functools.cache
 def _door(rules: Rules, full_output: bool) -> Door:
     return Door(
+        call=_called,
+        held=_held,
+        form="numbers",
         residual=_residual,
         jacobian=_jacobian,
         report=specialised(_report, full_output),

@@ -17,6 +17,7 @@ class Settings(NamedTuple):
     max_nfev: int | None
     x_scale: Any
     loss: Any
+    relative_step: Any  # of differences, for a model on the host
     verbose: int
     watch: Watch
 
@@ -38,10 +39,10 @@ _DEFAULT_SETTINGS = Settings(
     max_nfev=None,
     x_scale="jac",
     loss=None,
+    relative_step=None,
     verbose=0,
     watch=Watch(None, 0),
 )
-_NO_MEANING = ("diff_step", "epsfcn", "tr_options")  # nothing is approximated
 
 
 def settings_of(
@@ -56,6 +57,7 @@ def settings_of(
     kwargs = dict(kwargs)
     _refuse_what_has_no_meaning(kwargs)
     x_scale, loss = _scales(kwargs), _loss(kwargs, method)
+    relative_step = _relative_step(kwargs)
     tolerances = _tolerances(kwargs, method)
     max_nfev = _evaluations(kwargs, method)
     verbose = kwargs.pop("verbose", 0)
@@ -70,6 +72,7 @@ def settings_of(
         max_nfev=max_nfev,
         x_scale=x_scale,
         loss=loss,
+        relative_step=relative_step,
         verbose=int(verbose),
         watch=Watch(callback, int(verbose)),
     )
@@ -89,8 +92,7 @@ def _refuse_what_has_no_meaning(kwargs: dict[str, Any]) -> None:
             raise TypeError(
                 f"'{name}' belongs to MINPACK, which does not run here. Leave it out."
             )
-    for name in _NO_MEANING:
-        kwargs.pop(name, None)
+    kwargs.pop("tr_options", None)
     arguments.refuse_unsupported(
         kwargs.pop("jac_sparsity", None), kwargs.pop("workers", None)
     )
@@ -104,6 +106,14 @@ def _scales(kwargs: dict[str, Any]) -> Any:
     if x_scale is not None:
         return x_scale
     return "jac" if diag is None else 1 / arguments.real_array(diag, "`diag`")
+
+
+def _relative_step(kwargs: dict[str, Any]) -> Any:
+    """`diff_step`, or the root of what MINPACK calls `epsfcn`."""
+    step, error = kwargs.pop("diff_step", None), kwargs.pop("epsfcn", None)
+    if step is not None:
+        return arguments.real_array(step, "`diff_step`")
+    return None if error is None else arguments.real_array(error, "`epsfcn`") ** 0.5
 
 
 def _loss(kwargs: dict[str, Any], method: str | None) -> Loss | None:

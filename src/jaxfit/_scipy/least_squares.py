@@ -12,13 +12,15 @@ from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
 from jaxfit._core.options import check_callable
 from jaxfit._core.rules import SCIPY
+from jaxfit._numpy.ways import spoken
 from jaxfit._programs.arrays import native, refuse_masks
 from jaxfit._programs.call import Static
 from jaxfit._programs.errors import what_is_not_finite
-from jaxfit._programs.host import double_precision, pack, unpack
+from jaxfit._programs.host import pack, unpack
 from jaxfit._scipy import arguments
+from jaxfit._scipy.functions import fitted
 from jaxfit._scipy.request import Door, ScipyRequest
-from jaxfit._scipy.watch import Watch, print_summary, watched_fit
+from jaxfit._scipy.watch import Watch, print_summary
 
 # The sentences of scipy.optimize.least_squares, which programs compare.
 MESSAGES = {
@@ -57,10 +59,12 @@ def least_squares(
     kwargs: Mapping[str, Any] | None = None,
     callback: Callable | None = None,
     workers: Any = None,
+    host: bool = False,
 ) -> Any:
     """Minimise half the sum of squares of `fun`: SciPy's `least_squares`, compiled.
 
-    Write `fun` with `jax.numpy`. The path, the stopping tests and the results are those
+    `fun` may be written with NumPy or with `jax.numpy`; what cannot be compiled NumPy
+    computes itself, see `jaxfit.HostModelWarning`. The path, the stopping tests and the results are those
     of SciPy's method "trf" with an exact Jacobian; the whole fit is one compiled
     program, in float64. Status and success follow SciPy's tests, which can pass far
     from a solution: `certified` says whether the point satisfies the certificate of
@@ -70,7 +74,8 @@ def least_squares(
         fun: `fun(x, *args, **kwargs)` returns the residuals (m,), or a number.
         x0: the start, (n,) or a number.
         jac: a function like `fun` that returns (m, n), or "2-point", "3-point" or "cs",
-            which are replaced by automatic differentiation.
+            which say how a function on the host is differentiated; any other has exact
+            derivatives.
         bounds: (lower, upper), each a number or (n,), or a `scipy.optimize.Bounds`.
             Equal bounds fix a parameter.
         method: "trf", "dogbox" or "lm"; "trf" runs, under the conventions of the method
@@ -79,9 +84,9 @@ def least_squares(
             relative length of a step, the scaled gradient. None turns a test off.
         x_scale: characteristic sizes of the parameters, or "jac". None is 1.
         loss: "linear", "soft_l1", "huber", "cauchy", "arctan", a callable
-            rho(z) -> (3, m) written with `jax.numpy`, or one of `jaxfit.losses`.
+            rho(z) -> (3, m), or one of `jaxfit.losses`.
         f_scale: the residual beyond which a point is an outlier.
-        diff_step: accepted; derivatives are exact.
+        diff_step: relative step of differences, of a function on the host.
         tr_solver, tr_options: accepted; the subproblem is solved exactly on an n x n
             matrix, whatever m is.
         jac_sparsity, workers: not supported.
@@ -92,6 +97,7 @@ def least_squares(
         callback: called after every iteration with x or, if its only parameter is named
             `intermediate_result`, with an `OptimizeResult`. StopIteration ends the fit.
             The fit then runs one compiled step at a time.
+        host: let NumPy compute `fun`, without being told.
 
     Returns:
         `scipy.optimize.OptimizeResult` with x, cost, fun, jac (scaled for the loss),
@@ -132,10 +138,13 @@ def least_squares(
         options=arguments.options(**tolerances, max_steps=max_steps),
         x_scale=arguments.scales(x_scale, len(x0)),
     )
-    with double_precision(fun):
-        vector, residual, jacobian = watched_fit(
-            DOOR, request, Watch(callback, int(verbose))
-        )
+    (vector, residual, jacobian), _ = fitted(
+        DOOR,
+        request,
+        Watch(callback, int(verbose)),
+        arguments.differences(jac, diff_step, limits, x0),
+        is_on_host=bool(host),
+    )
     numbers = unpack(vector, _shapes(len(x0)))
     if method == "lm" and len(residual) < len(x0):
         raise ValueError(
@@ -190,6 +199,11 @@ def _residual(fun: Callable, x: jax.Array, inputs: tuple) -> jax.Array:
             f"{residual.shape}; ravel it."
         )
     return jnp.atleast_1d(residual)
+
+
+def _held(fun: Callable, inputs: tuple) -> Callable:
+    """The function with its further arguments as they are."""
+    return lambda x, *_, **__: _call(fun, x, spoken(inputs))
 
 
 def _jacobian(jac: Callable, x: jax.Array, inputs: tuple) -> jax.Array:
@@ -293,4 +307,12 @@ def _active_mask(x: np.ndarray, bounds: Any, xtol: float) -> np.ndarray:
     return np.where(at_upper, 1, np.where(at_lower, -1, 0))
 
 
-DOOR = Door(residual=_residual, jacobian=_jacobian, report=_report, rules=SCIPY)
+DOOR = Door(
+    call=_call,
+    held=_held,
+    form="vector",
+    residual=_residual,
+    jacobian=_jacobian,
+    report=_report,
+    rules=SCIPY,
+)

@@ -1,7 +1,7 @@
 """What is asked of SciPy's front doors, and how it becomes a fit."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,17 +12,20 @@ from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Request, Setup, run, set_up
 from jaxfit._core.options import Options
 from jaxfit._core.rules import Rules
-from jaxfit._core.setting import initial_state
-from jaxfit._core.state import State, is_running
-from jaxfit._core.trip import trip
+from jaxfit._numpy.host import OnHost, fresh, values_of
+from jaxfit._numpy.ways import SpeakingNumPy
 from jaxfit._programs.compiled import compiled, lean_first, specialised
 from jaxfit._programs.errors import what_is_not_finite
+from jaxfit._programs.host import pack
 from jaxfit.losses import Loss
 
 
 class Door(NamedTuple):
     """A front door: what its users' functions mean, and what it reports; static."""
 
+    call: Callable  # (f, x, data) -> what the user's function, or its jac, returns
+    held: Callable  # (f, data) -> one that is called alike, and knows the data
+    form: str  # of the parameters among the arguments, see `AtPoint`
     residual: Callable  # (f, x, data) -> residuals
     jacobian: Callable  # (jac, x, data) -> their derivatives
     report: Callable  # (setup, outcome, request) -> what is reported of a fit
@@ -42,6 +45,44 @@ class ScipyRequest(NamedTuple):
     options: Options
     x_scale: np.ndarray | None  # None: 'jac'
     absolute_sigma: np.bool_ | bool = False
+
+    @property
+    def compared(self) -> "Compared":
+        """Which of its functions are compared; outside of programs."""
+        return Compared(*(isinstance(g, SpeakingNumPy) for g in (self.f, self.jac)))
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether a function has to be called between trips."""
+        return isinstance(self.f, OnHost) or isinstance(self.jac, OnHost)
+
+    def at_point(self, door: Door, x: np.ndarray) -> "ScipyRequest":
+        """With what functions on the host give at a point in their places."""
+        f, jac = self.f, self.jac
+        if isinstance(f, OnHost):
+            values = self._values(door, f)
+            f = f.at_point(values, x, door.form, is_constant=jac is not None)
+        if isinstance(jac, OnHost):
+            values = self._values(door, jac)
+            jac = jac.at_point(values, x, door.form, is_constant=True)
+        return self._replace(f=f, jac=jac)
+
+    def spread(self, door: Door, x: np.ndarray) -> "ScipyRequest | None":
+        """With what differences vary by in place of derivatives; None: they are exact."""
+        f = self.f
+        if not isinstance(f, OnHost) or self.jac is not None:
+            return None
+        return self._replace(f=f.spread(self._values(door, f), x, door.form))
+
+    def _values(
+        self, door: Door, function: OnHost
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """The function of the parameters alone."""
+
+        def at(x: np.ndarray) -> np.ndarray:
+            return values_of(door.call(function.function, x, fresh(self.data)))
+
+        return at
 
 
 def setup_of(door: Door, request: ScipyRequest, is_lean: bool = False) -> Setup:
@@ -67,22 +108,51 @@ def setup_of(door: Door, request: ScipyRequest, is_lean: bool = False) -> Setup:
 # Programs
 
 
-def whole_fit(door: Door, request: ScipyRequest) -> Any:
-    """The report of a fit, as one program."""
-    return lean_first(specialised(_whole, door), request)
+class Compared(NamedTuple):
+    """Which functions of a request were written in NumPy, and are traced."""
+
+    f: bool
+    jac: bool
 
 
-def report_on(door: Door, request: ScipyRequest, state: State) -> Any:
-    """The report of a fit that was run trip by trip."""
-    return compiled(specialised(_reported, door), request, state)
+class Seen(NamedTuple):
+    """What these functions gave in the program."""
+
+    status: Any
+    x: Any
+    values: Any  # of f at the start and at the end, and of jac; a vector
+
+    @classmethod
+    def packed(
+        cls,
+        door: Door,
+        request: ScipyRequest,
+        compared: Compared,
+        start: jax.Array,
+        outcome: Outcome,
+    ) -> jax.Array:
+        """All as one vector."""
+        called = [request.f] * compared.f + [request.jac] * compared.jac
+        points = start, outcome.x
+        values = [door.call(g, x, request.data) for g in called for x in points]
+        return pack([outcome.status, outcome.x, *values])
+
+    @classmethod
+    def unpacked(cls, vector: np.ndarray, n: int) -> "Seen":
+        """What was packed of a fit of n parameters."""
+        return cls(int(vector[0]), vector[1 : n + 1], vector[n + 1 :])
 
 
-def trips(door: Door, request: ScipyRequest) -> Iterator[State]:
-    """The states of a fit after each trip."""
-    state = compiled(specialised(_started, door), request)
-    while is_running(state):
-        state = compiled(specialised(_next, door), request, state)
-        yield state
+class Ended(NamedTuple):
+    """What a program gives of a fit."""
+
+    report: Any  # the door's
+    seen: jax.Array | None  # a packed `Seen`; None where nothing is compared
+
+
+def whole_fit(door: Door, request: ScipyRequest) -> Ended:
+    """A fit as one program."""
+    return lean_first(specialised(_whole, door, request.compared), request)
 
 
 def not_finite(door: Door, request: ScipyRequest, count: int | None) -> str:
@@ -93,25 +163,25 @@ def not_finite(door: Door, request: ScipyRequest, count: int | None) -> str:
     )
 
 
-def _whole(door: Door, is_lean: bool, request: ScipyRequest) -> Any:
-    def report(setup: Setup, outcome: Outcome) -> Any:
-        return door.report(setup, outcome, request)
+def _whole(door: Door, compared: Compared, is_lean: bool, request: ScipyRequest) -> Any:
+    def report(setup: Setup, outcome: Outcome) -> Ended:
+        return told(door, compared, request, setup, outcome)
 
     return run(setup_of(door, request, is_lean), report)
 
 
-def _reported(door: Door, request: ScipyRequest, state: State) -> Any:
-    return door.report(setup_of(door, request), Outcome.of(state), request)
-
-
-def _started(door: Door, request: ScipyRequest) -> State:
-    setup = setup_of(door, request)
-    return initial_state(setup.setting, setup.start)
-
-
-def _next(door: Door, request: ScipyRequest, state: State) -> State:
-    setup = setup_of(door, request)
-    return trip(setup.rows.linearize, setup.setting, state)
+def told(
+    door: Door,
+    compared: Compared,
+    request: ScipyRequest,
+    setup: Setup,
+    outcome: Outcome,
+) -> Ended:
+    """What is told of a fit, inside of a program."""
+    seen = None
+    if any(compared):
+        seen = Seen.packed(door, request, compared, setup.start, outcome)
+    return Ended(door.report(setup, outcome, request), seen)
 
 
 def _at_start(door: Door, request: ScipyRequest) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,5 @@
 """Watching a fit, as SciPy shows it: callbacks, and a line for every iteration."""
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,9 +7,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfit._core.certificate import RUNNING, Status
-from jaxfit._core.state import State
-from jaxfit._scipy.request import Door, ScipyRequest, report_on, trips, whole_fit
+from jaxfit._core.certificate import RUNNING
+from jaxfit._scipy.request import Door, Ended, ScipyRequest, whole_fit
+from jaxfit._scipy.trips import Glance, Trips
 
 
 class Watch(NamedTuple):
@@ -24,14 +23,20 @@ class Watch(NamedTuple):
         return self.callback is not None or self.verbose == 2
 
 
-def watched_fit(door: Door, request: ScipyRequest, watch: Watch) -> Any:
-    """The report of a fit: one program, or one trip after the other if watched."""
-    if not watch.is_needed:
+def watched_fit(door: Door, request: ScipyRequest, watch: Watch) -> Ended:
+    """A fit: one program, or one trip after the other if watched, or if the host has
+    to be asked in between."""
+    if not (watch.is_needed or request.is_on_host):
         return whole_fit(door, request)
-    return report_on(door, request, _last_state(door, request, watch))
+    trips = Trips(door, request)
+    if watch.is_needed:
+        _watch(door, request, watch, trips)
+    else:
+        trips.finish()
+    return trips.ended()
 
 
-def _last_state(door: Door, request: ScipyRequest, watch: Watch) -> State:
+def _watch(door: Door, request: ScipyRequest, watch: Watch, trips: Trips) -> None:
     """Run a fit trip by trip, and show every iteration as SciPy does.
 
     An iteration ends when a step was accepted, or with the fit.
@@ -43,23 +48,21 @@ def _last_state(door: Door, request: ScipyRequest, watch: Watch) -> State:
     notify = None if watch.callback is None else _notifier(watch.callback, residual)
     if watch.verbose == 2:
         print(_HEADER)
-    iteration, old, state = 0, None, None
-    for state in trips(door, request):
+    iteration, old = 0, None
+    for new in trips:
         if old is not None:
-            accepted = state.steps > old.steps
-            if (not accepted and state.status == RUNNING) or old.status != RUNNING:
+            accepted = new.steps > old.steps
+            if (not accepted and new.status == RUNNING) or old.status != RUNNING:
                 continue
             iteration += 1
         if watch.verbose == 2:
-            print(_row(iteration, state, old))
-        if old is not None and notify is not None and notify(iteration, state):
-            return dataclasses.replace(state, status=jnp.int32(Status.STOPPED))
-        old = state
-    assert state is not None  # the start is a trip
-    return state
+            print(_row(iteration, new, old))
+        if old is not None and notify is not None and notify(iteration, new):
+            trips.stop()
+        old = new
 
 
-def _notifier(callback: Callable, residual: Callable) -> Callable[[int, State], bool]:
+def _notifier(callback: Callable, residual: Callable) -> Callable[[int, Glance], bool]:
     """SciPy's two kinds of callback; both stop the fit by StopIteration."""
     from scipy.optimize import OptimizeResult
 
@@ -67,8 +70,8 @@ def _notifier(callback: Callable, residual: Callable) -> Callable[[int, State], 
         "intermediate_result"
     }
 
-    def notify(iteration: int, state: State) -> bool:
-        x = np.array(state.point.x)
+    def notify(iteration: int, now: Glance) -> bool:
+        x = now.x.copy()
         try:
             if not wants_result:
                 callback(x)
@@ -77,8 +80,8 @@ def _notifier(callback: Callable, residual: Callable) -> Callable[[int, State], 
                 x=x,
                 fun=residual(x),
                 nit=iteration,
-                nfev=int(state.nfev),
-                cost=float(state.point.linearization.cost),
+                nfev=now.nfev,
+                cost=now.cost,
             )
             callback(intermediate_result=result)
         except StopIteration:
@@ -99,15 +102,13 @@ _TITLES = (
 _HEADER = "".join(f"{title:^15}" for title in _TITLES)
 
 
-def _row(iteration: int, state: State, old: State | None) -> str:
-    cost = float(state.point.linearization.cost)
+def _row(iteration: int, new: Glance, old: Glance | None) -> str:
     reduction = step = " " * 15
     if old is not None:
-        moved = np.asarray(state.point.x) - np.asarray(old.point.x)
-        gained = float(old.point.linearization.cost) - cost
+        moved, gained = new.x - old.x, old.cost - new.cost
         reduction, step = f"{gained:^15.2e}", f"{np.linalg.norm(moved):^15.2e}"
-    head = f"{iteration:^15}{int(state.nfev):^15}{cost:^15.4e}"
-    return f"{head}{reduction}{step}{float(state.point.optimality):^15.2e}"
+    head = f"{iteration:^15}{new.nfev:^15}{new.cost:^15.4e}"
+    return f"{head}{reduction}{step}{new.optimality:^15.2e}"
 
 
 def print_summary(message: str, numbers: Any) -> None:

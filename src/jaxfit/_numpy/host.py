@@ -1,0 +1,355 @@
+"""A model that cannot be traced, as a function of JAX: NumPy itself computes it.
+
+One question to the host gives its values and, where they are asked for, its derivatives
+by differences: SciPy's rules with SciPy's steps, |step| = ε^(1/2) max(1, |p|) for
+"2-point", ε^(1/3) max(1, |p|) for "3-point", but with the size of the start in place of
+1 where it is known (Dennis and Schnabel 1983, section 5.4: the typical size of p).
+"""
+
+import functools
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, PyTree
+
+from jaxfit._programs.outside import Outside
+
+POINTS = 3  # that are remembered
+EPSILON = float(np.finfo(float).eps)
+RELATIVE_STEPS = {"2-point": EPSILON**0.5, "3-point": EPSILON ** (1 / 3)}
+RELATIVE_STEPS["cs"] = RELATIVE_STEPS["2-point"]
+# A predicted gain below so much of the cost is lost in the noise of differences: it is
+# that of a step of 1e-7 standard errors for each root of the number of points.
+FTOL = 1e-14
+
+
+class Differences(NamedTuple):
+    """How a model is differentiated that only NumPy can compute."""
+
+    rule: str = "2-point"  # "3-point", "cs"
+    relative_step: Any = None  # SciPy's diff_step
+    lower: Any = None  # bounds, outside of which nothing is evaluated
+    upper: Any = None
+    typical: Any = None  # sizes of the parameters
+    is_backward: bool = False  # the steps go the other way
+
+    def linearized(
+        self, values: Callable[[np.ndarray], np.ndarray], p: Float[np.ndarray, " n"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values at p and, with a last axis, their derivatives; NaN if they are not
+        finite."""
+        at_p = values(p)
+        matrix = np.full((*at_p.shape, p.size), np.nan, at_p.dtype)
+        if np.isfinite(at_p).all():
+            rule, of_each = _RULES[self.rule], self._of_each(p)
+            for k, (value, typical, relative, *bounds) in enumerate(of_each):
+                step = self._step(value, typical, relative)
+
+                def along(change: complex, k: int = k) -> np.ndarray:
+                    moved = p.astype(type(change))
+                    moved[k] += change
+                    return values(moved)
+
+                room = _Room(bounds[0] - value, bounds[1] - value)
+                matrix[..., k] = rule(along, at_p, step, room)
+        return at_p, matrix
+
+    def _of_each(self, p: Float[np.ndarray, " n"]) -> Iterator[tuple[float, ...]]:
+        """Of each parameter: value, typical size, relative step, bounds."""
+
+        def each(given: Any, otherwise: float) -> Iterator[float]:
+            if given is None or np.shape(given) not in ((), p.shape):
+                return itertools.repeat(otherwise)
+            return iter(np.broadcast_to(np.asarray(given, float), p.shape).tolist())
+
+        return zip(
+            p.tolist(),
+            each(self.typical, 0.0),
+            each(self.relative_step, 0.0),
+            each(self.lower, -math.inf),
+            each(self.upper, math.inf),
+            strict=False,
+        )
+
+    def _step(self, value: float, typical: float, relative: float) -> float:
+        """SciPy's step, away from zero."""
+        size = abs(value)
+        step = relative * size
+        if value + step == value:
+            step = RELATIVE_STEPS[self.rule] * max(typical or 1.0, size)
+        step = -step if (value < 0) != self.is_backward else step
+        return (value + step) - value  # what it is after rounding
+
+
+class _Room(NamedTuple):
+    """How far a parameter may move."""
+
+    below: float
+    above: float
+
+    def holds(self, *changes: float) -> bool:
+        """Whether all of these changes stay inside."""
+        return all(self.below <= change <= self.above for change in changes)
+
+    def fitted(self, step: float, times: int = 1) -> float:
+        """The step, turned round or shortened where so many of it would leave it."""
+        if self.holds(times * step):
+            return step
+        if self.holds(-times * step):
+            return -step
+        larger = self.above if self.above >= -self.below else self.below
+        return larger / times or step  # a fixed parameter does not move anyway
+
+
+def _forward(along: Callable, at_p: np.ndarray, step: float, room: _Room) -> Any:
+    step = room.fitted(step)
+    return (along(step) - at_p) / step
+
+
+def _central(along: Callable, at_p: np.ndarray, step: float, room: _Room) -> Any:
+    if room.holds(step, -step):
+        return (along(step) - along(-step)) / (2 * step)
+    step = room.fitted(step, 2)
+    return (4 * along(step) - 3 * at_p - along(2 * step)) / (2 * step)
+
+
+def _complex(along: Callable, at_p: np.ndarray, step: float, room: _Room) -> Any:
+    return along(1j * step).imag / step
+
+
+_RULES = {"2-point": _forward, "3-point": _central, "cs": _complex}
+
+
+class OutShape(NamedTuple):
+    """What shape a model's values have, seen from those of its arguments."""
+
+    like: int | None  # the argument whose shape it ends in; None: none
+    is_last_axis: bool  # or whose last axis it is
+    rest: tuple[int, ...]  # the axes before
+    dtype: str
+
+    @classmethod
+    def of(cls, values: np.ndarray, leaves: Sequence[Any]) -> "OutShape":
+        """As it was once."""
+        shapes, dtype = list(map(np.shape, leaves)), values.dtype.str
+        for place, shape in enumerate(shapes):
+            lead = values.ndim - len(shape)
+            if shape and lead >= 0 and values.shape[lead:] == shape:
+                return cls(place, False, values.shape[:lead], dtype)
+        for place, shape in enumerate(shapes):
+            if len(shape) > 1 and shape[-1:] == values.shape:
+                return cls(place, True, (), dtype)
+        return cls(None, False, values.shape, dtype)
+
+    def for_leaves(self, leaves: Sequence[Any]) -> jax.ShapeDtypeStruct:
+        """As it is for other arguments."""
+        shape = () if self.like is None else np.shape(leaves[self.like])
+        shape = shape[-1:] if self.is_last_axis else shape
+        return jax.ShapeDtypeStruct((*self.rest, *shape), np.dtype(self.dtype))
+
+
+class _Question(NamedTuple):
+    """A call: its arguments but for the arrays, and by which of these to derive."""
+
+    structure: Any
+    rest: tuple[Any, ...]  # the leaves that are no arrays, None for those that are
+    is_array: tuple[bool, ...]
+    moving: tuple[bool, ...]  # of the arrays; none: the values alone
+
+    def arguments(self, arrays: Sequence[Any]) -> tuple[tuple, dict]:
+        """The arguments of a call."""
+        remaining = iter(arrays)
+        pairs = zip(self.rest, self.is_array, strict=True)
+        leaves = [next(remaining) if is_array else rest for rest, is_array in pairs]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class OnHost(Outside):
+    """A function of the user's that NumPy computes, as a function of JAX.
+
+    Args:
+        function: of arrays of NumPy.
+        shape: what its values look like.
+        differences: how it is differentiated.
+    """
+
+    def __init__(
+        self, function: Callable, shape: OutShape, differences: Differences
+    ) -> None:
+        super().__init__()
+        functools.update_wrapper(self, function, updated=())
+        self.function, self.shape, self.differences = function, shape, differences
+        self._latest: OrderedDict[bytes, AtPoint] = OrderedDict()
+
+    def __reduce__(self) -> tuple:
+        return OnHost, (self.function, self.shape, self.differences)
+
+    @property
+    def program_key(self) -> Any:
+        """A program depends on the shape of the values alone."""
+        return self.shape
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        is_array = tuple(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves)
+        pairs = list(zip(leaves, is_array, strict=True))
+        arrays = [jnp.asarray(leaf) for leaf, flag in pairs if flag]
+        rest = tuple(None if flag else leaf for leaf, flag in pairs)
+        nothing = (False,) * len(arrays)
+        question = _Question(structure, rest, is_array, nothing)
+        shape = self.shape.for_leaves(leaves)
+        return self._differentiable(question, shape)(
+            jnp.asarray(self.token, float), *arrays
+        )
+
+    def _differentiable(
+        self, question: _Question, shape: jax.ShapeDtypeStruct
+    ) -> Callable:
+        """The function of its token and arrays, with a rule for its derivatives."""
+
+        def asked(token: Any, arrays: list, moving: tuple, *shapes: Any) -> list:
+            return self._with_token(token).asked(
+                question._replace(moving=moving), arrays, shapes
+            )
+
+        @jax.custom_jvp
+        def values(token: Any, *arrays: Any) -> Array:
+            return asked(token, [*arrays], question.moving, shape)[0]
+
+        def rule(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+            token, *arrays = primals
+            moving = tuple(not isinstance(t, SymbolicZero) for t in tangents[1:])
+            parts = [t for t, m in zip(tangents[1:], moving, strict=True) if m]
+            direction = jnp.concatenate([jnp.ravel(jnp.asarray(t)) for t in parts])
+            matrix = jax.ShapeDtypeStruct((*shape.shape, direction.size), shape.dtype)
+            out, slopes = asked(token, arrays, moving, shape, matrix)
+            return out, jnp.matmul(slopes, direction, precision="highest")
+
+        values.defjvp(rule, symbolic_zeros=True)
+        return values
+
+    def spread(
+        self,
+        values: Callable[[np.ndarray], np.ndarray],
+        p: Float[np.ndarray, " n"],
+        form: str,
+    ) -> "AtPoint":
+        """As at a point, with slopes that tell how much those of differences vary.
+
+        Forward and backward differences are apart by what both are wrong: noise of the
+        function, and its curvature.
+        """
+        here = self.at_point(values, p, form, is_constant=False)
+        back = self.differences._replace(is_backward=not self.differences.is_backward)
+        return AtPoint(here.values, here.slopes - back.linearized(values, p)[1], form)
+
+    def at_point(
+        self,
+        values: Callable[[np.ndarray], np.ndarray],
+        p: Float[np.ndarray, " n"],
+        form: str,
+        *,
+        is_constant: bool,
+    ) -> "AtPoint":
+        """What it gives at a point; the last few points are remembered.
+
+        Args:
+            values: the function, of parameters alone.
+            form: that of `AtPoint`.
+            is_constant: whether nobody asks for derivatives.
+        """
+        key = p.tobytes()
+        if key not in self._latest:
+            if is_constant:
+                self._latest[key] = AtPoint(values(p), None, form)
+            else:
+                linear = self.differences.linearized(values, p)
+                self._latest[key] = AtPoint(*linear, form)
+            while len(self._latest) > POINTS:
+                self._latest.popitem(last=False)
+        return self._latest[key]
+
+    def answer(self, question: _Question, arrays: list[np.ndarray]) -> Sequence[Any]:
+        """Its values, and their derivatives by the arrays that move."""
+        places = [k for k, moves in enumerate(question.moving) if moves]
+        if not places:
+            return [self._values(question, arrays)]
+        shapes = [arrays[k].shape for k in places]
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+
+        def at(p: np.ndarray) -> np.ndarray:
+            others, parts = list(arrays), np.split(p, ends[:-1])
+            for k, part, shape in zip(places, parts, shapes, strict=True):
+                others[k] = part.reshape(shape)
+            return self._values(question, others)
+
+        p = np.concatenate([arrays[k].ravel() for k in places])
+        return self.differences.linearized(at, p)
+
+    def _values(self, question: _Question, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        copies = [array.copy() if array.ndim else array[()] for array in arrays]
+        args, kwargs = question.arguments(copies)
+        values = values_of(self.function(*args, **kwargs))
+        expected = self.shape.for_leaves(jax.tree.leaves((args, kwargs)))
+        if values.shape != expected.shape:
+            raise ValueError(
+                f"The function returned an array of shape {values.shape}, and "
+                f"{expected.shape} before; its shape must not change during a fit."
+            )
+        return values
+
+
+class AtPoint(eqx.Module):
+    """What a function gave at one point, as a function of JAX near there.
+
+    Args:
+        values, slopes: its values, and with a last axis their derivatives; None: it is
+            constant.
+        form: of the parameters: the first argument is their "vector", or all but the
+            first are "numbers".
+    """
+
+    values: Any
+    slopes: Any
+    form: str = eqx.field(static=True)
+
+    def __call__(self, *args: Any, **_: Any) -> Array:
+        values = jnp.asarray(self.values)
+        if self.slopes is None:
+            return values
+        p = jnp.asarray(args[0]) if self.form == "vector" else jnp.stack(args[1:])
+        moved = p - jax.lax.stop_gradient(p)  # zero
+        moved = jnp.where(p > 0, moved, moved)  # it may have a kink, for all we know
+        return values + jnp.matmul(self.slopes, moved, precision="highest")
+
+
+def fresh(tree: PyTree) -> PyTree:
+    """Copies of the arrays: the user's function may write to what it gets."""
+
+    def copied(leaf: Any) -> Any:
+        return leaf.copy() if type(leaf) is np.ndarray else leaf
+
+    return jax.tree.map(copied, tree)
+
+
+def values_of(result: Any) -> np.ndarray:
+    """What a function of NumPy's gave, as an array of floating numbers.
+
+    Sparse matrices and linear operators of SciPy are dense after that.
+    """
+    if hasattr(result, "toarray"):
+        result = result.toarray()
+    elif hasattr(result, "matmat"):
+        result = result @ np.eye(result.shape[1])
+    array = np.asarray(result)
+    if array.dtype.kind in "buif" or array.dtype == object:
+        return array.astype(float)
+    return array.astype(complex) if array.dtype.kind == "c" else array

@@ -1,0 +1,359 @@
+"""How a function of the user's becomes one of JAX.
+
+    JAX      it is written in JAX, and is taken as it is
+    NUMPY    it is traced through NumPy's own protocols
+    HELD     so too, but what is not a parameter (x) stays known to NumPy, which may ask
+             for its numbers and pick elements by a mask
+    HOST     NumPy computes it, one call an evaluation
+
+They are tried in this order. What was found holds for all functions of the same code;
+where one fails after all, since it closes over another function, it is looked at anew.
+"""
+
+import enum
+import functools
+import itertools
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from jaxfit._numpy.host import Differences, OnHost, OutShape, fresh, values_of
+from jaxfit._programs.call import INPUTS
+from jaxfit._programs.errors import place_of
+from jaxfit._programs.fingerprint import ClosesOverTracer, Reading
+from jaxfit._programs.splits import Child, Split, Wrapper
+
+AGREEMENT = 1e-9  # of the largest value, between a compiled function and NumPy's
+REMEMBERED = 512  # codes, and functions on the host
+
+
+class HostModelWarning(UserWarning):
+    """A model cannot be compiled: NumPy computes it, and differences its derivatives.
+
+    It takes one call an evaluation and parameter, as SciPy does. `host=True` asks for
+    that in silence.
+    """
+
+
+class Differs(Exception):
+    """A compiled function does not give what NumPy itself computes, and in what."""
+
+    def __init__(self, user: "UserFunction", reason: str):
+        super().__init__(reason)
+        self.user, self.reason = user, reason
+
+
+class Way(enum.Enum):
+    """How a function is computed; see above."""
+
+    JAX = "jax"
+    NUMPY = "numpy"
+    HELD = "held"
+    HOST = "host"
+
+
+TRACED = Way.JAX, Way.NUMPY, Way.HELD
+
+
+class UserFunction(NamedTuple):
+    """A function of the user's, and how it is called."""
+
+    function: Callable
+    parameters: PyTree  # where it starts
+    data: PyTree  # what else it is called with
+    call: Callable  # (function, parameters, data) -> its result
+    name: str  # for people
+    held: Callable | None = None
+    """(function, data) -> one that is called alike, and knows the data itself."""
+    ways: tuple[Way, ...] = TRACED  # to be tried
+    differences: Differences = Differences()
+
+    def at(self, function: Callable, parameters: PyTree) -> Any:
+        """What a function gives in its place, of arrays that it may write to."""
+        return self.call(function, parameters, fresh(self.data))
+
+
+def in_jax(
+    user: UserFunction, run: Callable[[Callable], Any], host: bool = False
+) -> Any:
+    """What `run` makes of the function as one of JAX.
+
+    Args:
+        user: the function.
+        run: of a function of JAX; raises `Differs` where that computes something else.
+        host: leave it to NumPy, in silence.
+    """
+    if host:
+        return run(_on_host(user))
+    way = _ways.get(_code_of(user.function))
+    if way is None:
+        read = _as_read(user)
+        if read is not None and read.key in _hosts:
+            return run(_on_host(user))
+        return _as_found(user, _found(user), run)
+    try:
+        return run(_as_way(user, way))
+    except Differs as difference:
+        return _as_found(user, _Found.different(user, difference), run)
+    except Exception:
+        found = _found(user)
+        if found.way is way:
+            raise
+    return _as_found(user, found, run)
+
+
+def _as_found(user: UserFunction, found: "_Found", run: Callable) -> Any:
+    if found.way is Way.HOST:
+        return run(_warned(user, found.reason))
+    try:
+        return run(_as_way(user, found.way))
+    except Differs as difference:
+        return _as_found(user, _Found.different(user, difference), run)
+
+
+def compare(
+    user: UserFunction, points: Sequence[PyTree], values: Float[np.ndarray, " k"]
+) -> Float[np.ndarray, " l"]:
+    """Hold what a compiled function gave against what NumPy itself computes.
+
+    Args:
+        user: the function.
+        points: parameters.
+        values: what the program gave at each, and what follows.
+
+    Returns:
+        What follows.
+
+    Raises:
+        Differs: where they are further apart than 1e-9 of the largest value.
+    """
+    for parameters in points:
+        with np.errstate(all="ignore"):
+            truth = values_of(user.at(user.function, parameters)).ravel()
+            compiled, values = values[: truth.size], values[truth.size :]
+            if truth.shape != compiled.shape or not _agree(truth, compiled):
+                raise Differs(user, "traced by JAX it gives other values than NumPy")
+    return values
+
+
+def _agree(truth: np.ndarray, compiled: np.ndarray) -> bool:
+    """Whether all numbers do, and NaN and infinities are in the same places."""
+    apart, size = np.abs(truth - compiled).max(), np.abs(truth).max()
+    if apart <= AGREEMENT * size:
+        return True
+    is_finite = np.isfinite(truth)
+    if not np.array_equal(truth[~is_finite], compiled[~is_finite], equal_nan=True):
+        return False
+    size = np.max(np.abs(truth), where=is_finite, initial=0.0)
+    apart = np.abs(truth[is_finite] - compiled[is_finite])
+    return bool(np.all(apart <= AGREEMENT * size))
+
+
+class SpeakingNumPy(Wrapper):
+    """A function written in NumPy, as one of JAX."""
+
+    def __init__(self, function: Callable) -> None:
+        functools.update_wrapper(self, function, updated=())
+        self.function = function
+
+    def __reduce__(self) -> tuple:
+        return SpeakingNumPy, (self.function,)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from jaxfit._numpy.compile import speaking_numpy  # seldom needed
+
+        return speaking_numpy(self.function)(*args, **kwargs)
+
+    def split(self) -> Split:
+        """Of what the function holds, what is traced speaks NumPy too."""
+        child = Child(self.function)
+        return _WrappedSplit(
+            "speaking NumPy", [child], lambda parts: SpeakingNumPy(parts[0])
+        )
+
+
+class _WrappedSplit(Split):
+    def remade(self, thing: Any, puts: dict, values: Sequence, made: dict) -> Any:
+        return super().remade(thing, puts, _Wrapped(values), {})
+
+
+class _Wrapped(Sequence):
+    """Values, as arrays that speak NumPy; those that stay numbers are known to it."""
+
+    def __init__(self, values: Sequence) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, place: Any) -> Any:
+        from jaxfit._numpy.traced import wrapped
+
+        value = self._values[place]
+        return wrapped(value) if isinstance(value, (jax.Array, np.ndarray)) else value
+
+
+def spoken(tree: PyTree) -> PyTree:
+    """Arrays that speak NumPy, and know their numbers where NumPy does."""
+    from jaxfit._numpy.traced import wrapped
+
+    return jax.tree.map(wrapped, tree)
+
+
+# What was found
+
+
+class _Found(NamedTuple):
+    way: Way
+    reason: str = ""
+
+    @classmethod
+    def different(cls, user: UserFunction, difference: Differs) -> "_Found":
+        """What follows for a function where it, or another, differs from NumPy's."""
+        if difference.user is not user:
+            raise difference
+        return cls(Way.HOST, f": {difference.reason}")
+
+
+_ways: OrderedDict[Hashable, Way] = OrderedDict()  # by code
+_hosts: OrderedDict[Hashable, list] = OrderedDict()  # told already; what must live on
+
+
+def _found(user: UserFunction) -> _Found:
+    """The first way that it can go, and why no other."""
+    key = _code_of(user.function)
+    errors: list[Exception] = []
+    for way in user.ways:
+        error = _failure(user, way)
+        if error is None:
+            _remember(_ways, key, way)
+            return _Found(way)
+        errors.append(error)
+    _ways.pop(key, None)
+    return _Found(Way.HOST, _why(errors[1] if len(errors) > 1 else errors[0]))
+
+
+def _failure(user: UserFunction, way: Way) -> Exception | None:
+    """Why it cannot be traced so, or None if it can."""
+    function = _as_way(user, way)
+    traced = user.parameters, None if way is Way.HELD else user.data
+    leaves, structure = jax.tree.flatten(traced)
+    is_input = [isinstance(leaf, INPUTS) for leaf in leaves]
+
+    def result(inputs: list) -> jax.Array:
+        remaining = iter(inputs)
+        pairs = zip(leaves, is_input, strict=True)
+        mixed = [next(remaining) if is_traced else leaf for leaf, is_traced in pairs]
+        parameters, data = jax.tree.unflatten(structure, mixed)
+        data = user.data if way is Way.HELD else data
+        return jnp.asarray(user.call(function, parameters, data))
+
+    try:
+        with jax.enable_x64(True):
+            jax.eval_shape(result, list(itertools.compress(leaves, is_input)))
+    except Exception as error:  # whatever its code may raise
+        return error
+    return None
+
+
+def _as_way(user: UserFunction, way: Way) -> Callable:
+    if way is Way.JAX:
+        return user.function
+    if way is Way.NUMPY:
+        return SpeakingNumPy(user.function)
+    assert user.held is not None
+    return SpeakingNumPy(user.held(user.function, user.data))
+
+
+def _code_of(function: Any) -> Hashable:
+    """What functions that are alike have in common."""
+    for _ in range(100):
+        if hasattr(function, "__code__"):
+            return function.__code__
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    return type(function)
+
+
+def _remember(cache: OrderedDict, key: Hashable, value: Any) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > REMEMBERED:
+        cache.popitem(last=False)
+
+
+# On the host
+
+
+def _on_host(user: UserFunction) -> OnHost:
+    """The function, which NumPy computes."""
+    seen: list = []
+
+    def probe(*args: Any, **kwargs: Any) -> Any:
+        values = values_of(user.function(*args, **kwargs))
+        seen.append(OutShape.of(values, jax.tree.leaves((args, kwargs))))
+        return values
+
+    user.at(probe, user.parameters)
+    return OnHost(user.function, seen[0], user.differences)
+
+
+def _as_read(user: UserFunction) -> "_Read | None":
+    """What tells it from other functions; None where that cannot be known."""
+    reading = Reading()
+    try:
+        key = reading(user.function).key
+    except (ClosesOverTracer, RecursionError):
+        return None
+    return _Read(key, reading.alive) if reading.is_known else None
+
+
+class _Read(NamedTuple):
+    key: Hashable
+    alive: list  # whose identities are in the key
+
+
+def _warned(user: UserFunction, reason: str) -> OnHost:
+    """On the host, which the user is told once."""
+    function = _on_host(user)  # if it fails there too, that is the error to see
+    read = _as_read(user)
+    if read is not None:
+        _remember(_hosts, read.key, read.alive)
+    warnings.warn(
+        f"{user.name} runs on the host, by NumPy, with differences for its "
+        f"derivatives, since it cannot be compiled{reason}. Say host=True if that is "
+        "meant.",
+        category=HostModelWarning,
+        stacklevel=_outside_of_here(),
+    )
+    return function
+
+
+def _why(error: Exception) -> str:
+    """The line and the reason."""
+    from jaxfit._numpy.needs import NeedsHost
+
+    if isinstance(error, NeedsHost):
+        return f"{error.place}: {error.reason}"
+    text = str(error).partition("\n")[0]
+    return f"{place_of(error)}: traced, it raises {type(error).__name__}: {text}"
+
+
+def _outside_of_here() -> int:
+    """How many frames up the user's is."""
+    import sys
+
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("jaxfit"):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,0 +1,135 @@
+"""The user's functions as functions of JAX, for the front doors of SciPy's."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxfit._core.certificate import Status
+from jaxfit._numpy.host import FTOL, Differences
+from jaxfit._numpy.ways import Differs, UserFunction, Way, compare, in_jax
+from jaxfit._programs.host import double_precision
+from jaxfit._scipy.arguments import CallableLoss
+from jaxfit._scipy.request import Door, ScipyRequest, Seen
+from jaxfit._scipy.watch import Watch, watched_fit
+from jaxfit.losses import Loss
+
+ANY_NUMBER = 7  # of residuals, to ask a loss for
+
+
+class Fitted(NamedTuple):
+    """A fit that was run."""
+
+    report: Any  # the door's
+    request: ScipyRequest  # with functions of JAX
+
+
+def fitted(
+    door: Door,
+    request: ScipyRequest,
+    watch: Watch,
+    differences: Differences,
+    is_on_host: bool,
+) -> Fitted:
+    """The fit, whichever way the user's functions become functions of JAX.
+
+    Args:
+        request: with the functions as they came.
+        differences: how a model that only NumPy can compute is differentiated.
+        is_on_host: whether the model is to be left to NumPy, in silence.
+    """
+    users = _Users.of(door, request, differences)
+
+    def run(f: Callable, jac: Callable | None, loss: Loss | None) -> Fitted:
+        asked = request._replace(f=f, jac=jac, loss=loss)
+        if asked.is_on_host and asked.options.ftol is None:
+            options = dataclasses.replace(asked.options, ftol=FTOL)
+            asked = asked._replace(options=options)
+        return _run(door, asked, watch, users)
+
+    def with_loss(f: Callable, jac: Callable | None) -> Fitted:
+        if users.rho is None:
+            return run(f, jac, request.loss)
+        return in_jax(users.rho, lambda rho: run(f, jac, _loss_of(request, rho)))
+
+    def with_jac(f: Callable) -> Fitted:
+        if users.jac is None:
+            return with_loss(f, None)
+        return in_jax(users.jac, functools.partial(with_loss, f), is_on_host)
+
+    return in_jax(users.f, with_jac, is_on_host)
+
+
+def _loss_of(request: ScipyRequest, rho: Callable) -> Loss:
+    assert request.loss is not None
+    return dataclasses.replace(request.loss, function=rho)
+
+
+class _Users(NamedTuple):
+    """The functions of a request, as they came."""
+
+    f: UserFunction
+    jac: UserFunction | None
+    rho: UserFunction | None  # SciPy's kind of a loss
+
+    @classmethod
+    def of(
+        cls, door: Door, request: ScipyRequest, differences: Differences
+    ) -> "_Users":
+        """Those of a request."""
+
+        def of(function: Callable, name: str) -> UserFunction:
+            return UserFunction(
+                function=function,
+                parameters=request.x0,
+                data=request.data,
+                call=door.call,
+                held=door.held,
+                name=getattr(function, "__name__", name),
+                differences=differences,
+            )
+
+        loss = request.loss
+        return cls(
+            f=of(request.f, "The model"),
+            jac=None if request.jac is None else of(request.jac, "`jac`"),
+            rho=_rho(loss.function) if isinstance(loss, CallableLoss) else None,
+        )
+
+
+def _rho(function: Callable) -> UserFunction:
+    return UserFunction(
+        function=function,
+        parameters=np.ones(ANY_NUMBER),
+        data=None,
+        call=lambda f, z, _: f(z),
+        name=getattr(function, "__name__", "`loss`"),
+        ways=(Way.JAX,),
+    )
+
+
+def _run(door: Door, request: ScipyRequest, watch: Watch, users: _Users) -> Fitted:
+    with double_precision(request.f):
+        ended = watched_fit(door, request, watch)
+    if ended.seen is not None:
+        _compare(request, users, np.asarray(ended.seen))
+    return Fitted(ended.report, request)
+
+
+def _compare(request: ScipyRequest, users: _Users, numbers: np.ndarray) -> None:
+    """Hold what compiled functions gave against NumPy's, at the start and at the end.
+
+    Raises:
+        Differs: where they differ, or a derivative is not finite.
+    """
+    n = len(request.x0)
+    seen, compared = Seen.unpacked(numbers, n), request.compared
+    rest = seen.values
+    for user in [users.f] * compared.f + [users.jac] * compared.jac:
+        assert user is not None
+        rest = compare(user, (request.x0, seen.x), rest)
+    is_lost = seen.status == Status.NONFINITE_START and compared.f
+    if is_lost and np.isfinite(seen.values).all():
+        raise Differs(users.f, "traced by JAX its derivatives are not finite")
