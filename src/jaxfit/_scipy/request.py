@@ -37,7 +37,7 @@ class ScipyRequest(NamedTuple):
     x0: np.ndarray
     data: PyTree
     bounds: tuple[np.ndarray, np.ndarray] | None
-    weights: np.ndarray | None
+    weights: PyTree
     loss: Loss | None
     options: Options
     x_scale: np.ndarray | None  # None: 'jac'

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -28,35 +28,50 @@ def watched_fit(door: Door, request: ScipyRequest, watch: Watch) -> Any:
     """The report of a fit: one program, or one trip after the other if watched."""
     if not watch.is_needed:
         return whole_fit(door, request)
-    return report_on(door, request, _last_state(door, request, watch))
-
-
-def _last_state(door: Door, request: ScipyRequest, watch: Watch) -> State:
-    """Run a fit trip by trip, and show every iteration as SciPy does.
-
-    An iteration ends when a step was accepted, or with the fit.
-    """
 
     def residual(x: np.ndarray) -> np.ndarray:
         return np.asarray(door.residual(request.f, jnp.asarray(x), request.data))
 
     notify = None if watch.callback is None else _notifier(watch.callback, residual)
-    if watch.verbose == 2:
+    state = last_state(trips(door, request), notify, watch.verbose)
+    return report_on(door, request, state)
+
+
+def last_state(
+    states: Iterable[State],
+    notify: Callable[[int, State], bool] | None,
+    verbose: int = 0,
+) -> State:
+    """Run a fit trip by trip, and show every iteration as SciPy does.
+
+    An iteration ends when a step was accepted, or with the fit.
+
+    Args:
+        states: those after each trip.
+        notify: is told of each iteration, and says whether the fit is to stop there.
+        verbose: SciPy's; 2 for a line for every iteration.
+    """
+    if verbose == 2:
         print(_HEADER)
     iteration, old, state = 0, None, None
-    for state in trips(door, request):
+    for state in states:
         if old is not None:
             accepted = state.steps > old.steps
             if (not accepted and state.status == RUNNING) or old.status != RUNNING:
                 continue
             iteration += 1
-        if watch.verbose == 2:
+        if verbose == 2:
             print(_row(iteration, state, old))
         if old is not None and notify is not None and notify(iteration, state):
-            return dataclasses.replace(state, status=jnp.int32(Status.STOPPED))
+            return stopped(state)
         old = state
     assert state is not None  # the start is a trip
     return state
+
+
+def stopped(state: State) -> State:
+    """The state of a fit that somebody has stopped."""
+    return dataclasses.replace(state, status=jnp.int32(Status.STOPPED))
 
 
 def _notifier(callback: Callable, residual: Callable) -> Callable[[int, State], bool]:

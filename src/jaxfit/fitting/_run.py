@@ -60,13 +60,18 @@ fitted_in_haste = Tally()
 
 def fit_numbers(problem: Problem, data_set: DataSet, method: Method) -> Numbers:
     """One fit and its numbers, and the model at its points, `best`."""
+    only = only_one(data_set)
+    numbers = batch_numbers(problem, only, Axes.of(only), method, with_values=True)
+    return numbers.nth(0)
+
+
+def only_one(data_set: DataSet) -> DataSet:
+    """One data set as many of which it is the only one."""
     data = data_set.data
     sigma = None if data.sigma is None else np.broadcast_to(data.sigma, data.y.shape)
     plain = data_set._replace(data=data._replace(x=None, sigma=sigma))
     only = jax.tree.map(lambda leaf: np.asarray(leaf)[None], plain)
-    only = only._replace(data=only.data._replace(x=data.x))
-    numbers = batch_numbers(problem, only, Axes.of(only), method, with_values=True)
-    return numbers.nth(0)
+    return only._replace(data=only.data._replace(x=data.x))
 
 
 def batch_numbers(
@@ -134,7 +139,7 @@ def numbers_from(
             x=pad.points(data_sets.data.x),
             shared=inputs.shared,
             method=method._replace(
-                options=_numbers_in(method.options, len(problem.varied))
+                options=numbers_in(method.options, len(problem.varied))
             ),
             place=None if way.mesh is None else Static(way.mesh),
         )
@@ -324,7 +329,7 @@ def _with_sandwiches(
     return jax.vmap(robust, in_axes)(inputs.y, inputs.sigma, inputs.weights, ends)
 
 
-def _numbers_in(options: Options | None, n: int) -> Options:
+def numbers_in(options: Options | None, n: int) -> Options:
     """Options with numbers of NumPy for all, whatever was given: one program."""
     if options is None:
         return _default_numbers(n)
@@ -334,7 +339,7 @@ def _numbers_in(options: Options | None, n: int) -> Options:
 @functools.cache
 def _default_numbers(n: int) -> Options:
     """The options of which none is given."""
-    return _numbers_in(Options(), n)
+    return numbers_in(Options(), n)
 
 
 def devices_for(number: int) -> Mesh | None:

@@ -54,13 +54,15 @@ def headline(record: Record) -> str:
 def failure(record: Record) -> str:
     """The message of a fit that found nothing."""
     values = ", ".join(f"{n} = {v:.6g}" for n, v in record.values.items())
+    advice = "Try other starts (p0=...), bounds, or starts=64; the"
+    if record.status == Status.STOPPED:
+        advice = "The"
     return (
         f"{record.model.label} found no solution. {record.message} After "
-        f"{record.nfev} evaluations it stood at {values}, chi-square "
+        f"{_counted(record.nfev, 'evaluation')} it stood at {values}, chi-square "
         f"{2 * record.numbers.cost:.6g}. "
         f"{''.join(f'{remark} ' for remark in record.remarks)}"
-        "Try other starts (p0=...), bounds, or starts=64; the exception's attribute "
-        "`fit` can be printed and plotted."
+        f"{advice} exception's attribute `fit` can be printed and plotted."
     )
 
 
