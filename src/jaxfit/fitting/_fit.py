@@ -69,7 +69,11 @@ def fit(
             refused: give numbers in a unit of your choice.
         y: data, of any shape. Points that are masked in x, y or sigma are left out.
         sigma: standard errors of `y`, one or one for each point; infinite ones leave
-            their point out. Only their ratios count unless `absolute_sigma`.
+            their point out. Or, for a `y` of shape (m,), its covariance matrix (m, m):
+            variances, where standard errors are their roots. Only ratios count unless
+            `absolute_sigma`. With a covariance matrix points that are left out are
+            dropped from the result too, and chi-square, losses, sandwich and
+            standardised residuals are those of L⁻¹ (y - model), for L Lᵀ the matrix.
         p0: starts by name, or one for each parameter in order. What is not given is
             guessed from the data, or 1 for a plain function without defaults.
         bounds: (lower, upper) by name, None for none; in place of the model's own.
@@ -121,7 +125,7 @@ def fit(
     seen = observed(x, y, sigma, nan_policy)
     seen.check_enough()
     method = method_from(loss, options, absolute_sigma, covariance)
-    problem = from_middle(asked.problem, asked.starts, seen.data.x)
+    problem = from_middle(asked.problem.for_data(seen), asked.starts, seen.data.x)
     data_set = DataSet(seen.data, seen.valid, starts_about(problem, asked.starts))
     minima = None
     if starts != 1:

@@ -8,20 +8,65 @@ from jaxtyping import Bool, Float, PyTree
 
 from jaxfit._programs.arrays import is_masked
 from jaxfit._scipy.arguments import coordinates, real_points
-from jaxfit._scipy.observations import Points, points_where
+from jaxfit._scipy.observations import (
+    Points,
+    checked_sigma,
+    only_points,
+    points_where,
+)
 
 
 class Observed(NamedTuple):
     """Points and which of their points count."""
 
-    data: Points
+    data: Points  # with sigma the Cholesky factor of a covariance, if it has one
     valid: Bool[np.ndarray, "..."] | None  # of the shape of y; None: all
+
+    @property
+    def is_correlated(self) -> bool:
+        """Whether the covariance of y is given, and not its errors alone."""
+        sigma = self.data.sigma
+        return sigma is not None and np.ndim(sigma) > np.ndim(self.data.y)
 
     @property
     def sigma(self) -> Float[np.ndarray, "..."] | None:
         """The standard errors, of the shape of y."""
         sigma = self.data.sigma
+        if self.is_correlated:
+            return np.sqrt(np.sum(sigma**2, axis=1))
         return None if sigma is None else np.broadcast_to(sigma, np.shape(self.data.y))
+
+    @property
+    def log_sigma(self) -> float:
+        """The sum of the logarithms of sigma; half that of the covariance's det."""
+        if self.is_correlated:
+            return float(np.sum(np.log(self.data.sigma.diagonal())))
+        return (
+            0.0
+            if self.sigma is None
+            else float(np.sum(np.log(self.counted(self.sigma))))
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of a report should know of the data, as sentences."""
+        return ["Covariance of y given."] if self.is_correlated else []
+
+    def standardized(self, values: Float[np.ndarray, "..."]) -> np.ndarray:
+        """Values of the shape of y in units of sigma: uncorrelated, of variance 1."""
+        sigma = self.data.sigma
+        if self.is_correlated:
+            import scipy.linalg
+
+            return scipy.linalg.solve_triangular(sigma, values, lower=True)
+        with np.errstate(invalid="ignore"):  # of points that do not count
+            return values if sigma is None else values / sigma
+
+    def scattered(self, noise: Float[np.ndarray, "number m"]) -> np.ndarray:
+        """What independent noise of variance 1 becomes, of the points that count."""
+        if self.is_correlated:
+            return noise @ self.data.sigma.T
+        return noise if self.sigma is None else noise * self.counted(self.sigma)
 
     def counted(self, values: Any) -> Any:
         """The points that count of an array, flat; None of None."""
@@ -115,7 +160,10 @@ def observed(
     y, x = real_points(y, "y"), coordinates(x)
     leaves, shape = jax.tree.leaves(x), y.shape if points is None else points
     if sigma is not None:
-        sigma = _over_points(sigma, y.shape)
+        sigma = real_points(sigma, "sigma")
+        if points is None and y.ndim == 1 and sigma.ndim == 2:
+            return _correlated(Points(x, y, sigma), nan_policy)
+        _check_over_points(sigma, y.shape)
     masked: Any = False
     if any(map(is_masked, (y, sigma, *leaves))):
         masked = points_where(np.ma.getmask, filter(is_masked, leaves), shape)
@@ -142,17 +190,29 @@ def _is_not_finite(leaf: np.ndarray) -> np.ndarray:
     return ~np.isfinite(leaf)
 
 
-def _over_points(sigma: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Numbers that broadcast to the shape of y."""
-    sigma = real_points(sigma, "sigma")
+def _correlated(data: Points, nan_policy: str) -> Observed:
+    """Points with their covariance, and none that does not count."""
+    y, sigma = data.y, data.sigma
+    if is_masked(sigma) and sigma.shape == (y.size, y.size):
+        y = np.ma.MaskedArray(y, np.ma.getmaskarray(sigma).diagonal())
+    seen = observed(data.x, y, None, nan_policy)
+    whole = seen.data._replace(sigma=np.ma.getdata(sigma))
+    if seen.valid is not None:
+        whole = only_points(whole, seen.valid)
+    factor = checked_sigma(whole.sigma, whole.y.size)
+    return Observed(whole._replace(sigma=factor), None)
+
+
+def _check_over_points(sigma: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> None:
+    """Refuse numbers that do not broadcast to the shape of y."""
     try:
         np.broadcast_to(sigma, shape)
     except ValueError as error:
         raise ValueError(
             f"sigma has the shape {sigma.shape}, which does not broadcast to that of "
-            f"y, {shape}."
+            f"y, {shape}. A covariance matrix (m, m) is for `fit` and a y of shape "
+            "(m,)."
         ) from error
-    return sigma
 
 
 def _standard_errors(

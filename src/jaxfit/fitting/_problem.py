@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxfit._core.options import Options
 from jaxfit._programs.call import Static
 from jaxfit._programs.host import double_precision
-from jaxfit._scipy.observations import Points
+from jaxfit._scipy.observations import Points, in_units_of
+from jaxfit.fitting._points import Observed
 from jaxfit.losses import Loss
 from jaxfit.models import Model
 from jaxfit.models._either import xp
@@ -59,7 +60,8 @@ class Problem:
         prior: (mean, standard deviation) by name: further residuals.
         origin: where the solver's x counts from, whose vector then holds the parameters
             for that; None: 0. All that stands here is for x as it is.
-        rowwise: "yes" where the user says that the model treats each point by itself.
+        rowwise: "yes" where the user says that the model treats each point by itself,
+            "no" where the data do not; else the model knows.
     """
 
     model: Model
@@ -75,7 +77,13 @@ class Problem:
     @property
     def is_pointwise(self) -> bool:
         """Whether each point is treated by itself."""
-        return bool(self.rowwise) or self.model.is_pointwise
+        return self.rowwise == "yes" or (
+            self.rowwise != "no" and self.model.is_pointwise
+        )
+
+    def for_data(self, seen: Observed) -> "Problem":
+        """The problem of some data, by what they are."""
+        return dataclasses.replace(self, rowwise="no") if seen.is_correlated else self
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -169,10 +177,16 @@ class Problem:
         return xp.broadcast_to(values, shape)
 
     def residuals(self, x: Vector, data: Points) -> dict[str, Numeric]:
-        """(model - y) / sigma, and (parameter - mean) / deviation for each prior."""
-        rows = self.values(x, data.x, data.y.shape) - data.y
+        """(model - y) / sigma, and (parameter - mean) / deviation for each prior.
+
+        For a covariance L Lᵀ of y that is L⁻¹ (model - y), and sigma is L.
+        """
+        rows, sigma = self.values(x, data.x, data.y.shape) - data.y, data.sigma
+        if sigma is not None:
+            is_matrix = sigma.ndim > rows.ndim
+            rows = in_units_of(sigma, rows) if is_matrix else rows / sigma
         residuals: dict[str, Numeric] = {}
-        residuals["data"] = rows if data.sigma is None else rows / data.sigma
+        residuals["data"] = rows
         if self.prior:
             parameters = self.parameters(x)
             residuals["prior"] = jnp.stack(

@@ -310,15 +310,18 @@ class Record:
     def goodness(self) -> Goodness:
         """Chi-square and what is computed from it."""
         observed = self.observed
-        y, best = map(observed.counted, (observed.data.y, self.numbers.best))
+        y, best = observed.data.y, self.numbers.best
+        parts = (observed.standardized(v) for v in (y, y - best, np.ones(y.shape)))
+        y, residual, unit = map(observed.counted, parts)
         return goodness(
             chi_square=2 * self.numbers.cost,
             count=int(self.numbers.count),
             varied=len(self.varied),
             absolute=self.absolute_sigma,
             y=y,
-            residual=y - best,
-            sigma=observed.counted(observed.sigma),
+            residual=residual,
+            unit=unit,
+            log_sigma=observed.log_sigma,
         )
 
     @property
@@ -386,10 +389,10 @@ class Record:
     def standardized_residuals(self) -> Float[np.ndarray, "..."]:
         """Residuals over their standard deviation: about 1 in size.
 
-        That is sigma, scaled to a reduced chi-square of 1 unless it is known.
+        That is sigma, scaled to a reduced chi-square of 1 unless it is known. For a
+        covariance L Lᵀ of y they are L⁻¹ (y - model), which are uncorrelated.
         """
-        sigma = self.observed.sigma
-        ratio = self.residuals if sigma is None else self.residuals / sigma
+        ratio = self.observed.standardized(self.residuals)
         return (
             ratio if self.absolute_sigma else ratio / np.sqrt(self.reduced_chi_square)
         )

@@ -68,7 +68,9 @@ def fit_numbers(problem: Problem, data_set: DataSet, method: Method) -> Numbers:
 def only_one(data_set: DataSet) -> DataSet:
     """One data set as many of which it is the only one."""
     data = data_set.data
-    sigma = None if data.sigma is None else np.broadcast_to(data.sigma, data.y.shape)
+    sigma, shape = data.sigma, np.shape(data.y)
+    if sigma is not None and np.ndim(sigma) <= len(shape):
+        sigma = np.broadcast_to(sigma, shape)
     plain = data_set._replace(data=data._replace(x=None, sigma=sigma))
     only = jax.tree.map(lambda leaf: np.asarray(leaf)[None], plain)
     return only._replace(data=only.data._replace(x=data.x))
@@ -199,7 +201,8 @@ def _for_each(
     def of_points(values: Any, is_own: bool) -> Any:
         if values is None or is_own:
             return values
-        return np.broadcast_to(values, (number, *shape))
+        own = shape if np.ndim(values) <= len(shape) else np.shape(values)
+        return np.broadcast_to(values, (number, *own))
 
     bounds = inputs.bounds
     if bounds is not None and not is_each.bounds:

@@ -51,8 +51,8 @@ def prediction(record: Record, x: PyTree, level: float) -> Band:
     observed, scatter = record.observed, np.float64(1.0)
     if x is None and observed.sigma is not None:
         scatter = observed.sigma
-    elif observed.data.sigma is not None and np.size(observed.data.sigma) == 1:
-        scatter = np.ravel(observed.data.sigma)[0]
+    elif observed.sigma is not None and np.size(observed.data.sigma) == 1:
+        scatter = np.ravel(observed.sigma)[0]
     if not record.absolute_sigma:
         scatter = scatter * np.sqrt(record.reduced_chi_square)
     values = _values(record, x)

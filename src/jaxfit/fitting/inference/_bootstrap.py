@@ -57,6 +57,11 @@ def bootstrap(
         )
     if record.dof <= 0 and resample != "case":
         raise ValueError("No degree of freedom is left: there are no residuals.")
+    if record.observed.is_correlated and resample == "case":
+        raise ValueError(
+            "resample='case' draws points by themselves, and these have a covariance. "
+            "Give 'residual' or 'parametric', which keep it."
+        )
     x = record.numbers.at_solver.x
     method = record.method._replace(absolute=np.bool_(True))
     random = np.random.default_rng(seed)
@@ -100,26 +105,22 @@ def _samples(
     return _Samples(data_set._replace(data=data), Axes())
 
 
-def _unit(record: Record) -> Any:
-    """The standard errors of the points that count, or 1."""
-    sigma = record.observed.counted(record.observed.sigma)
-    return 1.0 if sigma is None else sigma
-
-
 def _normal_noise(
     record: Record, random: np.random.Generator, number: int
 ) -> Float[np.ndarray, "number m"]:
     scale = 1.0 if record.absolute_sigma else np.sqrt(record.reduced_chi_square)
     points = record.observed.counted(record.best_fit).size
-    return _unit(record) * (scale * random.normal(size=(number, points)))
+    noise = scale * random.normal(size=(number, points))
+    return record.observed.scattered(noise)
 
 
 def _drawn_residuals(
     record: Record, random: np.random.Generator, number: int
 ) -> Float[np.ndarray, "number m"]:
     """Residuals drawn among all, as large as the errors are."""
-    residuals = record.observed.counted(record.residuals) / _unit(record)
+    observed = record.observed
+    residuals = observed.counted(observed.standardized(record.residuals))
     points = residuals.size
     residuals = residuals - residuals.mean()
     residuals = residuals * np.sqrt(points / max(record.dof, 1))
-    return _unit(record) * residuals[random.integers(0, points, (number, points))]
+    return observed.scattered(residuals[random.integers(0, points, (number, points))])

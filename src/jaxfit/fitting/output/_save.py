@@ -74,9 +74,10 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
     leaves = [arrays[f"x{i}"] for i in range(len(arrays)) if f"x{i}" in arrays]
     data = Points(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))
+    observed = Observed(data, arrays.get("valid"))
     return Record(
-        problem=_problem_from(file, path, model, tie or {}),
-        observed=Observed(data, arrays.get("valid")),
+        problem=_problem_from(file, path, model, tie or {}).for_data(observed),
+        observed=observed,
         method=method_from(
             head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1]),
             _options_from(head["options"]),

@@ -93,6 +93,8 @@ def _strongly_correlated(record: Record) -> Iterator[str]:
 
 
 def _on_one_side(record: Record) -> Iterator[str]:
+    if record.observed.is_correlated:
+        return
     residuals = record.observed.counted(record.residuals)
     size = np.max(np.abs(record.observed.counted(record.observed.data.y)))
     if len(residuals) >= FEW and _is_of_one_sign(residuals, ROUNDING * size):
@@ -170,8 +172,9 @@ def _runs(record: Record) -> float:
     axis = x[0] if isinstance(x, (tuple, list)) else x
     if not hasattr(axis, "shape") or axis.shape != y or len(y) != 1:
         return 0.0
-    residuals = record.observed.counted(record.residuals)
-    order = np.argsort(record.observed.counted(axis), kind="stable")
+    observed = record.observed
+    residuals = observed.counted(observed.standardized(record.residuals))
+    order = np.argsort(observed.counted(axis), kind="stable")
     return pattern(residuals[order])
 
 
