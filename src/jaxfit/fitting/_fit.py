@@ -68,12 +68,15 @@ def fit(
             that broadcast to it. For a plain function whatever it takes. Dates are
             refused: give numbers in a unit of your choice.
         y: data, of any shape. Points that are masked in x, y or sigma are left out.
-        sigma: standard errors of `y`, one or one for each point; infinite ones leave
-            their point out. Or, for a `y` of shape (m,), its covariance matrix (m, m):
-            variances, where standard errors are their roots. Only ratios count unless
-            `absolute_sigma`. With a covariance matrix points that are left out are
-            dropped from the result too, and chi-square, losses, sandwich and
-            standardised residuals are those of L⁻¹ (y - model), for L Lᵀ the matrix.
+            Complex data go with a model that returns complex numbers: real and
+            imaginary parts count by themselves, 2m numbers of m points.
+        sigma: standard errors of `y`, one or one for each point, of complex `y` those
+            of each part; infinite ones leave their point out. Or, for a `y` of shape
+            (m,), its covariance matrix (m, m), with variances on its diagonal, where
+            standard errors are their roots. Only ratios count unless `absolute_sigma`.
+            With a covariance matrix L Lᵀ points that are left out are dropped from the
+            result too, and chi-square, losses, sandwich and standardised residuals are
+            those of L⁻¹ (y - model).
         p0: starts by name, or one for each parameter in order. What is not given is
             guessed from the data, or 1 for a plain function without defaults.
         bounds: (lower, upper) by name, None for none; in place of the model's own.

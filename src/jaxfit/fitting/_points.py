@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
 from jaxfit._programs.arrays import is_masked
-from jaxfit._scipy.arguments import coordinates, real_points
+from jaxfit._scipy.arguments import complex_points, coordinates, real_points
 from jaxfit._scipy.observations import (
     Points,
     checked_sigma,
@@ -21,6 +21,38 @@ class Observed(NamedTuple):
 
     data: Points  # with sigma the Cholesky factor of a covariance, if it has one
     valid: Bool[np.ndarray, "..."] | None  # of the shape of y; None: all
+    is_complex: bool = False  # the last axis of y is the real and the imaginary part
+
+    @property
+    def y(self) -> np.ndarray:
+        """y as the user has it."""
+        return self.shown(self.data.y)
+
+    def shown(self, values: Any) -> Any:
+        """Values of the shape of the data as the user has them: complex, or as is."""
+        return values[..., 0] + 1j * values[..., 1] if self.is_complex else values
+
+    def split(self, values: Any) -> Any:
+        """`shown` undone."""
+        return np.stack([values.real, values.imag], -1) if self.is_complex else values
+
+    def of_each(self, values: Any) -> Any:
+        """What there is one of for each point, for each number of y."""
+        if not self.is_complex or not np.ndim(values):
+            return values
+        return np.repeat(values[..., None], 2, axis=-1)
+
+    def of_points(self, values: Any) -> Any:
+        """`of_each` undone."""
+        return values[..., 0] if self.is_complex and np.ndim(values) else values
+
+    @property
+    def constants(self) -> list[np.ndarray]:
+        """What a constant is among the numbers of y: a complex one has two parts."""
+        shape = np.shape(self.data.y)
+        if not self.is_complex:
+            return [np.ones(shape)]
+        return [np.broadcast_to(part, shape) for part in np.eye(2)]
 
     @property
     def is_correlated(self) -> bool:
@@ -50,7 +82,12 @@ class Observed(NamedTuple):
     @property
     def notes(self) -> list[str]:
         """What a reader of a report should know of the data, as sentences."""
-        return ["Covariance of y given."] if self.is_correlated else []
+        notes = ["Covariance of y given."] if self.is_correlated else []
+        if self.is_complex:
+            notes.append(
+                "y is complex: its real and imaginary parts count by themselves."
+            )
+        return notes
 
     def standardized(self, values: Float[np.ndarray, "..."]) -> np.ndarray:
         """Values of the shape of y in units of sigma: uncorrelated, of variance 1."""
@@ -157,11 +194,18 @@ def observed(
     """
     if nan_policy not in ("raise", "omit"):
         raise ValueError(f"nan_policy is {nan_policy!r}; give 'raise' or 'omit'.")
-    y, x = real_points(y, "y"), coordinates(x)
+    is_complex = np.iscomplexobj(y)
+    y, x = complex_points(y) if is_complex else real_points(y, "y"), coordinates(x)
     leaves, shape = jax.tree.leaves(x), y.shape if points is None else points
     if sigma is not None:
         sigma = real_points(sigma, "sigma")
         if points is None and y.ndim == 1 and sigma.ndim == 2:
+            if is_complex:
+                raise ValueError(
+                    f"sigma is a matrix {sigma.shape} and y is complex. Give the "
+                    "standard errors of the parts, or real y: real and imaginary parts "
+                    "one after the other, with their covariance."
+                )
             return _correlated(Points(x, y, sigma), nan_policy)
         _check_over_points(sigma, y.shape)
     masked: Any = False
@@ -183,7 +227,18 @@ def observed(
         valid = valid & np.isfinite(sigma)
     if (infinite := np.isinf(y) & valid).any():
         raise ValueError(f"y has {int(infinite.sum())} infinite values.")
-    return Observed(Points(x, y, sigma), None if valid.all() else valid)
+    seen = Observed(Points(x, y, sigma), None if valid.all() else valid)
+    return _in_parts(seen) if is_complex else seen
+
+
+def _in_parts(seen: Observed) -> Observed:
+    """Complex points as real and imaginary parts along a last axis."""
+    y, sigma, valid = seen.data.y, seen.data.sigma, seen.valid
+    whole = seen._replace(is_complex=True)
+    whole = whole._replace(data=seen.data._replace(y=whole.split(y)))
+    sigma = whole.of_each(sigma)
+    valid = None if valid is None else whole.of_each(valid)
+    return whole._replace(data=whole.data._replace(sigma=sigma), valid=valid)
 
 
 def _is_not_finite(leaf: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ class Method(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["model", "fixed", "ties", "lower", "upper", "prior", "origin"],
-    meta_fields=["varied", "rowwise"],
+    meta_fields=["varied", "rowwise", "numbers"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
@@ -62,6 +62,7 @@ class Problem:
             for that; None: 0. All that stands here is for x as it is.
         rowwise: "yes" where the user says that the model treats each point by itself,
             "no" where the data do not; else the model knows.
+        numbers: "complex" where the data have a last axis for real and imaginary part.
     """
 
     model: Model
@@ -73,6 +74,7 @@ class Problem:
     prior: dict[str, tuple[Any, Any]]
     origin: Any = None
     rowwise: str = ""  # a text, which a pytree's structure tells from all others
+    numbers: str = ""
 
     @property
     def is_pointwise(self) -> bool:
@@ -83,6 +85,8 @@ class Problem:
 
     def for_data(self, seen: Observed) -> "Problem":
         """The problem of some data, by what they are."""
+        if seen.is_complex:
+            return dataclasses.replace(self, rowwise="no", numbers="complex")
         return dataclasses.replace(self, rowwise="no") if seen.is_correlated else self
 
     @functools.cached_property
@@ -168,11 +172,19 @@ class Problem:
         """The model at the points `at`, in the shape of the data."""
         values = self.model.evaluate(self.points(at), self.about_origin(x))
         values = xp.asarray(values)
-        if np.broadcast_shapes(values.shape, shape) != shape:
+        points = shape[:-1] if self.numbers == "complex" else shape
+        if np.broadcast_shapes(values.shape, points) != points:
             raise ValueError(
                 f"The model {self.model.label} has values of the shape {values.shape}; "
-                f"the data have {shape}. Give x of the shape of y, or for several "
+                f"the data have {points}. Give x of the shape of y, or for several "
                 "coordinates a tuple of arrays."
+            )
+        if self.numbers == "complex":
+            values = xp.stack([xp.real(values), xp.imag(values)], axis=-1)
+        elif np.issubdtype(values.dtype, np.complexfloating):
+            raise TypeError(
+                f"The model {self.model.label} has complex values, and y is real. "
+                "Give complex y, or a model that returns real numbers: jnp.abs(z)."
             )
         return xp.broadcast_to(values, shape)
 

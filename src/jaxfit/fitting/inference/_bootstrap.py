@@ -1,5 +1,6 @@
 """The bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, 9)."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,19 +89,20 @@ def _samples(
     """The data of samples: points drawn anew, or the model with noise."""
     observed = record.observed
     y = observed.data.y
-    index = np.flatnonzero(
-        np.ones(y.shape) if observed.valid is None else observed.valid
-    )
+    valid = np.ones(y.shape, bool) if observed.valid is None else observed.valid
     data_set = DataSet(observed.data, observed.valid)
     if resample == "case":
+        shape = np.shape(observed.y)
+        index = np.flatnonzero(valid[..., 0] if observed.is_complex else valid)
         drawn = random.integers(0, len(index), (number, len(index)))
-        counts = np.zeros((number, y.size))
+        counts = np.zeros((number, math.prod(shape)))
         np.add.at(counts, (np.arange(number)[:, None], index[drawn]), 1)
-        weights = counts.reshape(number, *y.shape)
+        weights = observed.of_each(counts.reshape(number, *shape))
         return _Samples(data_set._replace(valid=weights), Axes(valid=0, shared=True))
     draw = _normal_noise if resample == "parametric" else _drawn_residuals
     drawn = np.broadcast_to(y.ravel(), (number, y.size)).copy()
-    drawn[:, index] = observed.counted(record.best_fit) + draw(record, random, number)
+    best = observed.counted(record.numbers.best)
+    drawn[:, np.flatnonzero(valid)] = best + draw(record, random, number)
     data = observed.data._replace(y=drawn.reshape(number, *y.shape))
     return _Samples(data_set._replace(data=data), Axes())
 
@@ -109,7 +111,7 @@ def _normal_noise(
     record: Record, random: np.random.Generator, number: int
 ) -> Float[np.ndarray, "number m"]:
     scale = 1.0 if record.absolute_sigma else np.sqrt(record.reduced_chi_square)
-    points = record.observed.counted(record.best_fit).size
+    points = record.observed.counted(record.numbers.best).size
     noise = scale * random.normal(size=(number, points))
     return record.observed.scattered(noise)
 
@@ -119,7 +121,7 @@ def _drawn_residuals(
 ) -> Float[np.ndarray, "number m"]:
     """Residuals drawn among all, as large as the errors are."""
     observed = record.observed
-    residuals = observed.counted(observed.standardized(record.residuals))
+    residuals = observed.counted(observed.standardized(record.real_residuals))
     points = residuals.size
     residuals = residuals - residuals.mean()
     residuals = residuals * np.sqrt(points / max(record.dof, 1))

@@ -28,7 +28,7 @@ def goodness(
     absolute: bool,
     y: Float[np.ndarray, " m"],
     residual: Float[np.ndarray, " m"],
-    unit: Float[np.ndarray, " m"],
+    units: list[Float[np.ndarray, " m"]],
     log_sigma: float,
 ) -> Goodness:
     """The usual measures.
@@ -39,8 +39,8 @@ def goodness(
         varied: parameters that varied.
         absolute: sigma is known; otherwise its scale is estimated, and the likelihood
             is the one at the best scale.
-        y, residual, unit: the points that count in units of sigma, flat, and what a
-            constant 1 is in these.
+        y, residual: the points that count in units of sigma, flat.
+        units: what a constant 1 is in these; of complex y one for each part.
         log_sigma: the sum of its logarithms.
     """
     dof = count - varied
@@ -60,7 +60,7 @@ def goodness(
         dof=dof,
         chi_square=chi_square,
         reduced_chi_square=chi_square / dof if dof > 0 else math.nan,
-        r_squared=_r_squared(y, residual, unit),
+        r_squared=_r_squared(y, residual, units),
         log_likelihood=log_likelihood,
         aic=aic,
         aicc=aic + correction,
@@ -71,12 +71,12 @@ def goodness(
 def _r_squared(
     y: Float[np.ndarray, " m"],
     residual: Float[np.ndarray, " m"],
-    unit: Float[np.ndarray, " m"],
+    units: list[Float[np.ndarray, " m"]],
 ) -> float:
     """1 - SS(residuals) / SS(y about its mean), all in units of sigma."""
     if not len(y):
         return math.nan
-    about_mean = y - unit * ((unit @ y) / (unit @ unit))
+    about_mean = y - sum(unit * ((unit @ y) / (unit @ unit)) for unit in units)
     total = float(about_mean @ about_mean)
     return 1 - float(residual @ residual) / total if total > 0 else math.nan
 
