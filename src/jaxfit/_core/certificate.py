@@ -59,7 +59,7 @@ _MESSAGES = {
         "or a weight is negative. Check data and weights for NaN, infinity and minus "
         "signs, and start where the model is finite and differentiable."
     ),
-    Status.STOPPED: "The fit was stopped by a callback.",
+    Status.STOPPED: "The fit was stopped by its callback or its time limit.",
     Status.STALLED: (
         "No step lowers the cost any more, and yet the gradient is not small. The "
         "function may be discontinuous or not differentiable there, its derivative "

@@ -63,6 +63,12 @@ def real_points(value: Any, name: str) -> np.ndarray:
     return np.ma.MaskedArray(real_array(with_nan(value), name), value.mask)
 
 
+def complex_points(value: Any) -> np.ndarray:
+    """Complex numbers in double precision; masked ones stay masked."""
+    refuse_tracers(value, "y")
+    return np.asanyarray(value, np.complex128)
+
+
 def coordinates(x: Any, convert: Callable = real_points) -> PyTree:
     """`x` of a model, each array and each list or tuple of numbers by a function."""
     if isinstance(x, np.ndarray):

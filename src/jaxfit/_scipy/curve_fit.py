@@ -26,7 +26,7 @@ from jaxfit._scipy import arguments
 from jaxfit._scipy.arguments import default_start
 from jaxfit._scipy.functions import fitted
 from jaxfit._scipy.keywords import settings_of
-from jaxfit._scipy.observations import Points, padded, prepare
+from jaxfit._scipy.observations import Points, in_units_of, padded, prepare
 from jaxfit._scipy.request import Door, ScipyRequest, not_finite
 from jaxfit._scipy.watch import print_summary
 
@@ -225,7 +225,7 @@ def _residual(f: Callable, parameters: jax.Array, data: Points) -> Float[Array, 
     """(model - y) / sigma; for a covariance L Lᵀ, L⁻¹ (model - y)."""
     model = _checked_output(_called(f, parameters, data), "f", data.y)
     y = jnp.ravel(data.y)
-    return _in_units_of(data.sigma, (model if model.size > 1 else jnp.ravel(model)) - y)
+    return in_units_of(data.sigma, (model if model.size > 1 else jnp.ravel(model)) - y)
 
 
 def _jacobian(
@@ -239,15 +239,7 @@ def _jacobian(
             "The return value of `jac` has wrong shape: expected "
             f"({data.y.size}, {n}), actual {matrix.shape}."
         )
-    return _in_units_of(data.sigma, matrix)
-
-
-def _in_units_of(sigma: Any, rows: jax.Array) -> jax.Array:
-    if sigma is None:
-        return rows
-    if sigma.ndim == 2:
-        return jax.scipy.linalg.solve_triangular(sigma, rows, lower=True)
-    return rows / jnp.reshape(sigma, (-1,) + (1,) * (rows.ndim - 1))
+    return in_units_of(data.sigma, matrix)
 
 
 def _checked_output(output: Any, name: str, y: Any) -> jax.Array:

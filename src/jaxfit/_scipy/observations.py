@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -57,7 +58,7 @@ def prepare(
                     f"`{name}` must not contain infs or NaNs. Remove them, or use "
                     "nan_policy='omit' to leave out points with NaN."
                 )
-    return Points(x, y, None if sigma is None else _checked_sigma(sigma, y.size))
+    return Points(x, y, None if sigma is None else checked_sigma(sigma, y.size))
 
 
 def _is_finite(leaf: Any) -> bool:
@@ -133,12 +134,12 @@ def points_where(
 
 def _cut(
     x: PyTree, y: np.ndarray, sigma: np.ndarray | None, nan_policy: str | None
-) -> tuple[PyTree, np.ndarray, np.ndarray | None]:
+) -> Points:
     """Leave out points that are masked and, if asked, those with NaN."""
     m = y.size
     leaves, structure = jax.tree.flatten(x)
     if nan_policy is None and not any(map(is_masked, (y, sigma, *leaves))):
-        return x, y, sigma
+        return Points(x, y, sigma)
     flat = [
         _flat_points(leaf, y.shape) if isinstance(leaf, np.ndarray) else leaf
         for leaf in leaves
@@ -154,21 +155,32 @@ def _cut(
             raise ValueError("The input contains nan values")
         missing |= has_nan
     if not missing.any():
-        return x, y, sigma
+        return Points(x, y, sigma)
     kept = ~missing
     if not kept.any():
         raise ValueError("`ydata` must not be empty! Every point is nan or masked.")
+    return only_points(Points(jax.tree.unflatten(structure, flat), y, sigma), kept)
+
+
+def only_points(data: Points, kept: np.ndarray) -> Points:
+    """The points that are kept, of y in one row and of what has its length.
+
+    Args:
+        kept: a mask, flat.
+    """
+    m, sigma = kept.size, data.sigma
     if sigma is not None and sigma.shape == (m,):
         sigma = sigma[kept]
     elif sigma is not None and sigma.shape == (m, m):
         sigma = sigma[np.ix_(kept, kept)]
-    cut = [
-        np.ma.getdata(leaf[..., kept] if leaf.shape[-1:] == (m,) else leaf)
-        if isinstance(leaf, np.ndarray)
-        else leaf
-        for leaf in flat
-    ]
-    return jax.tree.unflatten(structure, cut), np.ma.getdata(y.ravel()[kept]), sigma
+
+    def cut(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        return np.ma.getdata(leaf[..., kept] if leaf.shape[-1:] == (m,) else leaf)
+
+    y = np.ma.getdata(data.y.ravel()[kept])
+    return Points(jax.tree.map(cut, data.x), y, sigma)
 
 
 def _is_nan(leaf: np.ndarray) -> Any:
@@ -182,7 +194,7 @@ def _flat_points(leaf: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return leaf
 
 
-def _checked_sigma(sigma: np.ndarray, m: int) -> np.ndarray:
+def checked_sigma(sigma: np.ndarray, m: int) -> np.ndarray:
     """Standard errors, or the Cholesky factor of a covariance matrix."""
     sigma = real_array(sigma, "`sigma`")
     if not np.isfinite(sigma).all():
@@ -208,6 +220,15 @@ def _checked_sigma(sigma: np.ndarray, m: int) -> np.ndarray:
         return np.linalg.cholesky(sigma)
     except np.linalg.LinAlgError as error:
         raise ValueError("`sigma` must be positive definite.") from error
+
+
+def in_units_of(sigma: Any, rows: jax.Array) -> jax.Array:
+    """Rows over their standard errors, or L⁻¹ rows for a covariance L Lᵀ."""
+    if sigma is None:
+        return rows
+    if sigma.ndim == 2:
+        return jax.scipy.linalg.solve_triangular(sigma, rows, lower=True)
+    return rows / jnp.reshape(sigma, (-1,) + (1,) * (rows.ndim - 1))
 
 
 def padded(data: Points) -> tuple[Points, np.ndarray]:

@@ -40,11 +40,12 @@ class ScipyRequest(NamedTuple):
     x0: np.ndarray
     data: PyTree
     bounds: tuple[np.ndarray, np.ndarray] | None
-    weights: np.ndarray | None
+    weights: PyTree
     loss: Loss | None
     options: Options
     x_scale: np.ndarray | None  # None: 'jac'
     absolute_sigma: np.bool_ | bool = False
+    problem: PyTree = None  # what else is looked at in the end
 
     @property
     def compared(self) -> "Compared":

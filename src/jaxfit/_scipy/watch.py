@@ -1,7 +1,7 @@
 """Watching a fit, as SciPy shows it: callbacks, and a line for every iteration."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -28,34 +28,41 @@ def watched_fit(door: Door, request: ScipyRequest, watch: Watch) -> Ended:
     to be asked in between."""
     if not (watch.is_needed or request.is_on_host):
         return whole_fit(door, request)
-    trips = Trips(door, request)
-    if watch.is_needed:
-        _watch(door, request, watch, trips)
-    else:
-        trips.finish()
-    return trips.ended()
-
-
-def _watch(door: Door, request: ScipyRequest, watch: Watch, trips: Trips) -> None:
-    """Run a fit trip by trip, and show every iteration as SciPy does.
-
-    An iteration ends when a step was accepted, or with the fit.
-    """
 
     def residual(x: np.ndarray) -> np.ndarray:
         return np.asarray(door.residual(request.f, jnp.asarray(x), request.data))
 
     notify = None if watch.callback is None else _notifier(watch.callback, residual)
-    if watch.verbose == 2:
+    trips = Trips(door, request)
+    run_watched(trips, trips, notify, watch.verbose)
+    return trips.ended()
+
+
+def run_watched(
+    trips: Trips,
+    glances: Iterable[Glance],
+    notify: Callable[[int, Glance], bool] | None,
+    verbose: int = 0,
+) -> None:
+    """Run a fit trip by trip, and show every iteration as SciPy does.
+
+    An iteration ends when a step was accepted, or with the fit.
+
+    Args:
+        glances: what can be seen after each trip.
+        notify: is told of each iteration, and says whether the fit is to stop there.
+        verbose: SciPy's; 2 for a line for every iteration.
+    """
+    if verbose == 2:
         print(_HEADER)
     iteration, old = 0, None
-    for new in trips:
+    for new in glances:
         if old is not None:
             accepted = new.steps > old.steps
             if (not accepted and new.status == RUNNING) or old.status != RUNNING:
                 continue
             iteration += 1
-        if watch.verbose == 2:
+        if verbose == 2:
             print(_row(iteration, new, old))
         if old is not None and notify is not None and notify(iteration, new):
             trips.stop()

@@ -5,6 +5,7 @@ from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._fit import FitError, fit
 from jaxfit.fitting._record import Parameter
 from jaxfit.fitting._result import Fit
+from jaxfit.fitting._watched import Step
 from jaxfit.fitting._xarray import curvefit
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Fit",
     "FitError",
     "Parameter",
+    "Step",
     "curvefit",
     "fit",
     "fit_batch",

@@ -10,7 +10,7 @@ from jaxtyping import Bool, PyTree
 
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_loss
-from jaxfit._scipy.arguments import coordinates, real_points
+from jaxfit._scipy.arguments import complex_points, coordinates, real_points
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import method_from, problem_from
 from jaxfit.fitting._batch_record import Labels
@@ -52,8 +52,9 @@ def fit_batch(
         x: the coordinates that all share: (m,), or a tuple of arrays for several. For
             an `xarray.DataArray` as `Y` also the name of one of its dimensions.
         Y: data, the shape of x behind any leading dimensions: (N, m), (rows, columns,
-            m); or a DataArray.
-        sigma: standard errors: one, of the shape of x, or of that of Y.
+            m); or a DataArray. Real or complex.
+        sigma: standard errors: one, of the shape of x, or of that of Y; of complex Y
+            those of each part.
         p0: starts by name, each a number or an array of the leading dimensions. Next to
             a DataArray `Y`, DataArrays of sigma and p0 go by their dimensions.
         nan_policy: "omit" leaves NaN of Y out, and gives NaN where none is left;
@@ -75,17 +76,19 @@ def fit_batch(
     if isinstance(p0, Mapping):
         leading = plain.labels and plain.labels.dims
         p0 = {n: _in_order(f"p0[{n!r}]", v, leading) for n, v in p0.items()}
-    y, x = real_points(plain.y, "Y"), coordinates(plain.x)
+    x = coordinates(plain.x)
+    is_complex = np.iscomplexobj(plain.y)
+    y = complex_points(plain.y) if is_complex else real_points(plain.y, "Y")
     trailing = _trailing(x, y.shape)
     lead = y.shape[: y.ndim - len(trailing)]
     seen = observed(x, y, sigma, nan_policy, trailing)
     terms = {"bounds": bounds, "fixed": fixed, "tie": tie, "prior": prior}
     asked = problem_from(model, p0=p0, rowwise=rowwise, **terms)
     starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
-    problem = from_middle(asked.problem, asked.starts, seen.data.x)
+    problem = from_middle(asked.problem.for_data(seen), asked.starts, seen.data.x)
     flat = _flat(seen, starts_about(problem, starts), lead)
     settings = terms | {
-        "sigma": seen.data.sigma,
+        "sigma": seen.of_points(seen.data.sigma),
         "loss": loss,
         "options": options,
         "absolute_sigma": absolute_sigma,
@@ -100,7 +103,7 @@ def fit_batch(
     return BatchFit(
         problem=problem,
         x=seen.data.x,
-        y=seen.data.y,
+        y=seen.y,
         settings=settings,
         numbers=numbers,
         shape=lead,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Inexact, PyTree
 
 from jaxfit.fitting._batch_record import BatchRecord
 from jaxfit.fitting._fit import fit
@@ -27,7 +27,7 @@ class BatchFit(BatchRecord):
         labels: what those are called, of a DataArray.
     """
 
-    def predict(self, x: PyTree = None) -> Float[np.ndarray, "..."]:
+    def predict(self, x: PyTree = None) -> Inexact[np.ndarray, "..."]:
         """The fitted curves at other points, or at the data."""
         return _bands.curves(self, x)
 

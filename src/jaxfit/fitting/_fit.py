@@ -1,7 +1,7 @@
 """`fit`: a model with named parameters and one data set, from start to result."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from jaxfit.fitting._points import DataSet, observed
 from jaxfit.fitting._problem import from_middle, starts_about
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting._run import fit_numbers, not_finite
+from jaxfit.fitting._watched import Step, Watch, watched_numbers
 from jaxfit.fitting.output import _report
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
@@ -52,6 +53,8 @@ def fit(
     seed: int = 0,
     covariance: str | None = None,
     rowwise: bool = False,
+    callback: Callable[[Step], Any] | None = None,
+    time_limit: float | None = None,
 ) -> Fit:
     """Fit a model with named parameters to one data set.
 
@@ -65,8 +68,15 @@ def fit(
             that broadcast to it. For a plain function whatever it takes. Dates are
             refused: give numbers in a unit of your choice.
         y: data, of any shape. Points that are masked in x, y or sigma are left out.
-        sigma: standard errors of `y`, one or one for each point; infinite ones leave
-            their point out. Only their ratios count unless `absolute_sigma`.
+            Complex data go with a model that returns complex numbers: real and
+            imaginary parts count by themselves, 2m numbers of m points.
+        sigma: standard errors of `y`, one or one for each point, of complex `y` those
+            of each part; infinite ones leave their point out. Or, for a `y` of shape
+            (m,), its covariance matrix (m, m), with variances on its diagonal, where
+            standard errors are their roots. Only ratios count unless `absolute_sigma`.
+            With a covariance matrix L Lᵀ points that are left out are dropped from the
+            result too, and chi-square, losses, sandwich and standardised residuals are
+            those of L⁻¹ (y - model).
         p0: starts by name, or one for each parameter in order. What is not given is
             guessed from the data, or 1 for a plain function without defaults.
         bounds: (lower, upper) by name, None for none; in place of the model's own.
@@ -88,16 +98,24 @@ def fit(
         covariance: "gram", "sandwich", or None: the sandwich with a robust loss.
         rowwise: a function of your own treats each point by itself, as the models of
             the library do, so that another number of points compiles nothing.
+        callback: called after each accepted step with a `jaxfit.fitting.Step`, whose
+            `values` are the parameters by name; it has `chi_square`, `nfev` and
+            `number` too. If it returns True or raises StopIteration, the fit ends. The
+            fit then runs one compiled step at a time.
+        time_limit: seconds for the fit from its first evaluation, without compiling;
+            looked at between steps, of which the last is finished.
 
     Returns:
         A `Fit`. `print` it.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be fitted.
-        FitError: the fit found no solution; its attribute `fit` has where it stood.
+        FitError: the fit found no solution, or was stopped; its attribute `fit` has
+            where it stood.
     """
     model = as_model(model)
     check_loss(loss)
+    watch = Watch.of(callback, time_limit, starts)
     asked = problem_from(
         model,
         p0=p0,
@@ -110,20 +128,25 @@ def fit(
     seen = observed(x, y, sigma, nan_policy)
     seen.check_enough()
     method = method_from(loss, options, absolute_sigma, covariance)
-    problem = from_middle(asked.problem, asked.starts, seen.data.x)
+    problem = from_middle(asked.problem.for_data(seen), asked.starts, seen.data.x)
     data_set = DataSet(seen.data, seen.valid, starts_about(problem, asked.starts))
     minima = None
     if starts != 1:
         best = best_of_many(problem, data_set, method, starts, seed)
         data_set, minima = best.data_set, best.minima
+    if watch is None:
+        numbers, remarks = fit_numbers(problem, data_set, method), ()
+    else:
+        numbers, remarks = watched_numbers(problem, data_set, method, watch)
     result = Fit(
         problem=problem,
         observed=seen,
         method=method,
-        numbers=fit_numbers(problem, data_set, method),
+        numbers=numbers,
         minima=minima,
+        remarks=remarks,
     )
-    if result.status == Status.MAX_STEPS:
+    if result.status == Status.MAX_STEPS and time_limit is None:
         result = dataclasses.replace(result, remarks=_creeping(result, data_set))
     if result.status == Status.NONFINITE_START:
         wrong = not_finite(problem, data_set, result.numbers)

@@ -7,21 +7,103 @@ import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
 from jaxfit._programs.arrays import is_masked
-from jaxfit._scipy.arguments import coordinates, real_points
-from jaxfit._scipy.observations import Points, points_where
+from jaxfit._scipy.arguments import complex_points, coordinates, real_points
+from jaxfit._scipy.observations import (
+    Points,
+    checked_sigma,
+    only_points,
+    points_where,
+)
 
 
 class Observed(NamedTuple):
     """Points and which of their points count."""
 
-    data: Points
+    data: Points  # with sigma the Cholesky factor of a covariance, if it has one
     valid: Bool[np.ndarray, "..."] | None  # of the shape of y; None: all
+    is_complex: bool = False  # the last axis of y is the real and the imaginary part
+
+    @property
+    def y(self) -> np.ndarray:
+        """y as the user has it."""
+        return self.shown(self.data.y)
+
+    def shown(self, values: Any) -> Any:
+        """Values of the shape of the data as the user has them: complex, or as is."""
+        return values[..., 0] + 1j * values[..., 1] if self.is_complex else values
+
+    def split(self, values: Any) -> Any:
+        """`shown` undone."""
+        return np.stack([values.real, values.imag], -1) if self.is_complex else values
+
+    def of_each(self, values: Any) -> Any:
+        """What there is one of for each point, for each number of y."""
+        if not self.is_complex or not np.ndim(values):
+            return values
+        return np.repeat(values[..., None], 2, axis=-1)
+
+    def of_points(self, values: Any) -> Any:
+        """`of_each` undone."""
+        return values[..., 0] if self.is_complex and np.ndim(values) else values
+
+    @property
+    def constants(self) -> list[np.ndarray]:
+        """What a constant is among the numbers of y: a complex one has two parts."""
+        shape = np.shape(self.data.y)
+        if not self.is_complex:
+            return [np.ones(shape)]
+        return [np.broadcast_to(part, shape) for part in np.eye(2)]
+
+    @property
+    def is_correlated(self) -> bool:
+        """Whether the covariance of y is given, and not its errors alone."""
+        sigma = self.data.sigma
+        return sigma is not None and np.ndim(sigma) > np.ndim(self.data.y)
 
     @property
     def sigma(self) -> Float[np.ndarray, "..."] | None:
         """The standard errors, of the shape of y."""
         sigma = self.data.sigma
+        if self.is_correlated:
+            return np.sqrt(np.sum(sigma**2, axis=1))
         return None if sigma is None else np.broadcast_to(sigma, np.shape(self.data.y))
+
+    @property
+    def log_sigma(self) -> float:
+        """The sum of the logarithms of sigma; half that of the covariance's det."""
+        if self.is_correlated:
+            return float(np.sum(np.log(self.data.sigma.diagonal())))
+        return (
+            0.0
+            if self.sigma is None
+            else float(np.sum(np.log(self.counted(self.sigma))))
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of a report should know of the data, as sentences."""
+        notes = ["Covariance of y given."] if self.is_correlated else []
+        if self.is_complex:
+            notes.append(
+                "y is complex: its real and imaginary parts count by themselves."
+            )
+        return notes
+
+    def standardized(self, values: Float[np.ndarray, "..."]) -> np.ndarray:
+        """Values of the shape of y in units of sigma: uncorrelated, of variance 1."""
+        sigma = self.data.sigma
+        if self.is_correlated:
+            import scipy.linalg
+
+            return scipy.linalg.solve_triangular(sigma, values, lower=True)
+        with np.errstate(invalid="ignore"):  # of points that do not count
+            return values if sigma is None else values / sigma
+
+    def scattered(self, noise: Float[np.ndarray, "number m"]) -> np.ndarray:
+        """What independent noise of variance 1 becomes, of the points that count."""
+        if self.is_correlated:
+            return noise @ self.data.sigma.T
+        return noise if self.sigma is None else noise * self.counted(self.sigma)
 
     def counted(self, values: Any) -> Any:
         """The points that count of an array, flat; None of None."""
@@ -112,10 +194,20 @@ def observed(
     """
     if nan_policy not in ("raise", "omit"):
         raise ValueError(f"nan_policy is {nan_policy!r}; give 'raise' or 'omit'.")
-    y, x = real_points(y, "y"), coordinates(x)
+    is_complex = np.iscomplexobj(y)
+    y, x = complex_points(y) if is_complex else real_points(y, "y"), coordinates(x)
     leaves, shape = jax.tree.leaves(x), y.shape if points is None else points
     if sigma is not None:
-        sigma = _over_points(sigma, y.shape)
+        sigma = real_points(sigma, "sigma")
+        if points is None and y.ndim == 1 and sigma.ndim == 2:
+            if is_complex:
+                raise ValueError(
+                    f"sigma is a matrix {sigma.shape} and y is complex. Give the "
+                    "standard errors of the parts, or real y: real and imaginary parts "
+                    "one after the other, with their covariance."
+                )
+            return _correlated(Points(x, y, sigma), nan_policy)
+        _check_over_points(sigma, y.shape)
     masked: Any = False
     if any(map(is_masked, (y, sigma, *leaves))):
         masked = points_where(np.ma.getmask, filter(is_masked, leaves), shape)
@@ -135,24 +227,47 @@ def observed(
         valid = valid & np.isfinite(sigma)
     if (infinite := np.isinf(y) & valid).any():
         raise ValueError(f"y has {int(infinite.sum())} infinite values.")
-    return Observed(Points(x, y, sigma), None if valid.all() else valid)
+    seen = Observed(Points(x, y, sigma), None if valid.all() else valid)
+    return _in_parts(seen) if is_complex else seen
+
+
+def _in_parts(seen: Observed) -> Observed:
+    """Complex points as real and imaginary parts along a last axis."""
+    y, sigma, valid = seen.data.y, seen.data.sigma, seen.valid
+    whole = seen._replace(is_complex=True)
+    whole = whole._replace(data=seen.data._replace(y=whole.split(y)))
+    sigma = whole.of_each(sigma)
+    valid = None if valid is None else whole.of_each(valid)
+    return whole._replace(data=whole.data._replace(sigma=sigma), valid=valid)
 
 
 def _is_not_finite(leaf: np.ndarray) -> np.ndarray:
     return ~np.isfinite(leaf)
 
 
-def _over_points(sigma: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Numbers that broadcast to the shape of y."""
-    sigma = real_points(sigma, "sigma")
+def _correlated(data: Points, nan_policy: str) -> Observed:
+    """Points with their covariance, and none that does not count."""
+    y, sigma = data.y, data.sigma
+    if is_masked(sigma) and sigma.shape == (y.size, y.size):
+        y = np.ma.MaskedArray(y, np.ma.getmaskarray(sigma).diagonal())
+    seen = observed(data.x, y, None, nan_policy)
+    whole = seen.data._replace(sigma=np.ma.getdata(sigma))
+    if seen.valid is not None:
+        whole = only_points(whole, seen.valid)
+    factor = checked_sigma(whole.sigma, whole.y.size)
+    return Observed(whole._replace(sigma=factor), None)
+
+
+def _check_over_points(sigma: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> None:
+    """Refuse numbers that do not broadcast to the shape of y."""
     try:
         np.broadcast_to(sigma, shape)
     except ValueError as error:
         raise ValueError(
             f"sigma has the shape {sigma.shape}, which does not broadcast to that of "
-            f"y, {shape}."
+            f"y, {shape}. A covariance matrix (m, m) is for `fit` and a y of shape "
+            "(m,)."
         ) from error
-    return sigma
 
 
 def _standard_errors(

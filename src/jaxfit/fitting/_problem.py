@@ -18,7 +18,8 @@ from jaxfit._core.options import Options
 from jaxfit._numpy.either import xp
 from jaxfit._programs.call import Static
 from jaxfit._programs.host import double_precision
-from jaxfit._scipy.observations import Points
+from jaxfit._scipy.observations import Points, in_units_of
+from jaxfit.fitting._points import Observed
 from jaxfit.losses import Loss
 from jaxfit.models import Model
 from jaxfit.models._guess import far_middle
@@ -44,7 +45,7 @@ class Method(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["model", "fixed", "ties", "lower", "upper", "prior", "origin"],
-    meta_fields=["varied", "rowwise"],
+    meta_fields=["varied", "rowwise", "numbers"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
@@ -59,7 +60,9 @@ class Problem:
         prior: (mean, standard deviation) by name: further residuals.
         origin: where the solver's x counts from, whose vector then holds the parameters
             for that; None: 0. All that stands here is for x as it is.
-        rowwise: "yes" where the user says that the model treats each point by itself.
+        rowwise: "yes" where the user says that the model treats each point by itself,
+            "no" where the data do not; else the model knows.
+        numbers: "complex" where the data have a last axis for real and imaginary part.
     """
 
     model: Model
@@ -71,11 +74,20 @@ class Problem:
     prior: dict[str, tuple[Any, Any]]
     origin: Any = None
     rowwise: str = ""  # a text, which a pytree's structure tells from all others
+    numbers: str = ""
 
     @property
     def is_pointwise(self) -> bool:
         """Whether each point is treated by itself."""
-        return bool(self.rowwise) or self.model.is_pointwise
+        return self.rowwise == "yes" or (
+            self.rowwise != "no" and self.model.is_pointwise
+        )
+
+    def for_data(self, seen: Observed) -> "Problem":
+        """The problem of some data, by what they are."""
+        if seen.is_complex:
+            return dataclasses.replace(self, rowwise="no", numbers="complex")
+        return dataclasses.replace(self, rowwise="no") if seen.is_correlated else self
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -160,19 +172,33 @@ class Problem:
         """The model at the points `at`, in the shape of the data."""
         values = self.model.evaluate(self.points(at), self.about_origin(x))
         values = xp.asarray(values)
-        if np.broadcast_shapes(values.shape, shape) != shape:
+        points = shape[:-1] if self.numbers == "complex" else shape
+        if np.broadcast_shapes(values.shape, points) != points:
             raise ValueError(
                 f"The model {self.model.label} has values of the shape {values.shape}; "
-                f"the data have {shape}. Give x of the shape of y, or for several "
+                f"the data have {points}. Give x of the shape of y, or for several "
                 "coordinates a tuple of arrays."
+            )
+        if self.numbers == "complex":
+            values = xp.stack([xp.real(values), xp.imag(values)], axis=-1)
+        elif np.issubdtype(values.dtype, np.complexfloating):
+            raise TypeError(
+                f"The model {self.model.label} has complex values, and y is real. "
+                "Give complex y, or a model that returns real numbers: jnp.abs(z)."
             )
         return xp.broadcast_to(values, shape)
 
     def residuals(self, x: Vector, data: Points) -> dict[str, Numeric]:
-        """(model - y) / sigma, and (parameter - mean) / deviation for each prior."""
-        rows = self.values(x, data.x, data.y.shape) - data.y
+        """(model - y) / sigma, and (parameter - mean) / deviation for each prior.
+
+        For a covariance L Lᵀ of y that is L⁻¹ (model - y), and sigma is L.
+        """
+        rows, sigma = self.values(x, data.x, data.y.shape) - data.y, data.sigma
+        if sigma is not None:
+            is_matrix = sigma.ndim > rows.ndim
+            rows = in_units_of(sigma, rows) if is_matrix else rows / sigma
         residuals: dict[str, Numeric] = {}
-        residuals["data"] = rows if data.sigma is None else rows / data.sigma
+        residuals["data"] = rows
         if self.prior:
             parameters = self.parameters(x)
             residuals["prior"] = jnp.stack(

@@ -31,8 +31,10 @@ def start_vector(problem: Problem, data_set: DataSet) -> Float[Numeric, " n"]:
     if all(name in starts for name in problem.varied):
         return xp.stack([xp.asarray(starts[name]) for name in problem.varied])
     known = {**starts, **problem.counted(problem.fixed)}
-    points = problem.points(data.x)
-    guess = start_from(problem.model, points, data.y, data_set.valid, known)
+    points, y, valid = problem.points(data.x), data.y, data_set.valid
+    if problem.numbers == "complex":  # the library's models are real
+        y, valid = y[..., 0], None if valid is None else valid[..., 0]
+    guess = start_from(problem.model, points, y, valid, known)
     x0 = xp.stack([guess[name] for name in problem.varied])
     if problem.bounds is not None:
         lower, upper = problem.bounds

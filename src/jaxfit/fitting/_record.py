@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from jaxfit._core.certificate import Status
 from jaxfit._programs.host import unpack
@@ -310,15 +310,20 @@ class Record:
     def goodness(self) -> Goodness:
         """Chi-square and what is computed from it."""
         observed = self.observed
-        y, best = map(observed.counted, (observed.data.y, self.numbers.best))
+
+        def counted(values: np.ndarray) -> np.ndarray:
+            return observed.counted(observed.standardized(values))
+
+        y = observed.data.y
         return goodness(
             chi_square=2 * self.numbers.cost,
             count=int(self.numbers.count),
             varied=len(self.varied),
             absolute=self.absolute_sigma,
-            y=y,
-            residual=y - best,
-            sigma=observed.counted(observed.sigma),
+            y=counted(y),
+            residual=counted(y - self.numbers.best.reshape(y.shape)),
+            units=list(map(counted, observed.constants)),
+            log_sigma=observed.log_sigma,
         )
 
     @property
@@ -372,27 +377,34 @@ class Record:
     # Points
 
     @property
-    def best_fit(self) -> Float[np.ndarray, "..."]:
+    def best_fit(self) -> Inexact[np.ndarray, "..."]:
         """The model's values at the data, in their shape."""
-        return self.numbers.best.reshape(np.shape(self.observed.data.y))
+        observed = self.observed
+        return observed.shown(self.numbers.best.reshape(np.shape(observed.data.y)))
 
     @property
-    def residuals(self) -> Float[np.ndarray, "..."]:
+    def residuals(self) -> Inexact[np.ndarray, "..."]:
         """y - model, in the shape of the data; NaN for points that do not count."""
-        valid, residuals = self.observed.valid, self.observed.data.y - self.best_fit
+        return self.observed.shown(self.real_residuals)
+
+    @property
+    def real_residuals(self) -> Float[np.ndarray, "..."]:
+        """The residuals as `observed.data` has y: complex ones in two parts."""
+        valid, y = self.observed.valid, self.observed.data.y
+        residuals = y - self.numbers.best.reshape(np.shape(y))
         return residuals if valid is None else np.where(valid, residuals, np.nan)
 
     @property
-    def standardized_residuals(self) -> Float[np.ndarray, "..."]:
+    def standardized_residuals(self) -> Inexact[np.ndarray, "..."]:
         """Residuals over their standard deviation: about 1 in size.
 
-        That is sigma, scaled to a reduced chi-square of 1 unless it is known.
+        That is sigma, scaled to a reduced chi-square of 1 unless it is known. For a
+        covariance L Lᵀ of y they are L⁻¹ (y - model), which are uncorrelated.
         """
-        sigma = self.observed.sigma
-        ratio = self.residuals if sigma is None else self.residuals / sigma
-        return (
-            ratio if self.absolute_sigma else ratio / np.sqrt(self.reduced_chi_square)
-        )
+        ratio = self.observed.standardized(self.real_residuals)
+        if not self.absolute_sigma:
+            ratio = ratio / np.sqrt(self.reduced_chi_square)
+        return self.observed.shown(ratio)
 
 
 def listed(names: list[str]) -> str:

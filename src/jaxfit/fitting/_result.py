@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Inexact, PyTree
 
 from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference import _bands, _bootstrap, _intervals
@@ -36,14 +36,15 @@ class Fit(Record):
 
     # Curves
 
-    def predict(self, x: PyTree = None) -> Float[np.ndarray, "..."]:
+    def predict(self, x: PyTree = None) -> Inexact[np.ndarray, "..."]:
         """The model's values at other points, or at the data."""
         return _bands.predicted(self, x)
 
     def confidence_band(self, x: PyTree = None, level: float = 0.95) -> Band:
         """Where the curve is, with this probability at each point.
 
-        By the derivative of the model and the covariance, times Student's t.
+        By the derivative of the model and the covariance, times Student's t. Of a
+        complex curve real and imaginary parts are the bands of the parts.
         """
         return _bands.confidence(self, x, level)
 
@@ -55,7 +56,7 @@ class Fit(Record):
         """
         return _bands.prediction(self, x, level)
 
-    def components(self, x: PyTree = None) -> dict[str, Float[np.ndarray, "..."]]:
+    def components(self, x: PyTree = None) -> dict[str, Inexact[np.ndarray, "..."]]:
         """The values of the parts of a sum by their labels."""
         return _bands.components(self, x)
 

@@ -60,13 +60,20 @@ fitted_in_haste = Tally()
 
 def fit_numbers(problem: Problem, data_set: DataSet, method: Method) -> Numbers:
     """One fit and its numbers, and the model at its points, `best`."""
-    data = data_set.data
-    sigma = None if data.sigma is None else np.broadcast_to(data.sigma, data.y.shape)
-    plain = data_set._replace(data=data._replace(x=None, sigma=sigma))
-    only = jax.tree.map(lambda leaf: np.asarray(leaf)[None], plain)
-    only = only._replace(data=only.data._replace(x=data.x))
+    only = only_one(data_set)
     numbers = batch_numbers(problem, only, Axes.of(only), method, with_values=True)
     return numbers.nth(0)
+
+
+def only_one(data_set: DataSet) -> DataSet:
+    """One data set as many of which it is the only one."""
+    data = data_set.data
+    sigma, shape = data.sigma, np.shape(data.y)
+    if sigma is not None and np.ndim(sigma) <= len(shape):
+        sigma = np.broadcast_to(sigma, shape)
+    plain = data_set._replace(data=data._replace(x=None, sigma=sigma))
+    only = jax.tree.map(lambda leaf: np.asarray(leaf)[None], plain)
+    return only._replace(data=only.data._replace(x=data.x))
 
 
 def batch_numbers(
@@ -134,7 +141,7 @@ def numbers_from(
             x=pad.points(data_sets.data.x),
             shared=inputs.shared,
             method=method._replace(
-                options=_numbers_in(method.options, len(problem.varied))
+                options=numbers_in(method.options, len(problem.varied))
             ),
             place=None if way.mesh is None else Static(way.mesh),
         )
@@ -194,7 +201,8 @@ def _for_each(
     def of_points(values: Any, is_own: bool) -> Any:
         if values is None or is_own:
             return values
-        return np.broadcast_to(values, (number, *shape))
+        own = shape if np.ndim(values) <= len(shape) else np.shape(values)
+        return np.broadcast_to(values, (number, *own))
 
     bounds = inputs.bounds
     if bounds is not None and not is_each.bounds:
@@ -324,7 +332,7 @@ def _with_sandwiches(
     return jax.vmap(robust, in_axes)(inputs.y, inputs.sigma, inputs.weights, ends)
 
 
-def _numbers_in(options: Options | None, n: int) -> Options:
+def numbers_in(options: Options | None, n: int) -> Options:
     """Options with numbers of NumPy for all, whatever was given: one program."""
     if options is None:
         return _default_numbers(n)
@@ -334,7 +342,7 @@ def _numbers_in(options: Options | None, n: int) -> Options:
 @functools.cache
 def _default_numbers(n: int) -> Options:
     """The options of which none is given."""
-    return _numbers_in(Options(), n)
+    return numbers_in(Options(), n)
 
 
 def devices_for(number: int) -> Mesh | None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Inexact, PyTree
 
 from jaxfit._programs.host import computed
 from jaxfit._rows.residuals import jacobian
@@ -17,11 +17,14 @@ from jaxfit.fitting._record import AtSolver, Record
 from jaxfit.fitting.inference._statistics import quantile
 from jaxfit.models import Model
 
-Curve = Float[np.ndarray, "..."]
+Curve = Inexact[np.ndarray, "..."]
 
 
 class Band(NamedTuple):
-    """A curve and its band; all of the shape of x."""
+    """A curve and its band; all of the shape of x.
+
+    Of a complex curve the real and imaginary parts are the bands of the parts.
+    """
 
     value: np.ndarray
     lower: np.ndarray
@@ -38,7 +41,9 @@ class _Values(NamedTuple):
 
 def predicted(record: Record, x: PyTree) -> Curve:
     """The model's values, see `Fit.predict`."""
-    return record.best_fit if x is None else _values(record, x).value
+    if x is None:
+        return record.best_fit
+    return record.observed.shown(_values(record, x).value)
 
 
 def confidence(record: Record, x: PyTree, level: float) -> Band:
@@ -51,8 +56,8 @@ def prediction(record: Record, x: PyTree, level: float) -> Band:
     observed, scatter = record.observed, np.float64(1.0)
     if x is None and observed.sigma is not None:
         scatter = observed.sigma
-    elif observed.data.sigma is not None and np.size(observed.data.sigma) == 1:
-        scatter = np.ravel(observed.data.sigma)[0]
+    elif observed.sigma is not None and np.size(observed.data.sigma) == 1:
+        scatter = np.ravel(observed.sigma)[0]
     if not record.absolute_sigma:
         scatter = scatter * np.sqrt(record.reduced_chi_square)
     values = _values(record, x)
@@ -88,12 +93,13 @@ def curves(record: BatchRecord, x: PyTree) -> Curve:
 
 def _around(record: Record, values: _Values, level: float) -> Band:
     reach = quantile(level, record.dof, record.absolute_sigma) * values.stderr
-    return Band(
+    band = Band(
         value=values.value,
         lower=values.value - reach,
         upper=values.value + reach,
         stderr=values.stderr,
     )
+    return Band(*map(record.observed.shown, band))
 
 
 def _values(record: Record, x: PyTree) -> _Values:
@@ -115,6 +121,8 @@ def _points(record: Record, x: PyTree) -> PyTree:
 
 def _values_and_errors(problem: Problem, points: PyTree, solution: AtSolver) -> _Values:
     shape = _shape_of(problem.model, points, problem.about_origin(solution.x))
+    if problem.numbers == "complex":
+        shape = *shape, 2
 
     def curve(x: Float[Array, " n"]) -> Float[Numeric, " m"]:
         return problem.values(x, points, shape).ravel()
@@ -126,7 +134,7 @@ def _values_and_errors(problem: Problem, points: PyTree, solution: AtSolver) -> 
 
 def _components(
     problem: Problem, points: PyTree, x: Float[Array, " n"]
-) -> list[Float[Array, "..."]]:
+) -> list[Inexact[Array, "..."]]:
     points, parameters = problem.points(points), problem.about_origin(x)
     shape = _shape_of(problem.model, points, parameters)
     return [
@@ -137,7 +145,7 @@ def _components(
 
 def _curves(
     problem: Problem, points: PyTree, vectors: Float[Array, "N n"]
-) -> Float[Array, "N ..."]:
+) -> Inexact[Array, "N ..."]:
 
     def one(x: Float[Array, " n"]) -> Any:
         return problem.model.evaluate(problem.points(points), problem.about_origin(x))

@@ -1,5 +1,6 @@
 """The bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, 9)."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +58,11 @@ def bootstrap(
         )
     if record.dof <= 0 and resample != "case":
         raise ValueError("No degree of freedom is left: there are no residuals.")
+    if record.observed.is_correlated and resample == "case":
+        raise ValueError(
+            "resample='case' draws points by themselves, and these have a covariance. "
+            "Give 'residual' or 'parametric', which keep it."
+        )
     x = record.numbers.at_solver.x
     method = record.method._replace(absolute=np.bool_(True))
     random = np.random.default_rng(seed)
@@ -83,43 +89,40 @@ def _samples(
     """The data of samples: points drawn anew, or the model with noise."""
     observed = record.observed
     y = observed.data.y
-    index = np.flatnonzero(
-        np.ones(y.shape) if observed.valid is None else observed.valid
-    )
+    valid = np.ones(y.shape, bool) if observed.valid is None else observed.valid
     data_set = DataSet(observed.data, observed.valid)
     if resample == "case":
+        shape = np.shape(observed.y)
+        index = np.flatnonzero(valid[..., 0] if observed.is_complex else valid)
         drawn = random.integers(0, len(index), (number, len(index)))
-        counts = np.zeros((number, y.size))
+        counts = np.zeros((number, math.prod(shape)))
         np.add.at(counts, (np.arange(number)[:, None], index[drawn]), 1)
-        weights = counts.reshape(number, *y.shape)
+        weights = observed.of_each(counts.reshape(number, *shape))
         return _Samples(data_set._replace(valid=weights), Axes(valid=0, shared=True))
     draw = _normal_noise if resample == "parametric" else _drawn_residuals
     drawn = np.broadcast_to(y.ravel(), (number, y.size)).copy()
-    drawn[:, index] = observed.counted(record.best_fit) + draw(record, random, number)
+    best = observed.counted(record.numbers.best)
+    drawn[:, np.flatnonzero(valid)] = best + draw(record, random, number)
     data = observed.data._replace(y=drawn.reshape(number, *y.shape))
     return _Samples(data_set._replace(data=data), Axes())
-
-
-def _unit(record: Record) -> Any:
-    """The standard errors of the points that count, or 1."""
-    sigma = record.observed.counted(record.observed.sigma)
-    return 1.0 if sigma is None else sigma
 
 
 def _normal_noise(
     record: Record, random: np.random.Generator, number: int
 ) -> Float[np.ndarray, "number m"]:
     scale = 1.0 if record.absolute_sigma else np.sqrt(record.reduced_chi_square)
-    points = record.observed.counted(record.best_fit).size
-    return _unit(record) * (scale * random.normal(size=(number, points)))
+    points = record.observed.counted(record.numbers.best).size
+    noise = scale * random.normal(size=(number, points))
+    return record.observed.scattered(noise)
 
 
 def _drawn_residuals(
     record: Record, random: np.random.Generator, number: int
 ) -> Float[np.ndarray, "number m"]:
     """Residuals drawn among all, as large as the errors are."""
-    residuals = record.observed.counted(record.residuals) / _unit(record)
+    observed = record.observed
+    residuals = observed.counted(observed.standardized(record.real_residuals))
     points = residuals.size
     residuals = residuals - residuals.mean()
     residuals = residuals * np.sqrt(points / max(record.dof, 1))
-    return _unit(record) * residuals[random.integers(0, points, (number, points))]
+    return observed.scattered(residuals[random.integers(0, points, (number, points))])

@@ -28,7 +28,8 @@ def goodness(
     absolute: bool,
     y: Float[np.ndarray, " m"],
     residual: Float[np.ndarray, " m"],
-    sigma: Float[np.ndarray, " m"] | None,
+    units: list[Float[np.ndarray, " m"]],
+    log_sigma: float,
 ) -> Goodness:
     """The usual measures.
 
@@ -38,11 +39,12 @@ def goodness(
         varied: parameters that varied.
         absolute: sigma is known; otherwise its scale is estimated, and the likelihood
             is the one at the best scale.
-        y, residual, sigma: the points that count, flat; sigma None for 1.
+        y, residual: the points that count in units of sigma, flat.
+        units: what a constant 1 is in these; of complex y one for each part.
+        log_sigma: the sum of its logarithms.
     """
     dof = count - varied
-    scale = 0.0 if sigma is None else float(np.sum(np.log(sigma)))
-    constant = -0.5 * count * math.log(2 * math.pi) - scale
+    constant = -0.5 * count * math.log(2 * math.pi) - log_sigma
     if absolute:
         fit_term = chi_square
         log_likelihood = constant - 0.5 * chi_square
@@ -58,7 +60,7 @@ def goodness(
         dof=dof,
         chi_square=chi_square,
         reduced_chi_square=chi_square / dof if dof > 0 else math.nan,
-        r_squared=_r_squared(y, residual, sigma),
+        r_squared=_r_squared(y, residual, units),
         log_likelihood=log_likelihood,
         aic=aic,
         aicc=aic + correction,
@@ -69,16 +71,14 @@ def goodness(
 def _r_squared(
     y: Float[np.ndarray, " m"],
     residual: Float[np.ndarray, " m"],
-    sigma: Float[np.ndarray, " m"] | None,
+    units: list[Float[np.ndarray, " m"]],
 ) -> float:
-    """1 - SS(residuals) / SS(y about its mean), both weighted by 1/sigma²."""
+    """1 - SS(residuals) / SS(y about its mean), all in units of sigma."""
     if not len(y):
         return math.nan
-    weight = np.ones(len(y)) if sigma is None else sigma**-2.0
-    about_mean = y - (weight @ y) / weight.sum()
-    total = float((weight * about_mean) @ about_mean)
-    unexplained = float((weight * residual) @ residual)
-    return 1 - unexplained / total if total > 0 else math.nan
+    about_mean = y - sum(unit * ((unit @ y) / (unit @ unit)) for unit in units)
+    total = float(about_mean @ about_mean)
+    return 1 - float(residual @ residual) / total if total > 0 else math.nan
 
 
 def pattern(residual: Float[np.ndarray, " m"]) -> float:

@@ -4,7 +4,7 @@ Each function makes a figure and returns it; nothing is shown or saved.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxfit.fitting.inference._intervals import SIGMAS, Contour, Level
 from jaxfit.fitting.inference._statistics import joint_threshold, quantile
 
 DATA = {"color": "0.35", "markersize": 3.5, "linewidth": 0.8}
-CURVE, BAND = "C3", "C3"
+CURVE = "C3"
 PARTS = "C0", "C1", "C2", "C4", "C5", "C6", "C8", "C9"
 FINE = 500  # points of a curve
 
@@ -52,7 +52,8 @@ def fit(
     plt = pyplot()
     if isinstance(record.observed.data.x, (tuple, list)):
         return _image(record, plt, title)
-    points = _points(record)
+    parts = parts_of(record.observed.y)
+    series = [_points(record, part) for part in parts]
     panels = 2 if residuals else 1
     figure, axes = plt.subplots(
         nrows=panels,
@@ -63,14 +64,15 @@ def fit(
         layout="constrained",
     )
     main = axes[0, 0]
-    main.errorbar(
-        points.x, points.y, fmt="o", label="data", zorder=2, **points.bars, **DATA
-    )
     main.set_xscale(xscale)
-    fine = fine_points(points.x, xscale)
-    if components and len(record.model.parts) > 1:
-        _draw_components(record, main, fine)
-    _draw_band(record, main, fine, level)
+    fine = fine_points(series[0].x, xscale)
+    for part, points in zip(parts, series, strict=True):
+        style = points.bars | part.marks
+        label = f"data{part.name}"
+        main.errorbar(points.x, points.y, fmt="o", label=label, zorder=2, **style)
+        if components and len(record.model.parts) > 1:
+            _draw_components(record, main, fine, part)
+        _draw_band(record, main, fine, level, part)
     main.set_ylabel(ylabel)
     main.legend(frameon=False, fontsize="small")
     heading = title if title is not None else record.model.label
@@ -78,34 +80,67 @@ def fit(
     if residuals:
         lower = axes[1, 0]
         lower.axhline(0, color="0.6", linewidth=0.8)
-        lower.errorbar(points.x, points.residual, fmt="o", **points.bars, **DATA)
+        for part, points in zip(parts, series, strict=True):
+            style = points.bars | part.marks
+            lower.errorbar(points.x, points.residual, fmt="o", **style)
         lower.set_ylabel("residual")
     axes[-1, 0].set_xlabel(xlabel)
     return figure
 
 
-def _draw_components(record: Record, axis: Any, x: Float[np.ndarray, " m"]) -> None:
-    parts = _bands.components(record, x)
+class Part(NamedTuple):
+    """What is drawn of values: all, or the real or imaginary part."""
+
+    name: str
+    of: Callable
+    data: str  # colors
+    curve: str
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """The style of its points."""
+        return DATA | {"color": self.data}
+
+
+ALL = Part("", np.asarray, DATA["color"], CURVE)
+COMPLEX = [
+    Part(", real", np.real, "C3", "C3"),
+    Part(", imaginary", np.imag, "C0", "C0"),
+]
+
+
+def parts_of(y: np.ndarray) -> list[Part]:
+    """What is drawn of data."""
+    return COMPLEX if np.iscomplexobj(y) else [ALL]
+
+
+def _draw_components(
+    record: Record, axis: Any, x: Float[np.ndarray, " m"], part: Part
+) -> None:
+    components = _bands.components(record, x)
+    style = "--" if part.of is not np.imag else ":"
     for (label, values), color in zip(
-        parts.items(), itertools.cycle(PARTS), strict=False
+        components.items(), itertools.cycle(PARTS), strict=False
     ):
-        axis.plot(x, values, "--", color=color, linewidth=1.2, label=label)
+        label = f"{label}{part.name}"
+        axis.plot(x, part.of(values), style, color=color, linewidth=1.2, label=label)
 
 
 def _draw_band(
-    record: Record, axis: Any, x: Float[np.ndarray, " m"], level: float
+    record: Record, axis: Any, x: Float[np.ndarray, " m"], level: float, part: Part
 ) -> None:
-    band = _bands.confidence(record, x, level)
+    value, lower, upper, _ = map(part.of, _bands.confidence(record, x, level))
     axis.fill_between(
         x,
-        band.lower,
-        band.upper,
-        color=BAND,
+        lower,
+        upper,
+        color=part.curve,
         alpha=0.25,
         linewidth=0,
-        label=f"{level:.0%} band",
+        label=f"{level:.0%} band{part.name}",
     )
-    axis.plot(x, band.value, color=CURVE, linewidth=1.6, label="fit", zorder=3)
+    label = f"fit{part.name}"
+    axis.plot(x, value, color=part.curve, linewidth=1.6, label=label, zorder=3)
 
 
 def standardized_residuals(record: Record, xlabel: str) -> Any:
@@ -114,11 +149,11 @@ def standardized_residuals(record: Record, xlabel: str) -> Any:
 
     plt = pyplot()
     observed = record.observed
-    ratio = observed.counted(record.standardized_residuals)
+    ratio = observed.counted(observed.split(record.standardized_residuals))
     x = observed.data.x
     is_tuple = isinstance(x, (tuple, list))
-    is_line = not is_tuple and np.shape(x) == np.shape(observed.data.y)
-    place = observed.counted(x) if is_line else np.arange(ratio.size)
+    is_line = not is_tuple and np.shape(x) == np.shape(observed.y)
+    place = observed.counted(observed.of_each(x)) if is_line else np.arange(ratio.size)
     figure, (a, b) = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
     a.axhspan(-1, 1, color="0.92", zorder=0)
     a.axhline(0, color="0.6", linewidth=0.8)
@@ -246,21 +281,25 @@ class _Points(NamedTuple):
         return {} if self.sigma is None else {"yerr": self.sigma, "elinewidth": 0.7}
 
 
-def _points(record: Record) -> _Points:
+def _points(record: Record, part: Part) -> _Points:
     observed = record.observed
-    data = observed.data
-    if np.shape(data.x) != np.shape(data.y):
+    x, y = np.asarray(observed.data.x), observed.y
+    if x.shape != y.shape:
         raise ValueError(
-            f"x has the shape {np.shape(data.x)} and y {np.shape(data.y)}; "
-            "only curves and images are drawn."
+            f"x has the shape {x.shape} and y {y.shape}; only curves and images are "
+            "drawn."
         )
-    order = np.argsort(observed.counted(data.x), kind="stable")
-    sigma = observed.counted(observed.sigma)
+    sigma, valid = (
+        observed.of_points(observed.sigma),
+        observed.of_points(observed.valid),
+    )
+    counts = np.flatnonzero(np.ones(y.shape) if valid is None else valid)
+    order = counts[np.argsort(x.ravel()[counts], kind="stable")]
     return _Points(
-        x=observed.counted(data.x)[order],
-        y=observed.counted(data.y)[order],
-        sigma=None if sigma is None else sigma[order],
-        residual=observed.counted(record.residuals)[order],
+        x=x.ravel()[order],
+        y=part.of(y).ravel()[order],
+        sigma=None if sigma is None else sigma.ravel()[order],
+        residual=part.of(record.residuals).ravel()[order],
     )
 
 
@@ -278,7 +317,9 @@ def fine_points(x: Float[np.ndarray, " m"], xscale: str) -> Float[np.ndarray, " 
 def _image(record: Record, plt: Any, title: str | None) -> Any:
     """A figure of points, model and residuals of a function of two coordinates."""
     x = record.observed.data.x
-    shape = np.shape(record.observed.data.y)
+    shape = np.shape(record.observed.y)
+    if record.observed.is_complex:
+        raise ValueError("Complex data over several coordinates are not drawn.")
     panels = {"data": record.observed.data.y, "fit": record.best_fit}
     top = np.nanmax([np.nanmax(v) for v in panels.values()])
     low = np.nanmin([np.nanmin(v) for v in panels.values()])

@@ -9,7 +9,13 @@ from jaxtyping import Float
 from jaxfit._core.certificate import Status
 from jaxfit.fitting._batch_record import BatchRecord
 from jaxfit.fitting.inference import _bands
-from jaxfit.fitting.output._plot import CURVE, DATA, fine_points, grid_of, pyplot
+from jaxfit.fitting.output._plot import (
+    DATA,
+    fine_points,
+    grid_of,
+    parts_of,
+    pyplot,
+)
 
 
 def maps(record: BatchRecord, names: Iterable[str] | None, errors: bool) -> Any:
@@ -53,8 +59,10 @@ def several(record: BatchRecord, indices: Iterable[Any] | None, xscale: str) -> 
     curves = _bands.curves(record, fine)
     grid = grid_of(plt, len(indices), 2.8, 2.1, columns=3)
     for axis, index in zip(grid.axes, indices, strict=False):
-        axis.plot(record.x[order], record.y[index][order], "o", **DATA)
-        axis.plot(fine, curves[index], color=CURVE)
+        for part in parts_of(record.y):
+            values = part.of(record.y[index])
+            axis.plot(record.x[order], values[order], "o", **part.marks)
+            axis.plot(fine, part.of(curves[index]), color=part.curve)
         axis.set_xscale(xscale)
         label = ", ".join(str(int(i)) for i in index)
         axis.set_title(label, fontsize="small")

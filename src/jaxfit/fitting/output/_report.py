@@ -24,7 +24,13 @@ def one_line(record: Record) -> str:
 
 def short(record: Record) -> str:
     """What `print` shows: how it ended, the parameters, what to look at."""
-    lines = [*_wrapped(headline(record)), _measures(record), "", *_table(record)]
+    lines = [
+        *_wrapped(headline(record)),
+        _measures(record),
+        *_notes(record),
+        "",
+        *_table(record),
+    ]
     return "\n".join(lines + _warned(record))
 
 
@@ -34,6 +40,7 @@ def long(record: Record) -> str:
         *_wrapped(headline(record)),
         *_wrapped(f"Errors: {record.covariance_kind}."),
         *_method(record),
+        *_notes(record),
         "",
         *_criteria(record),
         "",
@@ -54,13 +61,15 @@ def headline(record: Record) -> str:
 def failure(record: Record) -> str:
     """The message of a fit that found nothing."""
     values = ", ".join(f"{n} = {v:.6g}" for n, v in record.values.items())
+    advice = "Try other starts (p0=...), bounds, or starts=64; the"
+    if record.status == Status.STOPPED:
+        advice = "The"
     return (
         f"{record.model.label} found no solution. {record.message} After "
-        f"{record.nfev} evaluations it stood at {values}, chi-square "
+        f"{_counted(record.nfev, 'evaluation')} it stood at {values}, chi-square "
         f"{2 * record.numbers.cost:.6g}. "
         f"{''.join(f'{remark} ' for remark in record.remarks)}"
-        "Try other starts (p0=...), bounds, or starts=64; the exception's attribute "
-        "`fit` can be printed and plotted."
+        f"{advice} exception's attribute `fit` can be printed and plotted."
     )
 
 
@@ -101,6 +110,11 @@ def _warned(record: Record) -> list[str]:
     """The warnings as lines, behind an empty one."""
     lines = [line for text in warnings(record) for line in _wrapped(text, "! ", "  ")]
     return ["", *lines] if lines else []
+
+
+def _notes(record: Record) -> list[str]:
+    """Lines about the data."""
+    return [line for note in record.observed.notes for line in _wrapped(note)]
 
 
 # Tables
@@ -258,8 +272,9 @@ def html(record: Record) -> str:
             + "</tr>"
         )
     words = "".join(f"<li>{_html.escape(text)}</li>" for text in warnings(record))
+    head = [headline(record), _measures(record), *record.observed.notes]
     return (
-        f"<p>{_html.escape(headline(record))}<br>{_html.escape(_measures(record))}</p>"
+        f"<p>{'<br>'.join(map(_html.escape, head))}</p>"
         "<table><thead><tr><th></th><th>value</th><th>std. error</th><th></th>"
         f"<th></th><th></th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
         + (f"<ul>{words}</ul>" if words else "")

@@ -40,6 +40,7 @@ def save(record: Record, path: Any) -> None:
         "model": _described(record.model),
         "origin": None if problem.origin is None else float(problem.origin),
         "ties": sorted(problem.ties),
+        "is_complex": observed.is_complex,
         "x": _x_form(observed.data.x, x_structure),
         "absolute_sigma": record.absolute_sigma,
         "covariance": method.covariance.value,
@@ -74,9 +75,10 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
     leaves = [arrays[f"x{i}"] for i in range(len(arrays)) if f"x{i}" in arrays]
     data = Points(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))
+    observed = Observed(data, arrays.get("valid"), head.get("is_complex", False))
     return Record(
-        problem=_problem_from(file, path, model, tie or {}),
-        observed=Observed(data, arrays.get("valid")),
+        problem=_problem_from(file, path, model, tie or {}).for_data(observed),
+        observed=observed,
         method=method_from(
             head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1]),
             _options_from(head["options"]),

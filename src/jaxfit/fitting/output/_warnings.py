@@ -93,7 +93,9 @@ def _strongly_correlated(record: Record) -> Iterator[str]:
 
 
 def _on_one_side(record: Record) -> Iterator[str]:
-    residuals = record.observed.counted(record.residuals)
+    if record.observed.is_correlated:
+        return
+    residuals = record.observed.counted(record.real_residuals)
     size = np.max(np.abs(record.observed.counted(record.observed.data.y)))
     if len(residuals) >= FEW and _is_of_one_sign(residuals, ROUNDING * size):
         where = "below" if residuals[0] > 0 else "above"
@@ -166,13 +168,15 @@ def _is_of_one_sign(values: Float[np.ndarray, " m"], rounding: float) -> bool:
 
 def _runs(record: Record) -> float:
     """The runs test on the residuals in the order of the first coordinate."""
-    x, y = record.observed.data.x, np.shape(record.observed.data.y)
+    observed = record.observed
+    x, y = observed.data.x, np.shape(observed.y)
     axis = x[0] if isinstance(x, (tuple, list)) else x
     if not hasattr(axis, "shape") or axis.shape != y or len(y) != 1:
         return 0.0
-    residuals = record.observed.counted(record.residuals)
-    order = np.argsort(record.observed.counted(axis), kind="stable")
-    return pattern(residuals[order])
+    residuals = observed.standardized(record.real_residuals)
+    order = np.argsort(axis, kind="stable")
+    ordered = residuals.reshape(len(axis), -1)[order].T  # complex ones in two parts
+    return min(pattern(part[np.isfinite(part)]) for part in ordered)
 
 
 WARNINGS: tuple[Callable[[Record], Iterator[str]], ...] = (
