@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
+from jaxfit._numpy.either import is_numpy
 from jaxfit._programs.outside import Outside
 
 POINTS = 3  # that are remembered
@@ -42,12 +43,14 @@ class Differences(NamedTuple):
     is_backward: bool = False  # the steps go the other way
 
     def linearized(
-        self, values: Callable[[np.ndarray], np.ndarray], p: Float[np.ndarray, " n"]
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, values: Callable[[np.ndarray], PyTree], p: Float[np.ndarray, " n"]
+    ) -> tuple[PyTree, PyTree]:
         """Values at p and, with a last axis, their derivatives; NaN if they are not
         finite."""
-        at_p = values(p)
-        matrix = np.full((*at_p.shape, p.size), np.nan, at_p.dtype)
+        result = values(p)
+        leaves, structure = jax.tree.flatten(result)
+        at_p = _joined(result)
+        matrix = np.full((at_p.size, p.size), np.nan, at_p.dtype)
         if np.isfinite(at_p).all():
             rule, of_each = _RULES[self.rule], self._of_each(p)
             for k, (value, typical, relative, *bounds) in enumerate(of_each):
@@ -56,11 +59,36 @@ class Differences(NamedTuple):
                 def along(change: complex, k: int = k) -> np.ndarray:
                     moved = p.astype(type(change))
                     moved[k] += change
-                    return values(moved)
+                    return _joined(values(moved))
 
                 room = _Room(bounds[0] - value, bounds[1] - value)
-                matrix[..., k] = rule(along, at_p, step, room)
-        return at_p, matrix
+                matrix[:, k] = rule(along, at_p, step, room)
+        ends = np.cumsum([leaf.size for leaf in leaves])
+        parts = zip(np.split(matrix, ends[:-1]), leaves, strict=True)
+        slopes = [part.reshape(*leaf.shape, p.size) for part, leaf in parts]
+        return result, jax.tree.unflatten(structure, slopes)
+
+    def of(self, numbers: list[int], places: list[int]) -> "Differences":
+        """For some of the parameters, where they are single numbers.
+
+        Args:
+            numbers: the places of all that are, for which it was made.
+            places: of those that move.
+        """
+        if not set(places) <= set(numbers):
+            return Differences(self.rule, self.relative_step)
+        chosen = [numbers.index(place) for place in places]
+
+        def among(given: Any) -> Any:
+            is_each = np.shape(given) == (len(numbers),)
+            return np.asarray(given)[chosen] if is_each else given
+
+        return self._replace(
+            relative_step=among(self.relative_step),
+            lower=among(self.lower),
+            upper=among(self.upper),
+            typical=among(self.typical),
+        )
 
     def _of_each(self, p: Float[np.ndarray, " n"]) -> Iterator[tuple[float, ...]]:
         """Of each parameter: value, typical size, relative step, bounds."""
@@ -87,6 +115,14 @@ class Differences(NamedTuple):
             step = RELATIVE_STEPS[self.rule] * max(typical or 1.0, size)
         step = -step if (value < 0) != self.is_backward else step
         return (value + step) - value  # what it is after rounding
+
+
+def _joined(tree: PyTree) -> Shaped[np.ndarray, " m"]:
+    """All arrays as one vector."""
+    leaves = jax.tree.leaves(tree)
+    if len(leaves) == 1:
+        return leaves[0].ravel()
+    return np.concatenate([leaf.ravel() for leaf in leaves])
 
 
 class _Room(NamedTuple):
@@ -199,6 +235,8 @@ class OnHost(Outside):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure = jax.tree.flatten((args, kwargs))
+        if is_numpy(*leaves):
+            return values_of(self.function(*args, **kwargs))
         is_array = tuple(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves)
         pairs = list(zip(leaves, is_array, strict=True))
         arrays = [jnp.asarray(leaf) for leaf, flag in pairs if flag]
@@ -249,7 +287,8 @@ class OnHost(Outside):
         """
         here = self.at_point(values, p, form, is_constant=False)
         back = self.differences._replace(is_backward=not self.differences.is_backward)
-        return AtPoint(here.values, here.slopes - back.linearized(values, p)[1], form)
+        other = back.linearized(values, p)[1]
+        return AtPoint(here.values, jax.tree.map(np.subtract, here.slopes, other), form)
 
     def at_point(
         self,
@@ -292,7 +331,8 @@ class OnHost(Outside):
             return self._values(question, others)
 
         p = np.concatenate([arrays[k].ravel() for k in places])
-        return self.differences.linearized(at, p)
+        numbers = [k for k, array in enumerate(arrays) if not array.ndim]
+        return self.differences.of(numbers, places).linearized(at, p)
 
     def _values(self, question: _Question, arrays: Sequence[np.ndarray]) -> np.ndarray:
         copies = [array.copy() if array.ndim else array[()] for array in arrays]
@@ -321,14 +361,17 @@ class AtPoint(eqx.Module):
     slopes: Any
     form: str = eqx.field(static=True)
 
-    def __call__(self, *args: Any, **_: Any) -> Array:
-        values = jnp.asarray(self.values)
+    def __call__(self, *args: Any, **_: Any) -> PyTree:
         if self.slopes is None:
-            return values
+            return jax.tree.map(jnp.asarray, self.values)
         p = jnp.asarray(args[0]) if self.form == "vector" else jnp.stack(args[1:])
         moved = p - jax.lax.stop_gradient(p)  # zero
         moved = jnp.where(p > 0, moved, moved)  # it may have a kink, for all we know
-        return values + jnp.matmul(self.slopes, moved, precision="highest")
+
+        def near(value: Any, slope: Any) -> Array:
+            return value + jnp.matmul(slope, moved, precision="highest")
+
+        return jax.tree.map(near, self.values, self.slopes)
 
 
 def fresh(tree: PyTree) -> PyTree:

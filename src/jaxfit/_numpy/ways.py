@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from jaxfit._numpy.either import is_numpy
 from jaxfit._numpy.host import Differences, OnHost, OutShape, fresh, values_of
 from jaxfit._programs.call import INPUTS
 from jaxfit._programs.errors import place_of
@@ -165,7 +166,15 @@ class SpeakingNumPy(Wrapper):
     def __reduce__(self) -> tuple:
         return SpeakingNumPy, (self.function,)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SpeakingNumPy) and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash((SpeakingNumPy, self.function))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_numpy(*jax.tree.leaves((args, kwargs))):
+            return self.function(*args, **kwargs)
         from jaxfit._numpy.compile import speaking_numpy  # seldom needed
 
         return speaking_numpy(self.function)(*args, **kwargs)

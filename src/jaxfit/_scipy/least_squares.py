@@ -64,11 +64,11 @@ def least_squares(
     """Minimise half the sum of squares of `fun`: SciPy's `least_squares`, compiled.
 
     `fun` may be written with NumPy or with `jax.numpy`; what cannot be compiled NumPy
-    computes itself, see `jaxfit.HostModelWarning`. The path, the stopping tests and the results are those
-    of SciPy's method "trf" with an exact Jacobian; the whole fit is one compiled
-    program, in float64. Status and success follow SciPy's tests, which can pass far
-    from a solution: `certified` says whether the point satisfies the certificate of
-    `jaxfit.Solution`.
+    computes itself, see `jaxfit.HostModelWarning`. The path, the stopping tests and the
+    results are those of SciPy's method "trf" with an exact Jacobian; the whole fit is
+    one compiled program, in float64. Status and success follow SciPy's tests, which can
+    pass far from a solution: `certified` says whether the point satisfies the
+    certificate of `jaxfit.Solution`.
 
     Args:
         fun: `fun(x, *args, **kwargs)` returns the residuals (m,), or a number.

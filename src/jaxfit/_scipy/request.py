@@ -69,7 +69,7 @@ class ScipyRequest(NamedTuple):
         return self._replace(f=f, jac=jac)
 
     def spread(self, door: Door, x: np.ndarray) -> "ScipyRequest | None":
-        """With what differences vary by in place of derivatives; None: they are exact."""
+        """With what differences vary by for derivatives; None: they are exact."""
         f = self.f
         if not isinstance(f, OnHost) or self.jac is not None:
             return None
@@ -81,7 +81,9 @@ class ScipyRequest(NamedTuple):
         """The function of the parameters alone."""
 
         def at(x: np.ndarray) -> np.ndarray:
-            return values_of(door.call(function.function, x, fresh(self.data)))
+            values = door.call(function.function, x, fresh(self.data))
+            is_tree = isinstance(values, dict)
+            return jax.tree.map(values_of, values) if is_tree else values_of(values)
 
         return at
 

@@ -15,6 +15,7 @@ from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import method_from, problem_from
 from jaxfit.fitting._batch_record import Labels
 from jaxfit.fitting._batch_result import BatchFit
+from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._points import Axes, DataSet, Observed, observed
 from jaxfit.fitting._problem import from_middle, starts_about
 from jaxfit.fitting._record import Numbers
@@ -41,6 +42,7 @@ def fit_batch(
     covariance: str | None = None,
     rowwise: bool = False,
     progress: bool = False,
+    host: bool = False,
 ) -> BatchFit:
     """Fit one model to many data sets: pixels, voxels, wells, spectra.
 
@@ -48,7 +50,7 @@ def fit_batch(
 
     Args:
         model, bounds, fixed, loss, options, tie, prior, absolute_sigma, covariance,
-            rowwise: those of `fit`.
+            rowwise, host: those of `fit`.
         x: the coordinates that all share: (m,), or a tuple of arrays for several. For
             an `xarray.DataArray` as `Y` also the name of one of its dimensions.
         Y: data, the shape of x behind any leading dimensions: (N, m), (rows, columns,
@@ -85,8 +87,6 @@ def fit_batch(
     terms = {"bounds": bounds, "fixed": fixed, "tie": tie, "prior": prior}
     asked = problem_from(model, p0=p0, rowwise=rowwise, **terms)
     starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
-    problem = from_middle(asked.problem.for_data(seen), asked.starts, seen.data.x)
-    flat = _flat(seen, starts_about(problem, starts), lead)
     settings = terms | {
         "sigma": seen.of_points(seen.data.sigma),
         "loss": loss,
@@ -94,21 +94,34 @@ def fit_batch(
         "absolute_sigma": absolute_sigma,
         "covariance": covariance,
         "rowwise": rowwise,
+        "host": bool(host),
     }
     method = method_from(loss, options, absolute_sigma, covariance)
-    numbers = batch_numbers(
-        problem, flat.data_sets, flat.axes, method, progress=progress
-    )
-    _forget_empty(numbers, flat.data_sets.valid)
-    return BatchFit(
-        problem=problem,
-        x=seen.data.x,
-        y=seen.y,
-        settings=settings,
-        numbers=numbers,
-        shape=lead,
-        labels=plain.labels,
-    )
+
+    def fitted(spoken: Asked) -> BatchFit:
+        given = asked.starts
+        problem = from_middle(spoken.problem.for_data(seen), given, seen.data.x)
+        flat = _flat(seen, starts_about(problem, starts), lead)
+        numbers = batch_numbers(
+            problem,
+            flat.data_sets,
+            flat.axes,
+            spoken.method(method),
+            progress=progress,
+        )
+        spoken.check(seen.data.x, numbers)
+        _forget_empty(numbers, flat.data_sets.valid)
+        return BatchFit(
+            problem=problem,
+            x=seen.data.x,
+            y=seen.y,
+            settings=settings,
+            numbers=numbers,
+            shape=lead,
+            labels=plain.labels,
+        )
+
+    return with_functions(asked, seen.data.x, fitted, bool(host))
 
 
 class _Flat(NamedTuple):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree
@@ -10,9 +10,10 @@ from jaxtyping import PyTree
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_loss
 from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._multistart import best_of_many
-from jaxfit.fitting._points import DataSet, observed
-from jaxfit.fitting._problem import from_middle, starts_about
+from jaxfit.fitting._points import DataSet, Observed, observed
+from jaxfit.fitting._problem import Method, from_middle, starts_about
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting._run import fit_numbers, not_finite
 from jaxfit.fitting._watched import Step, Watch, watched_numbers
@@ -55,6 +56,7 @@ def fit(
     rowwise: bool = False,
     callback: Callable[[Step], Any] | None = None,
     time_limit: float | None = None,
+    host: bool = False,
 ) -> Fit:
     """Fit a model with named parameters to one data set.
 
@@ -63,7 +65,8 @@ def fit(
 
     Args:
         model: one of `jaxfit.models`, a sum or product of them, a plain function
-            `f(x, a, b, ...)` in `jax.numpy`, or a text such as "gaussian + linear".
+            `f(x, a, b, ...)` in NumPy or `jax.numpy`, or a text such as
+            "gaussian + linear".
         x: coordinates of the shape of `y`; for several coordinates a tuple of arrays
             that broadcast to it. For a plain function whatever it takes. Dates are
             refused: give numbers in a unit of your choice.
@@ -104,6 +107,7 @@ def fit(
             fit then runs one compiled step at a time.
         time_limit: seconds for the fit from its first evaluation, without compiling;
             looked at between steps, of which the last is finished.
+        host: let NumPy compute functions of your own, without being told.
 
     Returns:
         A `Fit`. `print` it.
@@ -112,6 +116,9 @@ def fit(
         ValueError, TypeError: for arguments that cannot be fitted.
         FitError: the fit found no solution, or was stopped; its attribute `fit` has
             where it stood.
+
+    Warns:
+        HostModelWarning: a function of your own cannot be compiled, why, and where.
     """
     model = as_model(model)
     check_loss(loss)
@@ -128,32 +135,53 @@ def fit(
     seen = observed(x, y, sigma, nan_policy)
     seen.check_enough()
     method = method_from(loss, options, absolute_sigma, covariance)
-    problem = from_middle(asked.problem.for_data(seen), asked.starts, seen.data.x)
-    data_set = DataSet(seen.data, seen.valid, starts_about(problem, asked.starts))
-    minima = None
-    if starts != 1:
-        best = best_of_many(problem, data_set, method, starts, seed)
-        data_set, minima = best.data_set, best.minima
-    if watch is None:
-        numbers, remarks = fit_numbers(problem, data_set, method), ()
-    else:
-        numbers, remarks = watched_numbers(problem, data_set, method, watch)
-    result = Fit(
-        problem=problem,
-        observed=seen,
-        method=method,
-        numbers=numbers,
-        minima=minima,
-        remarks=remarks,
-    )
-    if result.status == Status.MAX_STEPS and time_limit is None:
-        result = dataclasses.replace(result, remarks=_creeping(result, data_set))
-    if result.status == Status.NONFINITE_START:
-        wrong = not_finite(problem, data_set, result.numbers)
-        result = dataclasses.replace(result, remarks=(f"There {wrong}.",))
-    if not result.success:
-        raise FitError(_report.failure(result), result)
-    return result
+    runs = _Runs(asked.starts, seen, method, watch, starts, seed)
+    return with_functions(asked, seen.data.x, runs.fitted, bool(host))
+
+
+class _Runs(NamedTuple):
+    """What is asked of a fit besides its problem."""
+
+    given: dict[str, Any]  # starts by name
+    seen: Observed
+    method: Method
+    watch: Watch | None
+    starts: int
+    seed: int
+
+    def fitted(self, asked: Asked) -> Fit:
+        """The fit."""
+        seen, method, watch = self.seen, asked.method(self.method), self.watch
+        problem = from_middle(asked.problem.for_data(seen), self.given, seen.data.x)
+        given = starts_about(problem, self.given)
+        data_set, minima = DataSet(seen.data, seen.valid, given), None
+        if self.starts != 1:
+            best = best_of_many(problem, data_set, method, self.starts, self.seed)
+            data_set, minima = best.data_set, best.minima
+        if watch is None and asked.is_on_host:
+            watch = Watch(None, None)
+        if watch is None:
+            numbers, remarks = fit_numbers(problem, data_set, method), ()
+        else:
+            numbers, remarks = watched_numbers(asked, problem, data_set, method, watch)
+        asked.check(seen.data.x, numbers)
+        result = Fit(
+            problem=problem,
+            observed=seen,
+            method=method,
+            numbers=numbers,
+            minima=minima,
+            remarks=remarks,
+        )
+        is_limited = watch is not None and watch.time_limit is not None
+        if result.status == Status.MAX_STEPS and not is_limited:
+            result = dataclasses.replace(result, remarks=_creeping(result, data_set))
+        if result.status == Status.NONFINITE_START:
+            wrong = not_finite(problem, data_set, result.numbers)
+            result = dataclasses.replace(result, remarks=(f"There {wrong}.",))
+        if not result.success:
+            raise FitError(_report.failure(result), result)
+        return result
 
 
 def _creeping(result: Fit, data_set: DataSet) -> tuple[str, ...]:

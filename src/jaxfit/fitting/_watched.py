@@ -3,6 +3,7 @@
 The trips are those of `fit`'s program, one call for each.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,12 +15,14 @@ from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup, solution
 from jaxfit._core.options import check_callable, without_callable
 from jaxfit._core.rules import OURS
+from jaxfit._numpy.host import OnHost, OutShape
 from jaxfit._programs.compiled import specialised
 from jaxfit._programs.host import double_precision, pack
 from jaxfit._scipy.observations import Points
 from jaxfit._scipy.request import Door, ScipyRequest
 from jaxfit._scipy.trips import Glance, Trips
 from jaxfit._scipy.watch import run_watched
+from jaxfit.fitting._functions import Asked
 from jaxfit.fitting._guesses import start_vectors
 from jaxfit.fitting._padding import FitInputs, Padding, padded_length
 from jaxfit.fitting._points import Axes, DataSet
@@ -74,7 +77,7 @@ class Watched(NamedTuple):
 
 
 def watched_numbers(
-    problem: Problem, data_set: DataSet, method: Method, watch: Watch
+    asked: Asked, problem: Problem, data_set: DataSet, method: Method, watch: Watch
 ) -> Watched:
     """The numbers of one fit that is run trip by trip, and the model at its points."""
     only = only_one(data_set)
@@ -84,6 +87,8 @@ def watched_numbers(
     door, clock = _DOORS[method.is_sandwich], _Clock(watch.time_limit)
     with double_precision(traced_function(problem.model)):
         request = _request(problem, data_set, method, x0[0], length)
+        if asked.is_on_host:
+            request = request._replace(f=_on_host(asked, problem, x0[0]))
         notify = None if watch.callback is None else _notifier(problem, watch.callback)
         trips = Trips(door, request)
         run_watched(trips, clock.until(trips), notify)
@@ -95,6 +100,13 @@ def watched_numbers(
         limit = f"The time limit of {watch.time_limit:g} s was reached."
         return Watched(numbers, (limit,))
     return Watched(numbers, ())
+
+
+def _on_host(asked: Asked, problem: Problem, x0: Float[np.ndarray, " n"]) -> OnHost:
+    """All residuals, which NumPy computes."""
+    plain = dataclasses.replace(problem, model=asked.in_numpy.model)
+    differences = asked.differences._replace(typical=np.abs(x0))
+    return OnHost(plain.residuals, OutShape(None, False, (), "<f8"), differences)
 
 
 class _Clock:

@@ -330,7 +330,7 @@ class FunctionModel(Model):
     """A plain function `f(x, a, b, ...)` as a model; defaults are starts.
 
     Args:
-        plain: the function, in `jax.numpy`.
+        plain: the function, in NumPy or `jax.numpy`.
     """
 
     plain: Callable
@@ -360,14 +360,17 @@ class FunctionModel(Model):
         return self.plain(x, **parameters)
 
     def evaluate(self, x: PyTree, parameters: Params) -> Any:
+        return self.called(self.plain, self.without_prefix(parameters), x)
+
+    def called(self, function: Callable, parameters: Params, x: PyTree) -> Any:
+        """What a function like this one gives; parameters without the prefix."""
         positional, named = [], {}
         for p in self._parameters:
-            value = parameters[self.prefix + p.name]
             if p.kind == p.KEYWORD_ONLY:
-                named[p.name] = value
+                named[p.name] = parameters[p.name]
             else:
-                positional.append(value)
-        return self.plain(x, *positional, **named)
+                positional.append(parameters[p.name])
+        return function(x, *positional, **named)
 
     @property
     def starts_from_data(self) -> bool:

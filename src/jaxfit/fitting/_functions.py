@@ -1,0 +1,179 @@
+"""The user's functions in a model, as functions of JAX."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxfit._core.certificate import Status
+from jaxfit._core.options import Options
+from jaxfit._numpy.host import FTOL, Differences, OnHost
+from jaxfit._numpy.ways import (
+    Differs,
+    SpeakingNumPy,
+    UserFunction,
+    Way,
+    compare,
+    in_jax,
+)
+from jaxfit._programs.host import computed
+from jaxfit.fitting._arguments import ProblemAndStarts
+from jaxfit.fitting._problem import Method, Problem
+from jaxfit.fitting._record import Numbers
+from jaxfit.models import FunctionModel, Model
+
+SAMPLES = 8  # fits of a batch that are compared with NumPy
+
+Result = TypeVar("Result")
+
+
+class Asked(NamedTuple):
+    """A problem whose functions are functions of JAX, and how they came."""
+
+    problem: Problem
+    users: tuple[UserFunction, ...]
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether NumPy computes one of them."""
+        return any(
+            isinstance(part.plain, OnHost) for part in _parts(self.problem.model)
+        )
+
+    @property
+    def in_numpy(self) -> Problem:
+        """The problem with the functions as they came, which NumPy computes."""
+        return _with_functions(self.problem, [user.function for user in self.users])
+
+    @property
+    def differences(self) -> Differences:
+        """How all residuals are differentiated on the host."""
+        lower, upper = self.problem.bounds or (None, None)
+        return Differences(lower=lower, upper=upper)
+
+    def method(self, method: Method) -> Method:
+        """With the tolerance that differences allow, where none is asked for."""
+        options = method.options or Options()
+        if not self.is_on_host or options.ftol is not None:
+            return method
+        return method._replace(options=dataclasses.replace(options, ftol=FTOL))
+
+    def check(self, x: PyTree, numbers: Numbers) -> None:
+        """Hold compiled NumPy functions against NumPy, at starts and ends of fits.
+
+        Of a batch some are looked at.
+
+        Args:
+            x: the coordinates.
+            numbers: those of a fit, or of many with a leading axis.
+
+        Raises:
+            Differs: where they are not the same.
+        """
+        pairs = zip(_parts(self.problem.model), self.users, strict=True)
+        spoken = [pair for pair in pairs if isinstance(pair[0].plain, SpeakingNumPy)]
+        if not spoken:
+            return
+        start, end, status = map(np.asarray, (numbers.start, numbers.x, numbers.status))
+        number = len(start) if start.ndim > 1 else 1
+        chosen = np.unique(np.linspace(0, max(number - 1, 0), SAMPLES).astype(int))
+        points = [
+            {name: values[name] for name in values}
+            for which in (start, end)
+            for row in np.reshape(which, (number, -1))[chosen[:number]]
+            for values in [self.problem.parameters(row)]
+        ]
+        for part, user in spoken:
+            own = [_own(part, point) for point in points]
+            columns = {name: np.array([p[name] for p in own]) for name in own[0]}
+            values = computed(_values, part, x, columns, traced=user.function)
+            compare(user, own, values.ravel())
+            if (status == Status.NONFINITE_START).all() and np.isfinite(values).all():
+                raise Differs(user, "traced by JAX its derivatives are not finite")
+
+
+def with_functions(
+    asked: ProblemAndStarts, x: PyTree, run: Callable[[Asked], Result], host: bool
+) -> Result:
+    """What `run` makes of a problem, whichever way its functions become those of JAX.
+
+    Args:
+        x: the coordinates.
+        run: raises `Differs` where a compiled function differs from NumPy's.
+        host: leave functions to NumPy, in silence.
+    """
+    problem = asked.problem
+    known = {**problem.fixed, **asked.starts}
+    users = tuple(_user(part, x, known) for part in _parts(problem.model))
+
+    def chosen(*functions: Callable) -> Result:
+        if len(functions) == len(users):
+            return run(Asked(_with_functions(problem, functions), users))
+        following = users[len(functions)]
+        return in_jax(following, functools.partial(chosen, *functions), host)
+
+    return chosen()
+
+
+def _user(part: FunctionModel, x: PyTree, known: dict[str, Any]) -> UserFunction:
+    """The function of a part, where it starts."""
+    own = {part.prefix + name: value for name, value in part.start(x, None, {}).items()}
+    given = {name: np.ravel(known[name])[0] for name in own if name in known}
+    parameters = {n: np.float64(v) for n, v in (own | given).items()}
+    limits = np.array([part.bounds[name] for name in parameters])
+    lower, upper = limits.T
+    return UserFunction(
+        function=part.plain,
+        parameters=_own(part, parameters),
+        data=x,
+        call=part.called,
+        name=part.label,
+        ways=(Way.JAX, Way.NUMPY),
+        differences=Differences(
+            lower=lower, upper=upper, typical=np.abs([*parameters.values()])
+        ),
+    )
+
+
+def _own(part: FunctionModel, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.float64(v) for name, v in part.without_prefix(parameters).items()}
+
+
+def _is_function(node: Any) -> bool:
+    return isinstance(node, FunctionModel)
+
+
+def _parts(model: Model) -> list[FunctionModel]:
+    """The user's functions in a model."""
+    return list(filter(_is_function, jax.tree.leaves(model, is_leaf=_is_function)))
+
+
+def _with_functions(problem: Problem, functions: Sequence[Callable]) -> Problem:
+    """The problem with others in their places."""
+    if not functions:
+        return problem
+    remaining = iter(functions)
+
+    def other(node: Any) -> Any:
+        if not _is_function(node):
+            return node
+        return dataclasses.replace(node, plain=next(remaining))
+
+    model = jax.tree.map(other, problem.model, is_leaf=_is_function)
+    return dataclasses.replace(problem, model=model)
+
+
+def _values(
+    part: FunctionModel, x: PyTree, columns: dict[str, Float[Array, " k"]]
+) -> Float[Array, "k m"]:
+    """The function at some points, of which all that it takes is given."""
+
+    def at(parameters: dict[str, Any]) -> Array:
+        return jnp.ravel(jnp.asarray(part.called(part.plain, parameters, x)))
+
+    return jax.lax.map(at, columns)
