@@ -480,7 +480,7 @@ PROGRAMS = [
     *(matrix_in_loop, no_parameters),
 ]
 P = np.array([1.3, 0.6, 1.1])
-FOR_KNOWN_X = {masked, known_numbers, sorted_in_place}  # need the numbers of x
+FOR_KNOWN_X = {known_numbers, sorted_in_place}  # need the numbers of x
 
 
 def name_of(function):

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -61,10 +61,6 @@ class Asked:
         """Python's numbers, where they are known."""
         return self._number(lambda value: value.tolist(), _NUMBER)
 
-    def nonzero(self) -> tuple[np.ndarray, ...]:
-        """Where it is not zero, if that is known."""
-        return self._number(np.nonzero, "computes, for where it is not zero")
-
 
 _BRANCH = (
     "computes, by `if`, `while`, `and`, `min` or `max`. Write `np.where(condition, a, "
@@ -75,6 +71,19 @@ _NUMBER = (
     "takes plain numbers. Write np.exp for math.exp"
 )
 _COUNT = "computes, as a length or a place: range(), np.zeros(n), `y[:n]`"
+
+
+class Uncounted:
+    """Elements of which it is not known how many there are."""
+
+    __slots__ = ()
+
+    def refuse(self, what: str) -> NoReturn:
+        """Say that the host is needed, since the function does this."""
+        raise NeedsHost(
+            f"it {what}, and how many there are is not known. Write "
+            "`np.where(condition, a, b)` with a and b for all elements"
+        )
 
 
 def _hash(value: Value) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxfit._numpy.memory import Value
-from jaxfit._numpy.needs import NeedsHost
+from jaxfit._numpy.needs import NeedsHost, once
 from jaxfit._numpy.special import special_twins
 from jaxfit._numpy.values import cast, is_known
 
@@ -40,6 +40,12 @@ def twin_of(ufunc: np.ufunc) -> Callable:
 def call_ufunc(ufunc: np.ufunc, values: Sequence[Any], settings: dict[str, Any]) -> Any:
     """What the ufunc returns of values, some of which are traced."""
     settings = {k: v for k, v in settings.items() if k not in _IGNORED}
+    if settings:
+        return _called(ufunc, values, settings)
+    return once(ufunc, values, lambda: _called(ufunc, values, settings))
+
+
+def _called(ufunc: np.ufunc, values: Sequence[Any], settings: dict[str, Any]) -> Any:
     result_dtype = settings.pop("dtype", None)
     if settings:
         raise NeedsHost(f"it calls {ufunc.__name__} with {', '.join(settings)}=")
