@@ -9,10 +9,11 @@ import numpy as np
 
 from jaxfit._numpy.asked import Uncounted
 from jaxfit._numpy.indices import at_traced, is_view
+from jaxfit._numpy.inside import as_index, is_choice
 from jaxfit._numpy.memory import Owner, Value
 from jaxfit._numpy.needs import require
 from jaxfit._numpy.picked import Picked, picked_where, require_same, written_where
-from jaxfit._numpy.traced import Traced, as_index, is_choice
+from jaxfit._numpy.traced import Traced
 from jaxfit._numpy.values import is_known, stand_in
 
 Index = Any

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._numpy.calls import NOT_TRACEABLE
+from jaxfit._numpy.inside import as_array
 from jaxfit._numpy.needs import Call, NeedsHost, call
 from jaxfit._numpy.picked import Picked
-from jaxfit._numpy.traced import Traced, as_array, wrapped
+from jaxfit._numpy.traced import Traced, wrapped
 from jaxfit._numpy.values import alike
 from jaxfit._programs.errors import _place_of
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit._numpy.calls import call_function
+from jaxfit._numpy.inside import as_array
 from jaxfit._numpy.memory import Value
 from jaxfit._numpy.needs import require
 from jaxfit._numpy.picked import Picked, beside, operand, shielded
 from jaxfit._numpy.tables import SPOKEN
-from jaxfit._numpy.traced import Traced, as_array, wrapped
+from jaxfit._numpy.traced import Traced, wrapped
 
 # One element after the other
 

@@ -24,10 +24,11 @@ from jaxfit._numpy.asked import Uncounted
 from jaxfit._numpy.by_function import ByFunction
 from jaxfit._numpy.calls import call_method
 from jaxfit._numpy.indices import is_view
+from jaxfit._numpy.inside import as_array
 from jaxfit._numpy.memory import Cell, Owner, Value, View
 from jaxfit._numpy.needs import once, require
 from jaxfit._numpy.shaped import Elements
-from jaxfit._numpy.traced import SPEAKERS, as_array, wrapped
+from jaxfit._numpy.traced import SPEAKERS, wrapped
 from jaxfit._numpy.values import cast, is_known, put
 
 

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxfit._numpy.asked import Asked, Uncounted
@@ -27,15 +26,15 @@ from jaxfit._numpy.indices import (
     is_view,
     written,
 )
+from jaxfit._numpy.inside import as_array, as_index, is_choice, operand, raw
 from jaxfit._numpy.memory import Cell, Owner, Relative, Value, View
 from jaxfit._numpy.needs import NeedsHost, once
 from jaxfit._numpy.shaped import Shaped
-from jaxfit._numpy.tables import FRESH, PERHAPS_VIEWS, SEQUENCES, SPOKEN
+from jaxfit._numpy.tables import FRESH, PERHAPS_VIEWS, SPOKEN
 from jaxfit._numpy.ufuncs import add_at
-from jaxfit._numpy.values import WIDE, alike, fitted, is_known, put, stacked
+from jaxfit._numpy.values import WIDE, alike, fitted, is_known, put
 
 SMALL = 256  # elements that become an array of objects of NumPy's
-LONG = 4096  # objects that become an array again
 
 
 class Traced(Asked, Shaped, ByFunction):
@@ -96,8 +95,8 @@ class Traced(Asked, Shaped, ByFunction):
             return SPOKEN[function](*arguments, **keywords)
         keywords = dict(keywords)
         out = keywords.pop("out", None)
-        operands = [_operand(function, value) for value in arguments]
-        named = {name: _operand(function, value) for name, value in keywords.items()}
+        operands = [operand(function, value) for value in arguments]
+        named = {name: operand(function, value) for name, value in keywords.items()}
         result = call_function(function, operands, named)
         if out is not None:
             return _handed(result, out)
@@ -224,81 +223,11 @@ def wrapped(value: Any, cell: Callable[[Value], Cell] = Owner) -> Any:
     return value
 
 
-def raw(value: Any) -> Any:
-    """The value inside, in lists, tuples and dictionaries too."""
-    if isinstance(value, Traced):
-        return value._cell.read()
-    if isinstance(value, Uncounted):
-        value.refuse("uses elements picked by a condition on a parameter as an array")
-    if isinstance(value, np.ndarray):
-        return _of_objects(value) if _is_of_objects(value) else value
-    if isinstance(value, (list, tuple)):
-        return alike(value, map(raw, value))
-    return {k: raw(v) for k, v in value.items()} if type(value) is dict else value
-
-
-def as_array(value: Any) -> Any:
-    """The value inside, where a list is an array."""
-    if not isinstance(value, (list, tuple)):
-        return raw(value)
-    parts = [as_array(part) for part in value]
-    return np.asarray(parts) if is_known(parts) else stacked(parts)
-
-
-def is_choice(index: Index) -> bool:
-    """Whether it picks by a condition that is traced, so how many is not known."""
-    if isinstance(index, tuple):
-        return any(map(is_choice, index))
-    if isinstance(index, Traced):
-        return index.dtype == bool and not is_known(raw(index))
-    return isinstance(index, Uncounted)
-
-
 def _choices() -> ModuleType:
     """Where elements are chosen, which is written with this file."""
     from jaxfit._numpy import choices  # above: late
 
     return choices
-
-
-def as_index(index: Index) -> Index:
-    """The index with the values inside."""
-    if isinstance(index, tuple):
-        return tuple(map(as_index, index))
-    if isinstance(index, list):
-        return as_array(index) if index else np.zeros(0, int)
-    return raw(index)
-
-
-def _operand(function: Callable, value: Any) -> Any:
-    """The argument of a function: a list is an array, or one of arrays."""
-    if not isinstance(value, (list, tuple)) or not _has_traced(value):
-        return raw(value)
-    if function is np.block:
-        return raw(value)
-    return [*map(as_array, value)] if function in SEQUENCES else as_array(value)
-
-
-def _has_traced(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(map(_has_traced, value))
-    return isinstance(value, Traced) or _is_of_objects(value)
-
-
-def _is_of_objects(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == object
-
-
-def _of_objects(array: np.ndarray) -> Value:
-    """One array of the traced numbers that NumPy keeps as objects."""
-    items = array.ravel().tolist()
-    if not any(isinstance(thing, Traced) for thing in items):
-        return array
-    if all(thing is items[0] for thing in items):
-        return jnp.broadcast_to(raw(items[0]), array.shape)
-    if len(items) > LONG or any(np.ndim(thing) for thing in items):
-        raise NeedsHost("it keeps arrays, or very many numbers, as objects of NumPy's")
-    return as_array(items).reshape(array.shape)
 
 
 def _handed(result: Value, out: Any) -> Any:
