@@ -242,6 +242,7 @@ DIFFERENT = {  # where NumPy combines other elements than ours, or raises
     "greatest of none": lambda x, p: x + x[x > p[0] + 9].max(),
     "first of none": lambda x, p: x + x[x > p[0] + 9][0],
     "fourth last": lambda x, p: x * np.flatnonzero(x > p[0])[-4],
+    "integer outside": lambda x, p: x * x.astype(int)[(90 * p).astype(int)][0],
     "place outside": lambda x, p: x + x[np.flatnonzero(x > p[0]) + 1].sum(),
 }
 X = np.array([0.3, -1.0, 0.5, -0.2, 1.1, 0.7])

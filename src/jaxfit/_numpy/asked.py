@@ -4,6 +4,8 @@ import operator
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfit._numpy.memory import Cell, Value
@@ -16,6 +18,20 @@ class Asked:
 
     __slots__ = ()
     _cell: Cell
+    _is_scalar: bool
+
+    def __getattribute__(self, name: str) -> Any:
+        """What NumPy's array, or number, would say it is: to isinstance and hasattr."""
+        if name == "__class__":
+            is_scalar = object.__getattribute__(self, "_is_scalar")
+            return np.dtype(self._cell.read().dtype).type if is_scalar else np.ndarray
+        if name in ("__len__", "__iter__") and self._is_scalar:
+            raise AttributeError(f"'{self.__class__.__name__}' has no {name}")
+        return object.__getattribute__(self, name)
+
+    def __jax_array__(self) -> jax.Array:
+        """The array of JAX, beside one that a user's function has made."""
+        return jnp.asarray(self._cell.read())
 
     def _number(self, kind: Callable[[Any], Any], words: str) -> Any:
         value = self._cell.read()

@@ -93,10 +93,9 @@ def _by_places(part: Traced, chosen: Sequence[Picked]) -> _Choice:
     shape = part.shape[: len(indices)]
     if len(shape) < len(indices):
         raise IndexError(f"too many indices for an array of shape {part.shape}")
-    own = np.unravel_index(np.arange(mask.size), shape) if mask.size else ()
-    is_own = is_known(list(indices)) and np.prod(shape) == mask.size
-    if is_own and all(map(np.array_equal, indices, own)):
-        indices = ()
+    if is_known(list(indices)) and np.prod(shape, dtype=int) == mask.size:
+        own = np.unravel_index(np.arange(mask.size), shape)
+        indices = () if all(map(np.array_equal, indices, own)) else indices
     return _Choice(part, len(shape), mask, indices)
 
 

@@ -114,7 +114,7 @@ _SIGNS = (  # of an array of objects, or of one that must not change
     "object arrays?|"
     "arrays used as indices must be of integer|no loop with signature|dtype=object|"
     "loop of ufunc does not support|only length-1 arrays|array element with a sequence|"
-    "NoneType"
+    "NoneType|NPY_ITER_REFS_OK|__jax_array__"
 )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit._numpy.memory import Value
-from jaxfit._numpy.needs import NeedsHost
+from jaxfit._numpy.needs import NeedsHost, require
 from jaxfit._numpy.values import fitted, is_known, put, stand_in
 
 Index = Any
@@ -37,7 +37,11 @@ def is_number(index: Index, shape: tuple[int, ...]) -> bool:
 
 
 def at_traced(value: Value, index: Index) -> jax.Array:
-    """What is at places that are traced; NaN at places outside."""
+    """What is at places that are traced; NaN at places outside, an error to NumPy."""
+    if np.dtype(value.dtype).kind not in "fc":  # which have no NaN
+        places = np.arange(value.size).reshape(value.shape)
+        inside = jnp.asarray(places).at[index].get(mode="fill", fill_value=-1) >= 0
+        require(jnp.all(inside))
     return jnp.asarray(value).at[index].get(mode="fill")
 
 

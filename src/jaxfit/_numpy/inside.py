@@ -42,7 +42,8 @@ def is_choice(index: Index) -> bool:
     if isinstance(index, tuple):
         return any(map(is_choice, index))
     if isinstance(index, Asked):
-        return index.dtype == bool and not is_known(raw(index))
+        value = raw(index)
+        return not is_known(value) and value.dtype == bool
     return isinstance(index, Uncounted)
 
 

@@ -67,10 +67,10 @@ class Traced(Asked, Shaped, ByFunction):
     ) -> Any:
         """Call the twin of one of NumPy's or SciPy's universal functions."""
         outs: tuple[Any, ...] = settings.pop("out", None) or (None,) * ufunc.nout
-        if not all(isinstance(value, SPEAKERS) for value in (*inputs, *outs)):
-            return NotImplemented
         if method == "at":
             return self._act_at(ufunc, *inputs)
+        if not all(isinstance(value, SPEAKERS) for value in (*inputs, *outs)):
+            return NotImplemented
         values = [as_array(value) for value in inputs]
         settings = {name: raw(value) for name, value in settings.items()}
         if method == "__call__" and settings.get("where", True) is not True:
@@ -80,7 +80,8 @@ class Traced(Asked, Shaped, ByFunction):
             results = call_method(ufunc, method, values, settings)
         results = results if isinstance(results, tuple) else (results,)
         pairs = zip(results, outs, strict=True)
-        handed = [_handed(result, out) for result, out in pairs]
+        casting = settings.get("casting", "same_kind")
+        handed = [_handed(result, out, casting) for result, out in pairs]
         return tuple(handed) if len(handed) > 1 else handed[0]
 
     def __array_function__(
@@ -190,11 +191,11 @@ class Traced(Asked, Shaped, ByFunction):
         """Sort in place."""
         self[...] = np.sort(self, axis=axis, kind=kind, **settings)
 
-    def hand_over(self, value: Value) -> "Traced":
+    def hand_over(self, value: Value, casting: Any) -> "Traced":
         """Write a result of computing, as `out=` does."""
         if self._is_scalar:
             raise TypeError("return arrays must be of ArrayType")
-        if not np.can_cast(np.dtype(value.dtype), self.dtype, "same_kind"):
+        if not np.can_cast(np.dtype(value.dtype), self.dtype, casting):
             raise TypeError(f"cannot cast output from {value.dtype} to {self.dtype}")
         if np.broadcast_shapes(np.shape(value), self.shape) != self.shape:
             raise ValueError(f"non-broadcastable output operand of shape {self.shape}")
@@ -230,18 +231,19 @@ def _choices() -> ModuleType:
     return choices
 
 
-def _handed(result: Value, out: Any) -> Any:
+def _handed(result: Value, out: Any, casting: Any = "same_kind") -> Any:
     """The result, or what it was written to."""
     if out is None:
         return wrapped(result)
     if isinstance(out, tuple):
-        return _handed(result, *out)
+        (only,) = out
+        return _handed(result, only, casting)
     if isinstance(out, Traced):
-        return out.hand_over(result)
+        return out.hand_over(result, casting)
     if not is_known(result):
         raise NeedsHost(
             "it puts what it has computed into an array of NumPy's own, as `y = "
             "np.zeros(n); y += p * x` does. Write `y = np.zeros_like(p * x)`"
         )
-    np.copyto(out, result, casting="same_kind")
+    np.copyto(out, result, casting=casting)
     return out
