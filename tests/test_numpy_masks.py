@@ -10,6 +10,7 @@ from jaxfit._numpy.needs import NeedsHost
 from jaxfit._programs.program import compiler_options
 
 N = 7
+GRID = np.linspace(-1, 2, N)
 P = np.array([0.4, 1.3, -0.6, 0.8])  # a threshold, and what is computed with
 
 
@@ -88,7 +89,9 @@ def functions(x, p):
 
 def by_pieces(x, p):
     shapes = [lambda t: p[1] * t + t.mean(), lambda t, *_: np.log(t + 3) * p[2], p[3]]
-    return np.piecewise(x, [x < p[0], x > p[1]], shapes)
+    y = np.piecewise(x, [x < p[0], x > p[1]], shapes)
+    y += np.piecewise(GRID, [p[0] > GRID, p[1] < GRID], [np.exp, np.sum, p[3]])
+    return y + np.piecewise(p[1], [p[1] > p[0], p[1] < p[0]], [np.log, np.exp])
 
 
 def of_picked(x, p):

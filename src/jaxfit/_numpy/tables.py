@@ -133,6 +133,8 @@ def _piecewise(
         )
     if len(funclist) > len(conditions):
         conditions.append(~functools.reduce(operator.or_, conditions))
+    if type(x) is np.ndarray:  # of NumPy's own, which knows no traced conditions
+        x = np.where(conditions[0] | True, x, x)
     result = np.zeros_like(x)
     for condition, function in zip(conditions, funclist, strict=True):
         if callable(function):
