@@ -84,7 +84,32 @@ def where_written(x, a):
     return np.log(x, out=y, where=x > a[0])
 
 
+def by_kind(x):
+    t = x[0]
+    is_array = isinstance(x, np.ndarray) and hasattr(x, "__len__") and np.iterable(x)
+    is_number = isinstance(t, float) and np.isscalar(t) and not np.iterable(t)
+    if is_array and is_number and not hasattr(t, "__len__") and x.dtype == float:
+        return 2.0 * x
+    return -x
+
+
+def written_unsafely(x, a):
+    y = np.zeros_like(x, dtype=int)
+    np.add(7 * x, a[0], out=y, casting="unsafe")
+    np.add.at(y, slice(1, 3), 2)
+    np.add.at(y, ..., 1)
+    return y
+
+
 FURTHER = {  # what names do not say
+    "kinds of values": (by_kind, X),
+    "unsafe casting": (written_unsafely, X, Y),
+    "hypot at zero": (lambda x: np.hypot(x - X, 0 * x), X),
+    "in another dtype": (lambda x: x.sum(dtype=np.complex128) * x, X),
+    "with an initial value": (
+        lambda x: np.min(x, where=x > 0, initial=9.0) * x + np.max(x, initial=5.0),
+        X,
+    ),
     "where": (lambda x, y: np.where(x < y, x**2, np.exp(y)), X, Y),
     "select": (lambda x, y: np.select([x < 0, x < 1], [x, x * y], 7.0), X, Y),
     "piecewise": (
@@ -263,6 +288,11 @@ def leaves(value):
     return [np.asarray(value)]
 
 
+def divided_by_zero(x):
+    with np.errstate(divide="ignore"):
+        return 5 // (x - 1) + 7 % (x - 1) + np.fmod(3, x) + divmod(9, x)[1]
+
+
 NARROW = {  # other dtypes than float64, in which JAX has other rules
     "mean": (np.mean, "i4"),
     "spread": (np.std, "u1"),
@@ -281,6 +311,7 @@ NARROW = {  # other dtypes than float64, in which JAX has other rules
     "gamma": (scipy.special.gammaln, "i4"),
     "sum": (lambda x: x.sum() + np.add.reduce(x) - x.max(), "u1"),
     "list": (lambda x: [x[0], 1.5, 2], "f4"),
+    "integers by zero": (divided_by_zero, "i8"),
     "integers": (lambda x: (x // 2) ** 2 + x % 3 - (x << 1), "i8"),
 }
 
@@ -480,7 +511,7 @@ PROGRAMS = [
     *(matrix_in_loop, no_parameters),
 ]
 P = np.array([1.3, 0.6, 1.1])
-FOR_KNOWN_X = {masked, known_numbers, sorted_in_place}  # need the numbers of x
+FOR_KNOWN_X = {known_numbers, sorted_in_place}  # need the numbers of x
 
 
 def name_of(function):

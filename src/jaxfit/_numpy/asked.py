@@ -2,8 +2,10 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfit._numpy.memory import Cell, Value
@@ -16,6 +18,20 @@ class Asked:
 
     __slots__ = ()
     _cell: Cell
+    _is_scalar: bool
+
+    def __getattribute__(self, name: str) -> Any:
+        """What NumPy's array, or number, would say it is: to isinstance and hasattr."""
+        if name == "__class__":
+            is_scalar = object.__getattribute__(self, "_is_scalar")
+            return np.dtype(self._cell.read().dtype).type if is_scalar else np.ndarray
+        if name in ("__len__", "__iter__") and self._is_scalar:
+            raise AttributeError(f"'{self.__class__.__name__}' has no {name}")
+        return object.__getattribute__(self, name)
+
+    def __jax_array__(self) -> jax.Array:
+        """The array of JAX, beside one that a user's function has made."""
+        return jnp.asarray(self._cell.read())
 
     def _number(self, kind: Callable[[Any], Any], words: str) -> Any:
         value = self._cell.read()
@@ -61,10 +77,6 @@ class Asked:
         """Python's numbers, where they are known."""
         return self._number(lambda value: value.tolist(), _NUMBER)
 
-    def nonzero(self) -> tuple[np.ndarray, ...]:
-        """Where it is not zero, if that is known."""
-        return self._number(np.nonzero, "computes, for where it is not zero")
-
 
 _BRANCH = (
     "computes, by `if`, `while`, `and`, `min` or `max`. Write `np.where(condition, a, "
@@ -75,6 +87,19 @@ _NUMBER = (
     "takes plain numbers. Write np.exp for math.exp"
 )
 _COUNT = "computes, as a length or a place: range(), np.zeros(n), `y[:n]`"
+
+
+class Uncounted:
+    """Elements of which it is not known how many there are."""
+
+    __slots__ = ()
+
+    def refuse(self, what: str) -> NoReturn:
+        """Say that the host is needed, since the function does this."""
+        raise NeedsHost(
+            f"it {what}, and how many there are is not known. Write "
+            "`np.where(condition, a, b)` with a and b for all elements"
+        )
 
 
 def _hash(value: Value) -> int:

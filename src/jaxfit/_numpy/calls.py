@@ -118,10 +118,11 @@ def _in_dtypes_of_numpy(
     the result is inexact, all is computed in float64.
     """
     leaves = jax.tree.leaves((operands, keywords))
-    if all(np.dtype(leaf.dtype) in WIDE for leaf in leaves if hasattr(leaf, "dtype")):
+    if all(np.dtype(leaf.dtype) in WIDE for leaf in leaves if _is_array(leaf)):
         return result
     with np.errstate(all="ignore"):
-        truth = function(*jax.tree.map(_example, operands), **keywords)
+        operands_, keywords_ = jax.tree.map(_example, (operands, keywords))
+        truth = function(*operands_, **keywords_)
     dtypes = _dtypes(truth)
     if dtypes == _dtypes(result):
         return result
@@ -145,8 +146,12 @@ def _example(value: Any) -> Any:
     return numbers.astype(value.dtype)
 
 
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype") and not isinstance(value, type)  # as np.float32
+
+
 def _widened(value: Any) -> Any:
-    if not hasattr(value, "dtype"):
+    if not _is_array(value):
         return value
     return cast(value, complex if np.dtype(value.dtype).kind == "c" else float)
 

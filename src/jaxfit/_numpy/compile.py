@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._numpy.calls import NOT_TRACEABLE
-from jaxfit._numpy.needs import NeedsHost, refusals
-from jaxfit._numpy.traced import Traced, as_array, wrapped
+from jaxfit._numpy.inside import as_array
+from jaxfit._numpy.needs import Call, NeedsHost, call
+from jaxfit._numpy.picked import Picked
+from jaxfit._numpy.traced import Traced, wrapped
 from jaxfit._numpy.values import alike
 from jaxfit._programs.errors import place_of
 
@@ -37,21 +39,22 @@ def speaking_numpy(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def traced(*arguments: Any, **keywords: Any) -> PyTree:
-        with jax.numpy_dtype_promotion("standard"), refusals() as refused:
+        with jax.numpy_dtype_promotion("standard"), call() as going_on:
             try:
                 wrapped_arguments = jax.tree.map(wrapped, (arguments, keywords))
                 positional, named = wrapped_arguments
                 result = _unwrapped(function(*positional, **named))
             except Exception as error:
+                refused = going_on.refused
                 reason = refused[0].reason if refused else _reason(error)
                 if reason is None:
                     raise
                 place = _first_place(function, [*refused[:1], error])
                 raise NeedsHost(reason, place) from error
-            if refused:  # and somebody took it for another error
-                place = _first_place(function, refused[:1])
-                raise NeedsHost(refused[0].reason, place)
-            return result
+            if going_on.refused:  # and somebody took it for another error
+                first = going_on.refused[0]
+                raise NeedsHost(first.reason, _first_place(function, [first]))
+            return _where_required(result, going_on)
 
     return traced
 
@@ -76,12 +79,30 @@ def _unwrapped(result: Any) -> PyTree:
     return value if value is None else jnp.asarray(value)
 
 
+def _where_required(result: PyTree, finished: Call) -> PyTree:
+    """The result, or NaN where NumPy may give something else."""
+    if not finished.required:
+        return result
+    holds = jnp.all(jnp.stack(finished.required))
+
+    def checked(value: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(value.dtype, jnp.inexact):
+            raise NeedsHost(
+                "it returns integers of elements that it picks by a condition"
+            )
+        return jnp.where(holds, value, jnp.asarray(jnp.nan, value.dtype))
+
+    return jax.tree.map(checked, result)
+
+
 def _reason(error: Exception) -> str | None:
     """Why a function cannot be traced, or None if it is at fault itself."""
     text = str(error).partition("\n")[0]
     if isinstance(error, NOT_TRACEABLE):
         return f"it asks for what is not known before the program runs: {text}"
-    if isinstance(error, (TypeError, AttributeError)) and Traced.__name__ in text:
+    names = Traced.__name__, Picked.__name__
+    is_ours = any(name in text for name in names)
+    if isinstance(error, (TypeError, AttributeError)) and is_ours:
         return f"it does with a computed array what JAX cannot: {text}"
     if re.search(_SIGNS, text):
         return f"it does with an array of NumPy's own what JAX cannot: {text}"
@@ -93,7 +114,7 @@ _SIGNS = (  # of an array of objects, or of one that must not change
     "object arrays?|"
     "arrays used as indices must be of integer|no loop with signature|dtype=object|"
     "loop of ufunc does not support|only length-1 arrays|array element with a sequence|"
-    "NoneType"
+    "NoneType|NPY_ITER_REFS_OK|__jax_array__"
 )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit._numpy.memory import Value
-from jaxfit._numpy.needs import NeedsHost
+from jaxfit._numpy.needs import NeedsHost, require
 from jaxfit._numpy.values import fitted, is_known, put, stand_in
 
 Index = Any
@@ -37,16 +37,11 @@ def is_number(index: Index, shape: tuple[int, ...]) -> bool:
 
 
 def at_traced(value: Value, index: Index) -> jax.Array:
-    """What is at places that are traced; NaN at places outside.
-
-    Raises:
-        NeedsHost: if the index is a mask, since how many places it has is not known.
-    """
-    if any(part.dtype == bool for part in _traced(index)):
-        raise NeedsHost(
-            "it picks elements by a condition on a parameter, and how many is not "
-            "known. Write `np.where(condition, a, b)`"
-        )
+    """What is at places that are traced; NaN at places outside, an error to NumPy."""
+    if np.dtype(value.dtype).kind not in "fc":  # which have no NaN
+        places = np.arange(value.size).reshape(value.shape)
+        inside = jnp.asarray(places).at[index].get(mode="fill", fill_value=-1) >= 0
+        require(jnp.all(inside))
     return jnp.asarray(value).at[index].get(mode="fill")
 
 
@@ -58,7 +53,7 @@ def written(whole: Value, index: Index, part: Value) -> Value:
         NeedsHost: if what NumPy would write where cannot be told.
     """
     if not is_known(index):
-        return _written_where(whole, index, part)
+        raise NeedsHost("it writes to places that are computed from a parameter")
     target = stand_in(whole.shape)[index]
     fit = fitted(part, np.shape(target), whole.dtype)
     if not is_known([whole, fit]) and np.size(part) > 1 and not is_view(index):
@@ -66,23 +61,3 @@ def written(whole: Value, index: Index, part: Value) -> Value:
         if np.unique(places).size < places.size:
             raise NeedsHost("it writes to the same place twice, `y[[0, 0]] = a, b`")
     return put(whole, fit, index)
-
-
-def _written_where(whole: Value, mask: Index, part: Value) -> jax.Array:
-    (condition, *others) = _traced(mask)
-    if others or isinstance(mask, tuple) or condition.dtype != bool:
-        raise NeedsHost("it writes to places that are computed from a parameter")
-    if condition.shape != whole.shape[: condition.ndim]:
-        raise NeedsHost("it writes by a mask of another shape")
-    if np.size(part) != 1:
-        raise NeedsHost(
-            "it writes an array to where a condition on a parameter holds, and how "
-            "many places these are is not known. Write `np.where(condition, a, b)`"
-        )
-    condition = jnp.expand_dims(condition, tuple(range(condition.ndim, whole.ndim)))
-    return jnp.where(condition, fitted(part, whole.shape, whole.dtype), whole)
-
-
-def _traced(index: Index) -> list[jax.Array]:
-    parts = index if isinstance(index, tuple) else (index,)
-    return [part for part in parts if isinstance(part, jax.Array)]

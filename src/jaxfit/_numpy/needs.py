@@ -1,10 +1,16 @@
-"""What a function written in NumPy does that cannot be traced: it needs the host."""
+"""What a function written in NumPy does that cannot be traced: it needs the host.
 
-from collections.abc import Iterator
+One call of a user's function has a record of what it was refused, of what has to hold
+for its result to be NumPy's, and of what it has computed already.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
-_refusals: ContextVar[list["NeedsHost"] | None] = ContextVar("_refusals", default=None)
+import jax
+import numpy as np
 
 
 class NeedsHost(Exception):
@@ -18,26 +24,84 @@ class NeedsHost(Exception):
     def __init__(self, reason: str, place: str = "") -> None:
         super().__init__(reason + place)
         self.reason, self.place = reason, place
-        refused = _refusals.get()
-        if refused is not None:
-            refused.append(self)
+        call = the_call()
+        if call is not None:
+            call.refused.append(self)
+
+
+class Call:
+    """One call of a user's function.
+
+    Attributes:
+        refused: all refusals, those too that somebody catches on their way. A model's
+            own `except Exception`, or NumPy trying one thing after the other, would
+            else go on with something else than NumPy computes.
+        required: traced booleans; where one is false NumPy gives something else, or an
+            error.
+    """
+
+    def __init__(self) -> None:
+        self.refused: list[NeedsHost] = []
+        self.required: list[jax.Array] = []
+        self._results: dict[Hashable, Any] = {}
+
+    def once(self, name: Any, operands: Sequence[Any], compute: Callable) -> Any:
+        """What was computed of the same operands before, or is now.
+
+        A condition that is written twice thereby has one value, as its masks are the
+        same.
+        """
+        keys = [_key(operand) for operand in operands]
+        if None in keys:
+            return compute()
+        key = (name, *keys)
+        if key not in self._results:  # with the operands, which keeps their ids theirs
+            self._results[key] = operands, compute()
+        return self._results[key][1]
+
+
+def _key(operand: Any) -> Hashable | None:
+    """What tells an operand that never changes from others, None if it may change."""
+    if isinstance(operand, (int, float, complex, np.generic)):
+        return type(operand), repr(operand)
+    is_fixed = isinstance(operand, jax.Array)
+    if isinstance(operand, np.ndarray):
+        is_fixed = not operand.flags.writeable
+    return id(operand) if is_fixed else None
+
+
+_calls: ContextVar[Call | None] = ContextVar("_calls", default=None)
 
 
 @contextmanager
-def refusals() -> Iterator[list[NeedsHost]]:
-    """All refusals from here on, those too that somebody catches on their way.
-
-    A model's own `except Exception`, or NumPy trying one thing after the other, would
-    else go on with something else than NumPy computes.
-    """
-    refused: list[NeedsHost] = []
-    token = _refusals.set(refused)
+def call() -> Iterator[Call]:
+    """A call of a user's function, from here on."""
+    begun = Call()
+    token = _calls.set(begun)
     try:
-        yield refused
+        yield begun
     finally:
-        _refusals.reset(token)
+        _calls.reset(token)
 
 
-def the_call() -> object:
-    """What stands for the call of a user's function that is going on."""
-    return _refusals.get()
+def the_call() -> Call | None:
+    """The call of a user's function that is going on."""
+    return _calls.get()
+
+
+def require(condition: jax.Array) -> None:
+    """Let the result be NaN where the condition does not hold.
+
+    Raises:
+        NeedsHost: outside of a call.
+    """
+    going_on = the_call()
+    if going_on is None:
+        raise NeedsHost("it goes on after its call")
+    going_on.required.append(condition)
+
+
+def once(name: Any, operands: Sequence[Any], compute: Callable) -> Any:
+    """What the call that is going on has computed before, or computes now."""
+    going_on = the_call()
+    return compute() if going_on is None else going_on.once(name, operands, compute)

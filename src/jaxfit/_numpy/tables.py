@@ -1,5 +1,6 @@
 """NumPy's functions in JAX: most have a twin of the same name."""
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfit._numpy.asked import Uncounted
 from jaxfit._numpy.memory import Value
 from jaxfit._numpy.needs import NeedsHost
 from jaxfit._numpy.values import is_known, stand_in
@@ -23,7 +25,7 @@ _WITHOUT_TWIN = set(
     # other rules for dtypes, or for what a result means
     "astype can_cast result_type common_type min_scalar_type packbits unpackbits "
     # other arguments, below
-    "clip nan_to_num where einsum_path".split()
+    "clip nan_to_num einsum_path".split()
 )
 
 
@@ -38,15 +40,6 @@ def _twins() -> dict[Any, Callable]:
         and hasattr(of_jax, name)
         and name not in _WITHOUT_TWIN
     }
-
-
-def _where(condition: Value, *choices: Value) -> Value:
-    if not choices:
-        raise NeedsHost(
-            "it asks where a condition holds, by np.where(condition), and how many "
-            "places these are is not known. Write `np.where(condition, a, b)`"
-        )
-    return jnp.where(condition, *choices)
 
 
 def _clip(a: Value, *bounds: Any, **named: Any) -> Value:
@@ -99,7 +92,6 @@ TWINS: dict[Any, Callable] = _twins() | {
     np.linalg.cholesky: _of_symmetric(jnp.linalg.cholesky),
     np.linalg.eigh: _of_symmetric(jnp.linalg.eigh),
     np.linalg.eigvalsh: _of_symmetric(jnp.linalg.eigvalsh),
-    np.where: _where,
     np.clip: _clip,
     np.nan_to_num: _nan_to_num,
 }
@@ -125,7 +117,7 @@ FRESH = {np.zeros_like, np.ones_like, np.full_like, np.empty_like, np.copy}  # a
 def _piecewise(
     x: Any, condlist: Any, funclist: Sequence[Any], *args: Any, **kw: Any
 ) -> Any:
-    """np.piecewise, with each function of all x where a condition is traced.
+    """np.piecewise: each function of the elements for which it is.
 
     The last condition that holds decides; one more function than conditions is for
     where none does.
@@ -139,17 +131,17 @@ def _piecewise(
             f"with {len(conditions)} condition(s), either {len(conditions)} or "
             f"{len(conditions) + 1} functions are expected"
         )
-    choices = [_called(function, x, args, kw) for function in funclist]
-    result = np.zeros_like(x) + 0 * np.zeros_like(conditions[0], dtype=bool)
     if len(funclist) > len(conditions):
-        result = np.where(True, choices.pop(), result)
-    for condition, choice in zip(conditions, choices, strict=True):
-        result = np.where(condition, choice, result)
-    return result.astype(x.dtype)
-
-
-def _called(function: Any, x: Any, args: tuple, kw: dict) -> Any:
-    return function(x, *args, **kw) if callable(function) else function
+        conditions.append(~functools.reduce(operator.or_, conditions))
+    if type(x) is np.ndarray:  # of NumPy's own, which knows no traced conditions
+        x = np.where(conditions[0] | True, x, x)
+    result = np.zeros_like(x)
+    for condition, function in zip(conditions, funclist, strict=True):
+        if callable(function):
+            result[condition] = function(x[condition], *args, **kw)
+        else:
+            result[condition] = function
+    return result
 
 
 def _reshape(a: Any, shape: Any, order: str = "C", *, copy: Any = None) -> Any:
@@ -207,15 +199,25 @@ def _copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -
 
 
 def _putmask(a: Any, mask: Any, values: Any) -> None:
-    if np.size(values) != 1:
-        raise NeedsHost("it calls np.putmask with more than one value")
+    if np.shape(values) != np.shape(a) and np.size(values) != 1:
+        raise NeedsHost("it calls np.putmask with values of another shape")
     _copyto(a, values, where=mask)
+
+
+def _place(arr: Any, mask: Any, vals: Any) -> None:
+    if not isinstance(vals, Uncounted) and np.size(vals) != 1:
+        raise NeedsHost("it calls np.place with more than one value")
+    arr[mask] = vals
 
 
 SPOKEN: dict[Any, Callable] = {
     np.piecewise: _piecewise,
     np.copyto: _copyto,
     np.putmask: _putmask,
+    np.place: _place,
+    np.extract: lambda condition, arr: np.ravel(arr)[np.ravel(condition)],
+    np.nonzero: lambda a: a.nonzero(),
+    np.flatnonzero: lambda a: np.ravel(a).nonzero()[0],
     np.reshape: _reshape,
     np.ravel: lambda a, order="C": a.ravel(order),
     np.squeeze: lambda a, axis=None: a.squeeze(axis),

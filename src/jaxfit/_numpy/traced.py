@@ -10,14 +10,13 @@ can be asked for.
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxfit._numpy import shapes
-from jaxfit._numpy.asked import Asked
+from jaxfit._numpy.asked import Asked, Uncounted
 from jaxfit._numpy.by_function import ByFunction
 from jaxfit._numpy.calls import call_function, call_method, call_where
 from jaxfit._numpy.indices import (
@@ -27,17 +26,18 @@ from jaxfit._numpy.indices import (
     is_view,
     written,
 )
+from jaxfit._numpy.inside import as_array, as_index, is_choice, operand, raw
 from jaxfit._numpy.memory import Cell, Owner, Relative, Value, View
-from jaxfit._numpy.needs import NeedsHost
-from jaxfit._numpy.tables import FRESH, PERHAPS_VIEWS, SEQUENCES, SPOKEN
+from jaxfit._numpy.needs import NeedsHost, once
+from jaxfit._numpy.shaped import Shaped
+from jaxfit._numpy.tables import FRESH, PERHAPS_VIEWS, SPOKEN
 from jaxfit._numpy.ufuncs import add_at
-from jaxfit._numpy.values import WIDE, alike, cast, fitted, is_known, put, stacked
+from jaxfit._numpy.values import WIDE, alike, fitted, is_known, put
 
 SMALL = 256  # elements that become an array of objects of NumPy's
-LONG = 4096  # objects that become an array again
 
 
-class Traced(Asked, ByFunction):
+class Traced(Asked, Shaped, ByFunction):
     """An array, or a number, of which NumPy's functions know what to do.
 
     Args:
@@ -51,6 +51,15 @@ class Traced(Asked, ByFunction):
     def __init__(self, cell: Cell, is_scalar: bool = False) -> None:
         self._cell, self._is_scalar = cell, is_scalar
 
+    def __repr__(self) -> str:
+        return f"Traced(shape={self.shape}, dtype={self.dtype})"
+
+    def _with(self, cell: Cell) -> "Traced":
+        return Traced(cell, self._is_scalar)
+
+    def _shaped(self, cell: Cell) -> "Traced":
+        return Traced(Owner(cell.read()) if self._is_scalar else cell)
+
     # What NumPy asks for
 
     def __array_ufunc__(
@@ -58,10 +67,10 @@ class Traced(Asked, ByFunction):
     ) -> Any:
         """Call the twin of one of NumPy's or SciPy's universal functions."""
         outs: tuple[Any, ...] = settings.pop("out", None) or (None,) * ufunc.nout
-        if not all(isinstance(value, _SPEAKERS) for value in (*inputs, *outs)):
-            return NotImplemented
         if method == "at":
             return self._act_at(ufunc, *inputs)
+        if not all(isinstance(value, SPEAKERS) for value in (*inputs, *outs)):
+            return NotImplemented
         values = [as_array(value) for value in inputs]
         settings = {name: raw(value) for name, value in settings.items()}
         if method == "__call__" and settings.get("where", True) is not True:
@@ -71,19 +80,24 @@ class Traced(Asked, ByFunction):
             results = call_method(ufunc, method, values, settings)
         results = results if isinstance(results, tuple) else (results,)
         pairs = zip(results, outs, strict=True)
-        handed = [_handed(result, out) for result, out in pairs]
+        casting = settings.get("casting", "same_kind")
+        handed = [_handed(result, out, casting) for result, out in pairs]
         return tuple(handed) if len(handed) > 1 else handed[0]
 
     def __array_function__(
         self, function: Any, types: Any, arguments: Sequence[Any], keywords: dict
     ) -> Any:
         """Call the twin of another function of NumPy's."""
+        if any(issubclass(kind, Uncounted) for kind in types):
+            return NotImplemented
+        if function is np.where and len(arguments) + len(keywords) == 1:
+            function = np.nonzero
         if function in SPOKEN:
             return SPOKEN[function](*arguments, **keywords)
         keywords = dict(keywords)
         out = keywords.pop("out", None)
-        operands = [_operand(function, value) for value in arguments]
-        named = {name: _operand(function, value) for name, value in keywords.items()}
+        operands = [operand(function, value) for value in arguments]
+        named = {name: operand(function, value) for name, value in keywords.items()}
         result = call_function(function, operands, named)
         if out is not None:
             return _handed(result, out)
@@ -135,10 +149,15 @@ class Traced(Asked, ByFunction):
     # Reading and writing
 
     def __getitem__(self, index: Index) -> Any:
+        if is_choice(index):
+            return _choices().picked(self, index)
         value, index = self._cell.read(), as_index(index)
         if not is_known(index):
             return wrapped(at_traced(value, index), partial(Relative, other=self._cell))
-        if is_number(index, self.shape) or not is_view(index):
+        if is_number(index, self.shape):
+            places = index if isinstance(index, tuple) else (index,)
+            return wrapped(once("at", [value, *places], lambda: value[index]))
+        if not is_view(index):
             return wrapped(value[index])
         get, back = operator.itemgetter(index), partial(put, index=index)
         return Traced(View(self._cell, get, back))
@@ -146,6 +165,8 @@ class Traced(Asked, ByFunction):
     def __setitem__(self, index: Index, value: Any) -> None:
         if self._is_scalar:
             raise TypeError("a number does not support item assignment")
+        if is_choice(index) or isinstance(value, Uncounted):
+            return _choices().write(self, index, value)
         whole, part = self._cell.read(), as_array(value)
         self._cell.write(written(whole, as_index(index), part))
 
@@ -159,129 +180,32 @@ class Traced(Asked, ByFunction):
             raise TypeError("len() of unsized object")
         return self.shape[0]
 
-    def fill(self, value: Any) -> None:
-        """Write one number everywhere."""
-        self[...] = value
+    def nonzero(self) -> tuple[Any, ...]:
+        """Where it is not zero."""
+        value = self._cell.read()
+        if is_known(value):
+            return tuple(map(wrapped, np.nonzero(value)))
+        return _choices().places(value)
 
     def sort(self, axis: int = -1, kind: Any = None, **settings: Any) -> None:
         """Sort in place."""
         self[...] = np.sort(self, axis=axis, kind=kind, **settings)
 
-    def hand_over(self, value: Value) -> "Traced":
+    def hand_over(self, value: Value, casting: Any) -> "Traced":
         """Write a result of computing, as `out=` does."""
         if self._is_scalar:
             raise TypeError("return arrays must be of ArrayType")
-        if not np.can_cast(np.dtype(value.dtype), self.dtype, "same_kind"):
+        if not np.can_cast(np.dtype(value.dtype), self.dtype, casting):
             raise TypeError(f"cannot cast output from {value.dtype} to {self.dtype}")
         if np.broadcast_shapes(np.shape(value), self.shape) != self.shape:
             raise ValueError(f"non-broadcastable output operand of shape {self.shape}")
         self._cell.write(fitted(value, self.shape, self.dtype))
         return self
 
-    # Shape and dtype
-
-    def __repr__(self) -> str:
-        return f"Traced(shape={self.shape}, dtype={self.dtype})"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The length of each axis."""
-        return self._cell.read().shape
-
-    @property
-    def ndim(self) -> int:
-        """How many axes there are."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """How many numbers there are."""
-        return int(np.prod(self.shape, dtype=int))
-
-    @property
-    def dtype(self) -> np.dtype:
-        """NumPy's dtype of the numbers."""
-        return np.dtype(self._cell.read().dtype)
-
-    def reshape(self, *shape: Any, order: str = "C", copy: Any = None) -> "Traced":
-        """The same numbers in another shape: a view, or perhaps one."""
-        reshaped = Traced(shapes.reshaped(self._cell, shapes.shape_from(shape), order))
-        return reshaped.copy() if copy or self._is_scalar else reshaped
-
-    def ravel(self, order: str = "C") -> "Traced":
-        """In one dimension: perhaps a view."""
-        return Traced(shapes.raveled(self._cell, order))
-
-    def flatten(self, order: str = "C") -> "Traced":
-        """A copy in one dimension."""
-        return self.ravel(order).copy()
-
-    def squeeze(self, axis: Any = None) -> "Traced":
-        """Without axes of length one."""
-        return Traced(shapes.squeezed(self._cell, axis), self._is_scalar)
-
-    def transpose(self, *axes: Any) -> "Traced":
-        """A view with the axes in another order."""
-        return Traced(shapes.transposed(self._cell, axes), self._is_scalar)
-
-    def swapaxes(self, axis1: int, axis2: int) -> "Traced":
-        """A view with two axes in each other's place."""
-        return Traced(shapes.swapped(self._cell, axis1, axis2))
-
-    @property
-    def T(self) -> "Traced":
-        """A view with the axes the other way round."""
-        return self.transpose()
-
-    @property
-    def real(self) -> "Traced":
-        """The real part, a view."""
-        return Traced(shapes.real_part(self._cell), self._is_scalar)
-
-    @real.setter
-    def real(self, value: Any) -> None:
-        self.real[...] = value
-
-    @property
-    def imag(self) -> "Traced":
-        """The imaginary part, a view."""
-        return Traced(shapes.imaginary_part(self._cell), self._is_scalar)
-
-    @imag.setter
-    def imag(self, value: Any) -> None:
-        self.imag[...] = value
-
-    def astype(self, dtype: Any, *_: Any, copy: bool = True, **__: Any) -> "Traced":
-        """In another dtype."""
-        if not copy and np.dtype(dtype) == self.dtype:
-            return self
-        return Traced(Owner(cast(self._cell.read(), dtype)), self._is_scalar)
-
-    def copy(self, order: str = "C") -> "Traced":
-        """With memory of its own."""
-        return Traced(Owner(self._cell.read()), self._is_scalar)
-
-    def clip(self, *bounds: Any, **named: Any) -> Any:
-        """Within bounds, either of which may be left out."""
-        named = dict(zip(("min", "max"), bounds, strict=False)) | named
-        return np.clip(self, named.pop("min", None), named.pop("max", None), **named)
-
-    def conj(self) -> Any:
-        """The complex conjugate; the array itself where it is real."""
-        return np.conjugate(self) if self.dtype.kind == "c" else self
-
-    conjugate = conj
-
-    def __copy__(self) -> "Traced":
-        return self.copy()
-
-    def __deepcopy__(self, _: dict) -> "Traced":
-        return self.copy()
-
 
 # In and out of it
 
-_SPEAKERS = (
+SPEAKERS = (
     *(Traced, jax.Array, np.ndarray, np.generic, int, float, complex, list, tuple),
     type(None),
 )
@@ -300,77 +224,26 @@ def wrapped(value: Any, cell: Callable[[Value], Cell] = Owner) -> Any:
     return value
 
 
-def raw(value: Any) -> Any:
-    """The value inside, in lists, tuples and dictionaries too."""
-    if isinstance(value, Traced):
-        return value._cell.read()
-    if isinstance(value, np.ndarray):
-        return _of_objects(value) if _is_of_objects(value) else value
-    if isinstance(value, (list, tuple)):
-        return alike(value, map(raw, value))
-    return {k: raw(v) for k, v in value.items()} if type(value) is dict else value
+def _choices() -> ModuleType:
+    """Where elements are chosen, which is written with this file."""
+    from jaxfit._numpy import choices  # above: late
+
+    return choices
 
 
-def as_array(value: Any) -> Any:
-    """The value inside, where a list is an array."""
-    if not isinstance(value, (list, tuple)):
-        return raw(value)
-    parts = [as_array(part) for part in value]
-    return np.asarray(parts) if is_known(parts) else stacked(parts)
-
-
-def as_index(index: Index) -> Index:
-    """The index with the values inside."""
-    if isinstance(index, tuple):
-        return tuple(map(as_index, index))
-    if isinstance(index, list):
-        return as_array(index) if index else np.zeros(0, int)
-    return raw(index)
-
-
-def _operand(function: Callable, value: Any) -> Any:
-    """The argument of a function: a list is an array, or one of arrays."""
-    if not isinstance(value, (list, tuple)) or not _has_traced(value):
-        return raw(value)
-    if function is np.block:
-        return raw(value)
-    return [*map(as_array, value)] if function in SEQUENCES else as_array(value)
-
-
-def _has_traced(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(map(_has_traced, value))
-    return isinstance(value, Traced) or _is_of_objects(value)
-
-
-def _is_of_objects(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == object
-
-
-def _of_objects(array: np.ndarray) -> Value:
-    """One array of the traced numbers that NumPy keeps as objects."""
-    items = array.ravel().tolist()
-    if not any(isinstance(thing, Traced) for thing in items):
-        return array
-    if all(thing is items[0] for thing in items):
-        return jnp.broadcast_to(raw(items[0]), array.shape)
-    if len(items) > LONG or any(np.ndim(thing) for thing in items):
-        raise NeedsHost("it keeps arrays, or very many numbers, as objects of NumPy's")
-    return as_array(items).reshape(array.shape)
-
-
-def _handed(result: Value, out: Any) -> Any:
+def _handed(result: Value, out: Any, casting: Any = "same_kind") -> Any:
     """The result, or what it was written to."""
     if out is None:
         return wrapped(result)
     if isinstance(out, tuple):
-        return _handed(result, *out)
+        (only,) = out
+        return _handed(result, only, casting)
     if isinstance(out, Traced):
-        return out.hand_over(result)
+        return out.hand_over(result, casting)
     if not is_known(result):
         raise NeedsHost(
             "it puts what it has computed into an array of NumPy's own, as `y = "
             "np.zeros(n); y += p * x` does. Write `y = np.zeros_like(p * x)`"
         )
-    np.copyto(out, result, casting="same_kind")
+    np.copyto(out, result, casting=casting)
     return out

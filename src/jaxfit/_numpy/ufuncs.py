@@ -8,12 +8,13 @@ its arguments in those dtypes and so has nothing to promote.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxfit._numpy.memory import Value
-from jaxfit._numpy.needs import NeedsHost
+from jaxfit._numpy.needs import NeedsHost, once
 from jaxfit._numpy.special import special_twins
 from jaxfit._numpy.values import cast, is_known
 
@@ -23,6 +24,29 @@ _TWINS: dict[Any, Callable] = {
     for name, function in vars(np).items()
     if isinstance(function, np.ufunc) and name not in _WITHOUT_TWIN
 } | special_twins()
+
+
+def _of_integers(twin: Callable) -> Callable:
+    """The twin, where an integer divided by zero is zero."""
+
+    def divided(a: Value, b: Value) -> Any:
+        if np.dtype(a.dtype).kind not in "iub":
+            return twin(a, b)
+        results = twin(a, jnp.where(b == 0, 1, b))
+        return jax.tree.map(lambda result: jnp.where(b == 0, 0, result), results)
+
+    return divided
+
+
+def _hypot(x: Value, y: Value) -> Value:
+    """The distance, of slope zero at the origin."""
+    is_zero = (x == 0) & (y == 0)
+    return jnp.where(is_zero, 0, jnp.hypot(jnp.where(is_zero, 1, x), y))
+
+
+for _ufunc in (np.floor_divide, np.remainder, np.fmod, np.divmod):
+    _TWINS[_ufunc] = _of_integers(_TWINS[_ufunc])
+_TWINS[np.hypot] = _hypot
 
 
 def twin_of(ufunc: np.ufunc) -> Callable:
@@ -40,6 +64,12 @@ def twin_of(ufunc: np.ufunc) -> Callable:
 def call_ufunc(ufunc: np.ufunc, values: Sequence[Any], settings: dict[str, Any]) -> Any:
     """What the ufunc returns of values, some of which are traced."""
     settings = {k: v for k, v in settings.items() if k not in _IGNORED}
+    if settings:
+        return _called(ufunc, values, settings)
+    return once(ufunc, values, lambda: _called(ufunc, values, settings))
+
+
+def _called(ufunc: np.ufunc, values: Sequence[Any], settings: dict[str, Any]) -> Any:
     result_dtype = settings.pop("dtype", None)
     if settings:
         raise NeedsHost(f"it calls {ufunc.__name__} with {', '.join(settings)}=")
