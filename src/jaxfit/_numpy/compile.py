@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfit._numpy.agreement import agree
 from jaxfit._numpy.calls import NOT_TRACEABLE
 from jaxfit._numpy.inside import as_array
 from jaxfit._numpy.needs import Call, NeedsHost, call
@@ -18,10 +19,10 @@ from jaxfit._numpy.traced import Traced, wrapped
 from jaxfit._numpy.values import alike
 from jaxfit._programs.errors import place_of
 
-AGREEMENT = 1e-9  # of the largest value, between a compiled model and NumPy's
 
-
-def speaking_numpy(function: Callable) -> Callable:
+def speaking_numpy(
+    function: Callable, on_jax: Callable[[], None] | None = None
+) -> Callable:
     """The function of JAX arrays that does what this one does with NumPy's.
 
     Arrays of JAX among the arguments are traced. Arrays of NumPy stay known: only what
@@ -30,6 +31,7 @@ def speaking_numpy(function: Callable) -> Callable:
 
     Args:
         function: written in NumPy and scipy.special.
+        on_jax: called where it hands something to JAX itself.
 
     Returns:
         A function of the same arguments. It gives arrays, one for a list, and tuples
@@ -54,6 +56,8 @@ def speaking_numpy(function: Callable) -> Callable:
             if going_on.refused:  # and somebody took it for another error
                 first = going_on.refused[0]
                 raise NeedsHost(first.reason, _first_place(function, [first]))
+            if going_on.uses_jax and on_jax is not None:
+                on_jax()
             return _where_required(result, going_on)
 
     return traced
@@ -148,12 +152,5 @@ def _agree(truth: Any, result: Any) -> bool:
     truth, result = np.asarray(truth), np.asarray(result)
     if truth.shape != result.shape or truth.dtype.kind not in "biufc":
         return False
-    truth, result = 1.0 * truth, 1.0 * result
-    is_finite = np.isfinite(truth)
-    if not np.array_equal(is_finite, np.isfinite(result)):
-        return False
-    if not np.array_equal(truth[~is_finite], result[~is_finite], equal_nan=True):
-        return False
-    largest = np.max(np.abs(truth), where=is_finite, initial=0.0)
-    apart = np.abs(truth[is_finite] - result[is_finite])
-    return bool(np.all(apart <= AGREEMENT * largest))
+    with np.errstate(all="ignore"):
+        return agree(1.0 * truth, 1.0 * result)

@@ -224,6 +224,8 @@ class OnHost(Outside):
         functools.update_wrapper(self, function, updated=())
         self.function, self.shape, self.differences = function, shape, differences
         self._latest: OrderedDict[bytes, AtPoint] = OrderedDict()
+        self.first: Any = None  # what it gave when it was looked at, and where
+        self.where: bytes = b""
 
     def __reduce__(self) -> tuple:
         return OnHost, (self.function, self.shape, self.differences)

@@ -38,9 +38,11 @@ class Call:
             else go on with something else than NumPy computes.
         required: traced booleans; where one is false NumPy gives something else, or an
             error.
+        uses_jax: whether it was given to a function of JAX's.
     """
 
     def __init__(self) -> None:
+        self.uses_jax = False
         self.refused: list[NeedsHost] = []
         self.required: list[jax.Array] = []
         self._results: dict[Hashable, Any] = {}

@@ -3,16 +3,19 @@
     JAX      it is written in JAX, and is taken as it is
     NUMPY    it is traced through NumPy's own protocols
     HELD     so too, but what is not a parameter (x) stays known to NumPy, which may ask
-             for its numbers and pick elements by a mask
+             for its numbers
     HOST     NumPy computes it, one call an evaluation
 
-They are tried in this order. What was found holds for all functions of the same code;
-where one fails after all, since it closes over another function, it is looked at anew.
+They are tried in this order; but what JAX can trace and does not call JAX is taken as
+written for NumPy, where `v = y[:5]; v += b` changes y. What was found holds for all
+functions of the same code; where one fails after all, since it closes over another
+function, it is looked at anew.
 """
 
 import enum
 import functools
 import itertools
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -23,14 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from jaxfit._numpy.agreement import agree
 from jaxfit._numpy.either import is_numpy
 from jaxfit._numpy.host import Differences, OnHost, OutShape, fresh, values_of
 from jaxfit._programs.call import INPUTS
-from jaxfit._programs.errors import place_of
+from jaxfit._programs.errors import is_theirs, place_of
 from jaxfit._programs.fingerprint import ClosesOverTracer, Reading
+from jaxfit._programs.places import Snapshot
 from jaxfit._programs.splits import Child, Split, Wrapper
 
-AGREEMENT = 1e-9  # of the largest value, between a compiled function and NumPy's
 REMEMBERED = 512  # codes, and functions on the host
 
 
@@ -132,28 +136,15 @@ def compare(
         What follows.
 
     Raises:
-        Differs: where they are further apart than 1e-9 of the largest value.
+        Differs: where they are not the same, to rounding.
     """
     for parameters in points:
         with np.errstate(all="ignore"):
             truth = values_of(user.at(user.function, parameters)).ravel()
             compiled, values = values[: truth.size], values[truth.size :]
-            if truth.shape != compiled.shape or not _agree(truth, compiled):
+            if truth.shape != compiled.shape or not agree(truth, compiled):
                 raise Differs(user, "traced by JAX it gives other values than NumPy")
     return values
-
-
-def _agree(truth: np.ndarray, compiled: np.ndarray) -> bool:
-    """Whether all numbers do, and NaN and infinities are in the same places."""
-    apart, size = np.abs(truth - compiled).max(), np.abs(truth).max()
-    if apart <= AGREEMENT * size:
-        return True
-    is_finite = np.isfinite(truth)
-    if not np.array_equal(truth[~is_finite], compiled[~is_finite], equal_nan=True):
-        return False
-    size = np.max(np.abs(truth), where=is_finite, initial=0.0)
-    apart = np.abs(truth[is_finite] - compiled[is_finite])
-    return bool(np.all(apart <= AGREEMENT * size))
 
 
 class SpeakingNumPy(Wrapper):
@@ -175,9 +166,13 @@ class SpeakingNumPy(Wrapper):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_numpy(*jax.tree.leaves((args, kwargs))):
             return self.function(*args, **kwargs)
+        return self.traced()(*args, **kwargs)
+
+    def traced(self, on_jax: Callable[[], None] | None = None) -> Callable:
+        """The function of JAX; see `speaking_numpy`."""
         from jaxfit._numpy.compile import speaking_numpy  # seldom needed
 
-        return speaking_numpy(self.function)(*args, **kwargs)
+        return speaking_numpy(self.function, on_jax)
 
     def split(self) -> Split:
         """Of what the function holds, what is traced speaks NumPy too."""
@@ -236,21 +231,47 @@ _hosts: OrderedDict[Hashable, list] = OrderedDict()  # told already; what must l
 
 def _found(user: UserFunction) -> _Found:
     """The first way that it can go, and why no other."""
-    key = _code_of(user.function)
-    errors: list[Exception] = []
+    key, before = _code_of(user.function), _snapshot(user.function)
+    uses_jax: list[bool] = []
+    errors: dict[Way, Exception | None] = {}
     for way in user.ways:
-        error = _failure(user, way)
-        if error is None:
-            _remember(_ways, key, way)
-            return _Found(way)
-        errors.append(error)
+        errors[way] = _failure(user, way, lambda: uses_jax.append(True))
+        before.take_back()
+        if way is not Way.JAX and errors[way] is None:
+            break
+    borne = [way for way, error in errors.items() if error is None]
+    if borne[:1] == [Way.JAX] and len(borne) > 1 and not uses_jax:
+        borne = borne[1:]
+    if borne:
+        _remember(_ways, key, borne[0])
+        return _Found(borne[0])
     _ways.pop(key, None)
-    return _Found(Way.HOST, _why(errors[1] if len(errors) > 1 else errors[0]))
+    error = errors.get(Way.NUMPY) or errors[Way.JAX]
+    assert error is not None
+    return _Found(Way.HOST, _why(error))
 
 
-def _failure(user: UserFunction, way: Way) -> Exception | None:
-    """Why it cannot be traced so, or None if it can."""
+def _snapshot(function: Callable) -> Snapshot:
+    """Where it can write to; nothing that is tried is to be left there."""
+    reading = Reading()
+    try:
+        reading(function)
+    except (ClosesOverTracer, RecursionError):
+        return Snapshot([])
+    return reading.snapshot()
+
+
+def _failure(
+    user: UserFunction, way: Way, on_jax: Callable[[], None]
+) -> Exception | None:
+    """Why it cannot be traced so, or None if it can.
+
+    Args:
+        on_jax: called where a function in NumPy calls JAX.
+    """
     function = _as_way(user, way)
+    if isinstance(function, SpeakingNumPy):
+        function = function.traced(on_jax)
     traced = user.parameters, None if way is Way.HELD else user.data
     leaves, structure = jax.tree.flatten(traced)
     is_input = [isinstance(leaf, INPUTS) for leaf in leaves]
@@ -306,15 +327,20 @@ def _remember(cache: OrderedDict, key: Hashable, value: Any) -> None:
 
 def _on_host(user: UserFunction) -> OnHost:
     """The function, which NumPy computes."""
-    seen: list = []
+    shapes: list[OutShape] = []
 
     def probe(*args: Any, **kwargs: Any) -> Any:
-        values = values_of(user.function(*args, **kwargs))
-        seen.append(OutShape.of(values, jax.tree.leaves((args, kwargs))))
-        return values
+        result = user.function(*args, **kwargs)
+        leaves = jax.tree.leaves((args, kwargs))
+        shapes.append(OutShape.of(values_of(result), leaves))
+        return result
 
-    user.at(probe, user.parameters)
-    return OnHost(user.function, seen[0], user.differences)
+    first = user.at(probe, user.parameters)
+    function = OnHost(user.function, shapes[0], user.differences)
+    function.first = first
+    if isinstance(user.parameters, np.ndarray):
+        function.where = user.parameters.tobytes()
+    return function
 
 
 def _as_read(user: UserFunction) -> "_Read | None":
@@ -338,12 +364,15 @@ def _warned(user: UserFunction, reason: str) -> OnHost:
     read = _as_read(user)
     if read is not None:
         _remember(_hosts, read.key, read.alive)
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and not is_theirs(frame):
+        frame, level = frame.f_back, level + 1
     warnings.warn(
         f"{user.name} runs on the host, by NumPy, with differences for its "
         f"derivatives, since it cannot be compiled{reason}. Say host=True if that is "
         "meant.",
         category=HostModelWarning,
-        stacklevel=_outside_of_here(),
+        stacklevel=level,
     )
     return function
 
@@ -356,13 +385,3 @@ def _why(error: Exception) -> str:
         return f"{error.place}: {error.reason}"
     text = str(error).partition("\n")[0]
     return f"{place_of(error)}: traced, it raises {type(error).__name__}: {text}"
-
-
-def _outside_of_here() -> int:
-    """How many frames up the user's is."""
-    import sys
-
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("jaxfit"):
-        frame, level = frame.f_back, level + 1
-    return level

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _MACHINERY = {"jax", "jaxlib", "numpy", "scipy", "equinox", "jaxfit", "jaxtyping"}
+_MACHINERY |= {"beartype"}  # around functions in tests
 _MACHINERY |= sys.stdlib_module_names - {"__main__"}
 
 
@@ -48,7 +49,7 @@ class Place(NamedTuple):
 
 def place_of(error: Exception) -> Place:
     frames = list(traceback.walk_tb(error.__traceback__))
-    theirs = [k for k, (frame, _) in enumerate(frames) if _is_theirs(frame)]
+    theirs = [k for k, (frame, _) in enumerate(frames) if is_theirs(frame)]
     if not theirs:
         return Place("The function", "", "", ())
     frame, line = frames[theirs[-1]]
@@ -58,7 +59,8 @@ def place_of(error: Exception) -> Place:
     return Place(name, f"{file}:{line}", code, tuple(modules))
 
 
-def _is_theirs(frame: FrameType) -> bool:
+def is_theirs(frame: FrameType) -> bool:
+    """Whether it is a frame of the user's."""
     package = frame.f_globals.get("__name__", "").partition(".")[0]
     return package not in _MACHINERY
 

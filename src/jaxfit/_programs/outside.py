@@ -186,7 +186,7 @@ def _from_bits(bits: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
 # Questions and answers
 
 
-def _answered(question: Any, sent: _Parcel, back: _Parcel, bits: Bits) -> Bits:
+def _answered(question: Any, sent: _Parcel, back: _Parcel, bits: Bits) -> Any:
     """What the program gets: the bits of the answer."""
     number = int(bits[:2].view(float)[0])
     reference = _functions.get(number)

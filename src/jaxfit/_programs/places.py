@@ -87,6 +87,14 @@ class Snapshot(NamedTuple):
             place.restore(old)
         return bool(leaks)
 
+    def take_back(self) -> None:
+        """Restore all that was changed: nobody was to see the trace."""
+        for place, _, old, _ in self.changed():
+            if place.kind == "cache":
+                place.owner.cache_clear()
+            elif old is not _GONE:
+                place.restore(old)
+
     def note_writes(self) -> None:
         """Remember what tracing left in counters and logs.
 

@@ -201,6 +201,18 @@ def refuse_unsupported(jac_sparsity: Any, workers: Any) -> None:
         )
 
 
+_LSMR = {"damp", "atol", "btol", "conlim", "maxiter", "show", "regularize"}
+
+
+def check_solver_options(tr_solver: str | None, tr_options: Any) -> None:
+    """Refuse options that SciPy's solver of the subproblem has not."""
+    unknown = set(tr_options or {}) - _LSMR
+    if tr_solver == "lsmr" and unknown:
+        raise TypeError(
+            f"tr_options has {', '.join(sorted(unknown))}, which lsmr does not know."
+        )
+
+
 def tolerances(
     values: Mapping[str, Any], all_above_eps: bool, stacklevel: int
 ) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """`least_squares` with the signature, the results and the errors of SciPy's."""
 
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
 from jaxfit._core.options import check_callable
 from jaxfit._core.rules import SCIPY
+from jaxfit._numpy.host import OnHost
 from jaxfit._numpy.ways import spoken
 from jaxfit._programs.arrays import native, refuse_masks
 from jaxfit._programs.call import Static
@@ -111,6 +113,7 @@ def least_squares(
     if not callable(jac):
         arguments.one_of("jac", jac, ("2-point", "3-point", "cs"))
     arguments.one_of("tr_solver", tr_solver, (None, "exact", "lsmr"))
+    arguments.check_solver_options(tr_solver, tr_options)
     arguments.one_of("verbose", int(verbose), (0, 1, 2))
     arguments.refuse_unsupported(jac_sparsity, workers)
     x0 = arguments.start_array(x0, "x0")
@@ -138,13 +141,15 @@ def least_squares(
         options=arguments.options(**tolerances, max_steps=max_steps),
         x_scale=arguments.scales(x_scale, len(x0)),
     )
-    (vector, residual, jacobian), _ = fitted(
+    (vector, residual, jacobian), asked = fitted(
         DOOR,
         request,
         Watch(callback, int(verbose)),
         arguments.differences(jac, diff_step, limits, x0),
         is_on_host=bool(host),
     )
+    form = Form.of(asked.jac)
+    form.check(method, tr_solver, is_scaled=request.x_scale is None)
     numbers = unpack(vector, _shapes(len(x0)))
     if method == "lm" and len(residual) < len(x0):
         raise ValueError(
@@ -152,9 +157,55 @@ def least_squares(
             f"number of variables; there are {len(residual)} and {len(x0)}. Use 'trf'."
         )
     result = _result(numbers, residual, jacobian, limits, tolerances["xtol"])
+    result.jac = form.given(result.jac)
+    if method == "lm" and not callable(jac):
+        result.njev = None  # MINPACK does not count its differences
     if verbose:
         print_summary(result.message, numbers)
     return result
+
+
+class Form(enum.Enum):
+    """What the user's `jac` returns."""
+
+    DENSE = "an array"
+    SPARSE = "a sparse matrix"
+    OPERATOR = "a LinearOperator"
+
+    @classmethod
+    def of(cls, jac: Any) -> "Form":
+        """What one gave that NumPy computes; what is compiled gives arrays."""
+        first = jac.first if isinstance(jac, OnHost) else None
+        if hasattr(first, "toarray"):
+            return cls.SPARSE
+        return cls.OPERATOR if hasattr(first, "matmat") else cls.DENSE
+
+    def check(self, method: str, tr_solver: str | None, *, is_scaled: bool) -> None:
+        """Refuse what SciPy does: here all are dense in the end, and it would do."""
+        if self is Form.DENSE:
+            return
+        refused = {
+            "method='lm'": method == "lm",
+            "tr_solver='exact'": tr_solver == "exact",
+            "x_scale='jac'": is_scaled and self is Form.OPERATOR,
+        }
+        for what, is_refused in refused.items():
+            if is_refused:
+                raise ValueError(
+                    f"{what} does not go with {self.value} from `jac`. Return an array."
+                )
+
+    def given(self, jacobian: np.ndarray) -> Any:
+        """A Jacobian as the user's."""
+        if self is Form.SPARSE:
+            from scipy.sparse import csr_array
+
+            return csr_array(jacobian)
+        if self is Form.OPERATOR:
+            from scipy.sparse.linalg import aslinearoperator
+
+            return aslinearoperator(jacobian)
+        return jacobian
 
 
 def _inputs(args: Any, kwargs: Any) -> tuple[tuple, dict]:
@@ -218,7 +269,7 @@ def _jacobian(jac: Callable, x: jax.Array, inputs: tuple) -> jax.Array:
     return jnp.atleast_2d(arguments.real_output(matrix, "jac"))
 
 
-def _call(function: Callable, x: jax.Array, inputs: tuple) -> Any:
+def _call(function: Callable, x: Any, inputs: tuple) -> Any:
     args, kwargs = jax.tree.map(
         lambda value: value.value if isinstance(value, Static) else value,
         inputs,

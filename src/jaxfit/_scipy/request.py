@@ -75,12 +75,12 @@ class ScipyRequest(NamedTuple):
             return None
         return self._replace(f=f.spread(self._values(door, f), x, door.form))
 
-    def _values(
-        self, door: Door, function: OnHost
-    ) -> Callable[[np.ndarray], np.ndarray]:
+    def _values(self, door: Door, function: OnHost) -> Callable[[np.ndarray], PyTree]:
         """The function of the parameters alone."""
 
-        def at(x: np.ndarray) -> np.ndarray:
+        def at(x: np.ndarray) -> PyTree:
+            if x.tobytes() == function.where:
+                return values_of(function.first)
             values = door.call(function.function, x, fresh(self.data))
             is_tree = isinstance(values, dict)
             return jax.tree.map(values_of, values) if is_tree else values_of(values)

@@ -82,12 +82,8 @@ class Asked(NamedTuple):
         start, end, status = map(np.asarray, (numbers.start, numbers.x, numbers.status))
         number = len(start) if start.ndim > 1 else 1
         chosen = np.unique(np.linspace(0, max(number - 1, 0), SAMPLES).astype(int))
-        points = [
-            {name: values[name] for name in values}
-            for which in (start, end)
-            for row in np.reshape(which, (number, -1))[chosen[:number]]
-            for values in [self.problem.parameters(row)]
-        ]
+        rows = [np.reshape(which, (number, -1))[chosen] for which in (start, end)]
+        points = [self.problem.parameters(row[:, None]) for row in np.concatenate(rows)]
         for part, user in spoken:
             own = [_own(part, point) for point in points]
             columns = {name: np.array([p[name] for p in own]) for name in own[0]}
@@ -122,9 +118,12 @@ def with_functions(
 
 def _user(part: FunctionModel, x: PyTree, known: dict[str, Any]) -> UserFunction:
     """The function of a part, where it starts."""
-    own = {part.prefix + name: value for name, value in part.start(x, None, {}).items()}
+    own = {
+        part.prefix + name: value
+        for name, value in part.start(x, np.zeros(1), {}).items()
+    }
     given = {name: np.ravel(known[name])[0] for name in own if name in known}
-    parameters = {n: np.float64(v) for n, v in (own | given).items()}
+    parameters = own | given
     limits = np.array([part.bounds[name] for name in parameters])
     lower, upper = limits.T
     return UserFunction(
@@ -141,7 +140,9 @@ def _user(part: FunctionModel, x: PyTree, known: dict[str, Any]) -> UserFunction
 
 
 def _own(part: FunctionModel, parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: np.float64(v) for name, v in part.without_prefix(parameters).items()}
+    """Its parameters without the prefix, as numbers."""
+    own = part.without_prefix(parameters)
+    return {name: np.float64(np.ravel(value)[0]) for name, value in own.items()}
 
 
 def _is_function(node: Any) -> bool:

@@ -241,7 +241,7 @@ def _derived_names(model: Model) -> tuple[str, ...]:
 
 
 def _tied(
-    ties: Mapping[str, Callable], free: Mapping[str, Numeric]
+    ties: Mapping[str, Callable], free: Mapping[str, Any]
 ) -> dict[str, Numeric]:
     """The free parameters and those tied to them, in any order."""
     known, waiting = dict(free), dict(ties)

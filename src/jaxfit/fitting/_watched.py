@@ -194,7 +194,7 @@ def _report(
     return pack(finished(problem, end))
 
 
-def _residuals(f: Callable, x: Float[Array, " n"], data: Points) -> Any:
+def _residuals(f: Callable, x: Any, data: Points) -> Any:
     return f(x, data)
 
 

@@ -1,0 +1,24 @@
+"""Whether a compiled function gives what NumPy itself computes."""
+
+import numpy as np
+
+AGREEMENT = 1e-9  # of the largest value
+
+
+def agree(truth: np.ndarray, compiled: np.ndarray) -> bool:
+    """Whether numbers do, and NaN and infinities are in the same places.
+
+    Args:
+        truth, compiled: of the same shape, floating.
+    """
+    if not truth.size:
+        return True
+    apart, size = np.abs(truth - compiled).max(), np.abs(truth).max()
+    if apart <= AGREEMENT * size:
+        return True
+    is_finite = np.isfinite(truth)
+    if not np.array_equal(truth[~is_finite], compiled[~is_finite], equal_nan=True):
+        return False
+    largest = np.max(np.abs(truth), where=is_finite, initial=0.0)
+    apart = np.abs(truth[is_finite] - compiled[is_finite])
+    return bool(np.all(apart <= AGREEMENT * largest))
