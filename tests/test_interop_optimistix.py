@@ -215,6 +215,10 @@ WRONG = {
         lambda: TrustRegionReflective(options={"lower": 0}),
         "expected jaxfit.Options",
     ),
+    "adjoint": (
+        lambda: found(optx.LevenbergMarquardt(1e-8, 1e-8), adjoint=ImplicitAdjoint()),
+        "this adjoint is for TrustRegionReflective",
+    ),
     "shape": (
         lambda: found(TRF, options={"lower": {"a": 0.0}}),
         "the lower bound has structure",

@@ -212,6 +212,12 @@ class ImplicitAdjoint(optx.ImplicitAdjoint):
         self, primal_fn: Callable, rewrite_fn: Callable, inputs: Any, tags: frozenset
     ) -> PyTree:
         """The solution, with derivatives; `tags` are of another matrix."""
+        _, solver, *_ = inputs
+        if not isinstance(solver, TrustRegionReflective):
+            raise TypeError(
+                f"The solver is a {type(solver).__name__}; this adjoint is for "
+                "TrustRegionReflective. Give optimistix.ImplicitAdjoint()."
+            )
         # a function that closes over nothing, as optimistix asks
         return super().apply(
             primal_fn, lambda *at: _conditions(*at), inputs, frozenset()
