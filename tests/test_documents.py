@@ -65,6 +65,12 @@ def test_the_readme(tmp_path):
     assert {p.name for p in tmp_path.glob("*.png")} >= {"peak.png", "maps.png"}
 
 
+def test_the_doors(tmp_path):
+    text = (ROOT / "docs" / "interop.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "Converged" in run("\n".join(blocks), tmp_path)
+
+
 def test_all_examples_are_run():
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*EXAMPLES}
 

@@ -25,6 +25,7 @@ FLOORS = (  # each imports from those before it
     "_stream",
     "_scipy",
     "models",
+    "interop",
     "fitting",
     "_command",
     "__init__",

@@ -11,7 +11,7 @@ from beartype import BeartypeConf, beartype
 ENTRANCES = frozenset(
     "solve solve_batch solve_blocks solve_stream warm_start subsample_start curve_fit "
     "least_squares curvefit fit fit_batch Chunked Options Sharded npy_blocks "
-    "Loss Fit BatchFit Model".split()
+    "Loss Fit BatchFit Model TrustRegionReflective".split()
 )
 
 _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float

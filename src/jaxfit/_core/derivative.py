@@ -296,7 +296,7 @@ def tangent(
         free, along = jnp.ones(x.shape, bool), jnp.zeros_like(x)
     else:
         _, moved = jax.jvp(lambda v: rebuild(v).bounds, (values,), (directions,))
-        free, along = _on_face(x, outcome.linearization.gradient, bounds, moved)
+        free, along = on_face(x, outcome.linearization.gradient, bounds, moved)
     needed = jnp.where(free, change + matvec(hessian, along), 0)
     dx = gate(along - matvec(pseudo_inverse(hessian, free), needed), proper)
     frame = _same_frame(outcome.linearization)
@@ -334,7 +334,7 @@ def _changes_of_slope(
     return 0.5 * (hessian + hessian.T), change
 
 
-def _on_face(
+def on_face(
     x: Vector, slope: Vector, bounds: Bounds, moved: Any
 ) -> tuple[Flags, Vector]:
     """Which parameters are free, and how the others move with their bounds.

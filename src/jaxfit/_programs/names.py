@@ -12,7 +12,7 @@ from typing import Any
 # Packages whose functions depend on nothing but their arguments. Those of another that
 # is installed may depend on the data in its modules.
 PURE = {"equinox", "jax", "jaxfit", "jaxlib", "jaxtyping", "numpy", "optax", "scipy"}
-PURE |= {"_pytest", "matplotlib", "pandas", "xarray"}
+PURE |= {"_pytest", "astropy", "lmfit", "matplotlib", "pandas", "xarray"}
 PURE |= sys.stdlib_module_names - {"__main__"}
 
 # What these give stands nowhere in the function.

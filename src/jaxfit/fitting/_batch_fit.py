@@ -20,6 +20,7 @@ from jaxfit.fitting._points import Axes, DataSet, Observed, observed
 from jaxfit.fitting._problem import from_middle, starts_about
 from jaxfit.fitting._record import Numbers
 from jaxfit.fitting._run import batch_numbers
+from jaxfit.interop.lmfit import Terms, without_lmfit
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 
@@ -71,7 +72,8 @@ def fit_batch(
     Raises:
         ValueError, TypeError: for arguments that cannot be fitted.
     """
-    model = as_model(model)
+    given = without_lmfit(Terms(model, p0, bounds, fixed, tie))
+    model, p0 = as_model(given.model), given.p0
     check_loss(loss)
     plain = _Plain.of(Y, x)
     sigma = _in_order("sigma", sigma, plain.dims)
@@ -84,7 +86,8 @@ def fit_batch(
     trailing = _trailing(x, y.shape)
     lead = y.shape[: y.ndim - len(trailing)]
     seen = observed(x, y, sigma, nan_policy, trailing)
-    terms = {"bounds": bounds, "fixed": fixed, "tie": tie, "prior": prior}
+    terms = {"bounds": given.bounds, "fixed": given.fixed, "tie": given.tie}
+    terms |= {"prior": prior}
     asked = problem_from(model, p0=p0, rowwise=rowwise, **terms)
     starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
     settings = terms | {

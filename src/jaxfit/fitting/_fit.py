@@ -18,6 +18,7 @@ from jaxfit.fitting._result import Fit
 from jaxfit.fitting._run import fit_numbers, not_finite
 from jaxfit.fitting._watched import Step, Watch, watched_numbers
 from jaxfit.fitting.output import _report
+from jaxfit.interop.lmfit import Terms, without_lmfit
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
 
@@ -65,8 +66,8 @@ def fit(
 
     Args:
         model: one of `jaxfit.models`, a sum or product of them, a plain function
-            `f(x, a, b, ...)` in NumPy or `jax.numpy`, or a text such as
-            "gaussian + linear".
+            `f(x, a, b, ...)` in NumPy or `jax.numpy`, a text such as "gaussian +
+            linear", or a `Model` of lmfit.
         x: coordinates of the shape of `y`; for several coordinates a tuple of arrays
             that broadcast to it. For a plain function whatever it takes. Dates are
             refused: give numbers in a unit of your choice.
@@ -81,7 +82,8 @@ def fit(
             result too, and chi-square, losses, sandwich and standardised residuals are
             those of L⁻¹ (y - model).
         p0: starts by name, or one for each parameter in order. What is not given is
-            guessed from the data, or 1 for a plain function without defaults.
+            guessed from the data, or 1 for a plain function without defaults. Or
+            lmfit's `Parameters`, with their bounds, `vary` and expressions.
         bounds: (lower, upper) by name, None for none; in place of the model's own.
         fixed: values by name, or names that are fixed at their p0.
         loss: a robust loss of `jaxfit.losses`, in units of sigma.
@@ -120,15 +122,15 @@ def fit(
     Warns:
         HostModelWarning: a function of your own cannot be compiled, why, and where.
     """
-    model = as_model(model)
+    given = without_lmfit(Terms(model, p0, bounds, fixed, tie))
     check_loss(loss)
     watch = Watch.of(callback, time_limit, starts)
     asked = problem_from(
-        model,
-        p0=p0,
-        bounds=bounds,
-        fixed=fixed,
-        tie=tie,
+        as_model(given.model),
+        p0=given.p0,
+        bounds=given.bounds,
+        fixed=given.fixed,
+        tie=given.tie,
         prior=prior,
         rowwise=rowwise,
     )

@@ -240,9 +240,7 @@ def _derived_names(model: Model) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _tied(
-    ties: Mapping[str, Callable], free: Mapping[str, Any]
-) -> dict[str, Numeric]:
+def _tied(ties: Mapping[str, Callable], free: Mapping[str, Any]) -> dict[str, Numeric]:
     """The free parameters and those tied to them, in any order."""
     known, waiting = dict(free), dict(ties)
     while waiting:

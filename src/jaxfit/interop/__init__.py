@@ -1,0 +1,1 @@
+"""Doors to other packages. Each module imports its package; `jaxfit` imports none."""
