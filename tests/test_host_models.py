@@ -189,12 +189,15 @@ def test_fit_and_its_batch_on_the_host():
     expected = jaxfit.fit(decay, X, Y)
     fit = jaxfit.fit(by_math, X, Y, host=True)
     for name in "abc":
-        assert abs(fit[name] - expected[name]) < 1e-5 * expected.stderr[name]
-        assert fit.stderr[name] == pytest.approx(expected.stderr[name], rel=1e-5)
+        ours, theirs = fit[name], expected[name]
+        assert abs(ours.value - theirs.value) < 1e-5 * theirs.stderr
+        assert ours.stderr == pytest.approx(theirs.stderr, rel=1e-5)
     finer = np.linspace(0, 4, 77)
     np.testing.assert_allclose(fit.predict(finer), expected.predict(finer), rtol=1e-6)
     batch = jaxfit.fit_batch(by_math, X, np.stack([Y, Y + 0.1]), host=True)
-    np.testing.assert_allclose(batch["c"], fit["c"] + np.array([0, 0.1]), atol=1e-7)
+    np.testing.assert_allclose(
+        batch["c"], fit["c"].value + np.array([0, 0.1]), atol=1e-7
+    )
     again = pickle.loads(pickle.dumps(fit))
     np.testing.assert_array_equal(again.predict(finer), fit.predict(finer))
 
@@ -208,7 +211,7 @@ def test_bounds_ties_and_priors_on_the_host():
     expected = jaxfit.fit(decay, X, Y, sigma=0.01, **terms)
     fit = jaxfit.fit(by_math, X, Y, sigma=0.01, host=True, **terms)
     for name in "abc":
-        assert fit[name] == pytest.approx(expected[name], rel=1e-7)
+        assert fit[name].value == pytest.approx(expected[name].value, rel=1e-7)
 
 
 # Compiled, and held against NumPy

@@ -184,7 +184,15 @@ class SpeakingNumPy(Wrapper):
 
 class _WrappedSplit(Split):
     def remade(self, thing: Any, puts: dict, values: Sequence, made: dict) -> Any:
-        return super().remade(thing, puts, _Wrapped(values), {})
+        """A function that is made anew in each call, which its arrays belong to."""
+        (put,) = puts.values()
+        put(values, {})  # for whoever notes which of them it takes
+
+        @functools.wraps(thing.function)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return put(_Wrapped(values), {})(*args, **kwargs)
+
+        return SpeakingNumPy(function)
 
 
 class _Wrapped(Sequence):

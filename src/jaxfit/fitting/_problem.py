@@ -25,6 +25,7 @@ from jaxfit.models import Model
 from jaxfit.models._guess import far_middle
 
 Numeric = Array | np.ndarray
+ByName = dict[str, Any]  # arrays, and numbers of NumPy's
 Vector = Float[Numeric, "n *many"]  # the parameters that vary, as the solver has them
 
 
@@ -130,7 +131,7 @@ class Problem:
         places = self.model.places
         return {n: v - self.origin if n in places else v for n, v in values.items()}
 
-    def about_origin(self, x: Vector) -> dict[str, Numeric]:
+    def about_origin(self, x: Vector) -> ByName:
         """All parameters by name, in the model's order, for x from the origin."""
         values = dict(zip(self.varied, x, strict=True))
         fixed = self.counted(self.fixed)
@@ -138,7 +139,7 @@ class Problem:
         values = _tied(self.ties, values)
         return {name: values[name] for name in self.names}
 
-    def parameters(self, x: Vector) -> dict[str, Numeric]:
+    def parameters(self, x: Vector) -> ByName:
         """All parameters by name, in the model's order."""
         values = self.about_origin(x)
         if self.origin is None:
@@ -240,7 +241,7 @@ def _derived_names(model: Model) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _tied(ties: Mapping[str, Callable], free: Mapping[str, Any]) -> dict[str, Numeric]:
+def _tied(ties: Mapping[str, Callable], free: Mapping[str, Any]) -> ByName:
     """The free parameters and those tied to them, in any order."""
     known, waiting = dict(free), dict(ties)
     while waiting:
