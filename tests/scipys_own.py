@@ -29,9 +29,7 @@ _REASONS = {
     tuple(f"{name}::test_workers" for name in METHODS): "workers: no differences are "
     "taken that could be spread",
     tuple(f"{name}::test_nfev" for name in METHODS): "it counts calls of the function, "
-    "which is called to be compiled and not afterwards",
-    ("TestLM::test_full_result",): "it wants njev to be None, since MINPACK takes "
-    "differences; here derivatives are counted with every method",
+    "which is compiled, and called to be held against what the program gave",
 }
 CANNOT_PASS = {test: reason for tests, reason in _REASONS.items() for test in tests}
 

@@ -203,10 +203,6 @@ LEAST = [
     ("fun no residuals", {"fun": lambda x: x[:0]}, ValueError, "no residuals", None),
     ("fun NaN", {"fun": lambda x: jnp.log(-1 - x**2)}, ValueError, "not finite", True),
     ("jac's shape", {"jac": lambda x: jnp.ones((3, 2))}, ValueError, "jac", True),
-    ("jac a class", {"jac": lambda x: scipy.sparse.linalg.aslinearoperator(np.eye(2))},
-     TypeError, "LinearOperators are not supported", None),
-    ("jac sparse", {"jac": lambda x: scipy.sparse.eye(2)}, TypeError,
-     "sparse matrices", None),
     ("loss's shape", {"loss": lambda z: z}, ValueError, "wrong shape", None),
     ("keyword", {"tolerance": 1}, TypeError, "tolerance", True),
 ]  # fmt: skip

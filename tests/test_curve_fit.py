@@ -394,13 +394,9 @@ def test_rowwise_pads_the_axis_of_the_points_only():
 
 
 def test_a_model_written_with_numpy():
-    """The error names the line that cannot be traced, and what to write instead."""
-    with pytest.raises(TypeError) as caught:
-        jaxfit.curve_fit(in_numpy, T, Y)
-    message = str(caught.value)
-    assert "np.exp(-b * x)" in message
-    assert "test_curve_fit.py" in message
-    assert "jax.numpy" in message
+    found, _ = jaxfit.curve_fit(in_numpy, T, Y)
+    expected, _ = jaxfit.curve_fit(decay, T, Y)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 SETTINGS = """

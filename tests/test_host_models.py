@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.optimize
+import scipy.sparse.linalg
 
 import jaxfit
 from jaxfit._numpy.host import Differences
@@ -111,6 +112,54 @@ def test_least_squares_and_its_loss_on_the_host():
     np.testing.assert_allclose(ours.x, theirs.x, rtol=1e-6)
     assert ours.certified
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize("kind", ["csr_array", "aslinearoperator"])
+def test_jacobians_of_other_kinds(kind):
+    def jac(p):
+        dense = by_math_jac(X, *p)
+        if kind == "csr_array":
+            return scipy.sparse.csr_array(dense)
+        return scipy.sparse.linalg.aslinearoperator(dense)
+
+    def residuals(p):
+        return by_math(X, *p) - Y
+
+    keywords = {"jac": jac, "host": True}
+    ours = jaxfit.least_squares(residuals, [1, 1, 0], **keywords)
+    theirs = scipy.optimize.least_squares(residuals, [1, 1, 0], jac)
+    np.testing.assert_allclose(ours.x, theirs.x, rtol=1e-6)
+    assert scipy.sparse.issparse(ours.jac) == scipy.sparse.issparse(theirs.jac)
+    np.testing.assert_allclose(ours.jac @ ours.x, theirs.jac @ ours.x, rtol=1e-6)
+    for other in ({"method": "lm"}, {"tr_solver": "exact"}):
+        with pytest.raises(ValueError, match="Return an array"):
+            jaxfit.least_squares(residuals, [1, 1, 0], **keywords, **other)
+
+
+def test_a_view_that_is_written_to():
+    def model(x, a, b):
+        y = a * x
+        tail = y[20:]
+        tail += b  # NumPy writes through
+        return y
+
+    x, _ = jaxfit.curve_fit(model, X, model(X, 2.0, 1.0))
+    np.testing.assert_allclose(x, [2, 1], rtol=1e-9)
+
+
+def test_a_model_that_counts_its_calls_compiles_once(caplog):
+    import jax
+
+    calls = []
+
+    def model(x, a, b):
+        calls.append(1)
+        return a * np.exp(-b * x)
+
+    jaxfit.curve_fit(model, X, Y)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        jaxfit.curve_fit(model, X, 2 * Y)
+    assert not [r for r in caplog.records if "Compiling" in r.message]
 
 
 def test_an_integrator_is_as_exact_as_its_noise():

@@ -5,20 +5,21 @@ import numpy as np
 AGREEMENT = 1e-9  # of the largest value
 
 
-def agree(truth: np.ndarray, compiled: np.ndarray) -> bool:
+def agree(truth: np.ndarray, compiled: np.ndarray, size: float = 0.0) -> bool:
     """Whether numbers do, and NaN and infinities are in the same places.
 
     Args:
         truth, compiled: of the same shape, floating.
+        size: of what they may be small differences of.
     """
     if not truth.size:
         return True
-    apart, size = np.abs(truth - compiled).max(), np.abs(truth).max()
-    if apart <= AGREEMENT * size:
+    apart, largest = np.abs(truth - compiled).max(), np.abs(truth).max()
+    if apart <= AGREEMENT * max(largest, size):
         return True
     is_finite = np.isfinite(truth)
     if not np.array_equal(truth[~is_finite], compiled[~is_finite], equal_nan=True):
         return False
     largest = np.max(np.abs(truth), where=is_finite, initial=0.0)
     apart = np.abs(truth[is_finite] - compiled[is_finite])
-    return bool(np.all(apart <= AGREEMENT * largest))
+    return bool(np.all(apart <= AGREEMENT * max(largest, size)))

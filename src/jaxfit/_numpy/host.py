@@ -376,6 +376,10 @@ class AtPoint(eqx.Module):
         return jax.tree.map(near, self.values, self.slopes)
 
 
+class NotNumbers(TypeError):
+    """A function gave what is no array of numbers."""
+
+
 def fresh(tree: PyTree) -> PyTree:
     """Copies of the arrays: the user's function may write to what it gets."""
 
@@ -395,6 +399,13 @@ def values_of(result: Any) -> np.ndarray:
     elif hasattr(result, "matmat"):
         result = result @ np.eye(result.shape[1])
     array = np.asarray(result)
-    if array.dtype.kind in "buif" or array.dtype == object:
+    if array.dtype == object and not any(item is None for item in array.flat):
+        try:
+            array = array.astype(float)
+        except (TypeError, ValueError) as error:
+            raise NotNumbers("The function does not return numbers.") from error
+    if array.dtype.kind in "uif":
         return array.astype(float)
-    return array.astype(complex) if array.dtype.kind == "c" else array
+    if array.dtype.kind != "c":
+        raise NotNumbers(f"The function returned an array of {array.dtype}.")
+    return array.astype(complex)

@@ -28,8 +28,16 @@ from jaxtyping import Float, PyTree
 
 from jaxfit._numpy.agreement import agree
 from jaxfit._numpy.either import is_numpy
-from jaxfit._numpy.host import Differences, OnHost, OutShape, fresh, values_of
+from jaxfit._numpy.host import (
+    Differences,
+    NotNumbers,
+    OnHost,
+    OutShape,
+    fresh,
+    values_of,
+)
 from jaxfit._programs.call import INPUTS
+from jaxfit._programs.compiled import called_in_passing
 from jaxfit._programs.errors import is_theirs, place_of
 from jaxfit._programs.fingerprint import ClosesOverTracer, Reading
 from jaxfit._programs.places import Snapshot
@@ -115,7 +123,12 @@ def in_jax(
 
 def _as_found(user: UserFunction, found: "_Found", run: Callable) -> Any:
     if found.way is Way.HOST:
-        return run(_warned(user, found.reason))
+        try:
+            function = _on_host(user)
+        except NotNumbers:
+            return run(user.function)  # which says what is wrong
+        _warn(user, found.reason)
+        return run(function)
     try:
         return run(_as_way(user, found.way))
     except Differs as difference:
@@ -123,14 +136,18 @@ def _as_found(user: UserFunction, found: "_Found", run: Callable) -> Any:
 
 
 def compare(
-    user: UserFunction, points: Sequence[PyTree], values: Float[np.ndarray, " k"]
+    user: UserFunction,
+    points: Sequence[PyTree],
+    values: Float[np.ndarray, " k"],
+    size: float,
 ) -> Float[np.ndarray, " l"]:
     """Hold what a compiled function gave against what NumPy itself computes.
 
     Args:
-        user: the function.
+        user: the function, one of those that were compiled last.
         points: parameters.
         values: what the program gave at each, and what follows.
+        size: of what the values may be small differences of.
 
     Returns:
         What follows.
@@ -139,10 +156,10 @@ def compare(
         Differs: where they are not the same, to rounding.
     """
     for parameters in points:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), called_in_passing():
             truth = values_of(user.at(user.function, parameters)).ravel()
             compiled, values = values[: truth.size], values[truth.size :]
-            if truth.shape != compiled.shape or not agree(truth, compiled):
+            if truth.shape != compiled.shape or not agree(truth, compiled, size):
                 raise Differs(user, "traced by JAX it gives other values than NumPy")
     return values
 
@@ -366,9 +383,8 @@ class _Read(NamedTuple):
     alive: list  # whose identities are in the key
 
 
-def _warned(user: UserFunction, reason: str) -> OnHost:
-    """On the host, which the user is told once."""
-    function = _on_host(user)  # if it fails there too, that is the error to see
+def _warn(user: UserFunction, reason: str) -> None:
+    """Tell the user once that a function is on the host."""
     read = _as_read(user)
     if read is not None:
         _remember(_hosts, read.key, read.alive)
@@ -382,7 +398,6 @@ def _warned(user: UserFunction, reason: str) -> OnHost:
         category=HostModelWarning,
         stacklevel=level,
     )
-    return function
 
 
 def _why(error: Exception) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ _programs: OrderedDict[Hashable, Program] = OrderedDict()
 _static: OrderedDict[Hashable, frozenset[int]] = OrderedDict()  # places of values
 _incomplete: OrderedDict[Hashable, None] = OrderedDict()  # calls that were not lean
 _lock = threading.Lock()
+_latest = threading.local()
 
 
 def compiled(
@@ -104,6 +105,17 @@ def prepared(function: Callable, *arguments: Any, is_hasty: bool = False) -> Pre
     return Prepared(executable.out_info, executable, call)
 
 
+@contextlib.contextmanager
+def called_in_passing() -> Iterator[None]:
+    """Let the user's functions of the latest call be called, as if they were traced.
+
+    What they count or log meanwhile is no part of what they are: see `places.py`.
+    """
+    before = _latest.reading.snapshot()
+    yield
+    before.note_writes()
+
+
 # Programs that were made
 
 
@@ -115,6 +127,7 @@ def _results(call: Call, donated: tuple = ()) -> Any:
     """What a program for calls like this gives."""
     program = _program_of(call)
     results = served(call.leaves, lambda: program(call, donated))
+    _latest.reading = call.reading
     if call.reading.is_known:
         _remember(program, call)
     return results

@@ -221,6 +221,11 @@ def _held(f: Callable, data: Points) -> Callable:
     return lambda _, *parameters: f(spoken(x), *parameters)
 
 
+def _size(data: Points, _: Outcome) -> jax.Array:
+    """How large the model is."""
+    return jnp.max(jnp.abs(data.y))
+
+
 def _residual(f: Callable, parameters: jax.Array, data: Points) -> Float[Array, " m"]:
     """(model - y) / sigma; for a covariance L Lᵀ, L⁻¹ (model - y)."""
     model = _checked_output(_called(f, parameters, data), "f", data.y)
@@ -295,6 +300,7 @@ def _door(rules: Rules, full_output: bool) -> Door:
     return Door(
         call=_called,
         held=_held,
+        size=_size,
         form="numbers",
         residual=_residual,
         jacobian=_jacobian,

@@ -129,7 +129,7 @@ def _compare(request: ScipyRequest, users: _Users, numbers: np.ndarray) -> None:
     rest = seen.values
     for user in [users.f] * compared.f + [users.jac] * compared.jac:
         assert user is not None
-        rest = compare(user, (request.x0, seen.x), rest)
+        rest = compare(user, (request.x0, seen.x), rest, seen.size)
     is_lost = seen.status == Status.NONFINITE_START and compared.f
     if is_lost and np.isfinite(seen.values).all():
         raise Differs(users.f, "traced by JAX its derivatives are not finite")

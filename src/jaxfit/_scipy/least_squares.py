@@ -19,6 +19,7 @@ from jaxfit._programs.arrays import native, refuse_masks
 from jaxfit._programs.call import Static
 from jaxfit._programs.errors import what_is_not_finite
 from jaxfit._programs.host import pack, unpack
+from jaxfit._rows.linearization import columns_of
 from jaxfit._scipy import arguments
 from jaxfit._scipy.functions import fitted
 from jaxfit._scipy.request import Door, ScipyRequest
@@ -257,6 +258,12 @@ def _held(fun: Callable, inputs: tuple) -> Callable:
     return lambda x, *_, **__: _call(fun, x, spoken(inputs))
 
 
+def _size(_: tuple, outcome: Outcome) -> jax.Array:
+    """sum_k D_k |x_k|: how large the model in the residuals is."""
+    squared = columns_of(outcome.linearization).squared_norms
+    return jnp.sum(jnp.sqrt(squared) * jnp.abs(outcome.x))
+
+
 def _jacobian(jac: Callable, x: jax.Array, inputs: tuple) -> jax.Array:
     matrix = _call(jac, x, inputs)
     if not isinstance(matrix, jax.Array) and hasattr(matrix, "dot"):
@@ -361,6 +368,7 @@ def _active_mask(x: np.ndarray, bounds: Any, xtol: float) -> np.ndarray:
 DOOR = Door(
     call=_call,
     held=_held,
+    size=_size,
     form="vector",
     residual=_residual,
     jacobian=_jacobian,

@@ -26,6 +26,7 @@ class Door(NamedTuple):
     call: Callable  # (f, x, data) -> what the user's function, or its jac, returns
     held: Callable  # (f, data) -> one that is called alike, and knows the data
     form: str  # of the parameters among the arguments, see `AtPoint`
+    size: Callable  # (data, outcome) -> what the values of f are differences of
     residual: Callable  # (f, x, data) -> residuals
     jacobian: Callable  # (jac, x, data) -> their derivatives
     report: Callable  # (setup, outcome, request) -> what is reported of a fit
@@ -122,6 +123,7 @@ class Seen(NamedTuple):
     """What these functions gave in the program."""
 
     status: Any
+    size: Any  # of what the values may be small differences of
     x: Any
     values: Any  # of f at the start and at the end, and of jac; a vector
 
@@ -138,12 +140,14 @@ class Seen(NamedTuple):
         called = [request.f] * compared.f + [request.jac] * compared.jac
         points = start, outcome.x
         values = [door.call(g, x, request.data) for g in called for x in points]
-        return pack([outcome.status, outcome.x, *values])
+        size = door.size(request.data, outcome)
+        return pack([outcome.status, size, outcome.x, *values])
 
     @classmethod
     def unpacked(cls, vector: np.ndarray, n: int) -> "Seen":
         """What was packed of a fit of n parameters."""
-        return cls(int(vector[0]), vector[1 : n + 1], vector[n + 1 :])
+        status, size = vector[:2].tolist()
+        return cls(int(status), size, vector[2 : n + 2], vector[n + 2 :])
 
 
 class Ended(NamedTuple):

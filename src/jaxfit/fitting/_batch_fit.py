@@ -112,7 +112,7 @@ def fit_batch(
             spoken.method(method),
             progress=progress,
         )
-        spoken.check(seen.data.x, numbers)
+        spoken.check(seen.data, numbers)
         _forget_empty(numbers, flat.data_sets.valid)
         return BatchFit(
             problem=problem,

@@ -166,7 +166,7 @@ class _Runs(NamedTuple):
             numbers, remarks = fit_numbers(problem, data_set, method), ()
         else:
             numbers, remarks = watched_numbers(asked, problem, data_set, method, watch)
-        asked.check(seen.data.x, numbers)
+        asked.check(seen.data, numbers)
         result = Fit(
             problem=problem,
             observed=seen,

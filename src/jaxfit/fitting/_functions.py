@@ -22,6 +22,7 @@ from jaxfit._numpy.ways import (
     in_jax,
 )
 from jaxfit._programs.host import computed
+from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import ProblemAndStarts
 from jaxfit.fitting._problem import Method, Problem
 from jaxfit.fitting._record import Numbers
@@ -63,13 +64,13 @@ class Asked(NamedTuple):
             return method
         return method._replace(options=dataclasses.replace(options, ftol=FTOL))
 
-    def check(self, x: PyTree, numbers: Numbers) -> None:
+    def check(self, data: Points, numbers: Numbers) -> None:
         """Hold compiled NumPy functions against NumPy, at starts and ends of fits.
 
         Of a batch some are looked at.
 
         Args:
-            x: the coordinates.
+            data: the points.
             numbers: those of a fit, or of many with a leading axis.
 
         Raises:
@@ -87,8 +88,8 @@ class Asked(NamedTuple):
         for part, user in spoken:
             own = [_own(part, point) for point in points]
             columns = {name: np.array([p[name] for p in own]) for name in own[0]}
-            values = computed(_values, part, x, columns, traced=user.function)
-            compare(user, own, values.ravel())
+            values = computed(_values, part, data.x, columns, traced=user.function)
+            compare(user, own, values.ravel(), float(np.nanmax(np.abs(data.y))))
             if (status == Status.NONFINITE_START).all() and np.isfinite(values).all():
                 raise Differs(user, "traced by JAX its derivatives are not finite")
 

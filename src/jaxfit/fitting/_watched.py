@@ -202,6 +202,7 @@ _DOORS = {
     is_sandwich: Door(
         call=_residuals,
         held=_residuals,
+        size=_residuals,
         form="vector",
         residual=_residuals,
         jacobian=_residuals,
