@@ -26,6 +26,7 @@ FLOORS = (  # each imports from those before it
     "_scipy",
     "models",
     "fitting",
+    "_table",
     "_command",
     "__init__",
     "__main__",
