@@ -65,8 +65,10 @@ def fit(
         model: one of `jaxfit.models`, a sum or product of them, a plain function
             `f(x, a, b, ...)` in `jax.numpy`, or a text such as "gaussian + linear".
         x: coordinates of the shape of `y`; for several coordinates a tuple of arrays
-            that broadcast to it. For a plain function whatever it takes. Dates are
-            refused: give numbers in a unit of your choice.
+            that broadcast to it. For a plain function whatever it takes. Dates (of
+            NumPy, pandas or Python; with a time zone by UTC) become days since the
+            first, or seconds if they span less than two days; spans of time likewise.
+            The report says which.
         y: data, of any shape. Points that are masked in x, y or sigma are left out.
             Complex data go with a model that returns complex numbers: real and
             imaginary parts count by themselves, 2m numbers of m points.

@@ -14,6 +14,7 @@ from jaxfit._scipy.observations import (
     only_points,
     points_where,
 )
+from jaxfit.fitting._dates import Dated, Dates
 
 
 class Observed(NamedTuple):
@@ -22,6 +23,7 @@ class Observed(NamedTuple):
     data: Points  # with sigma the Cholesky factor of a covariance, if it has one
     valid: Bool[np.ndarray, "..."] | None  # of the shape of y; None: all
     is_complex: bool = False  # the last axis of y is the real and the imaginary part
+    dates: Dates | None = None  # what x counts
 
     @property
     def y(self) -> np.ndarray:
@@ -80,9 +82,15 @@ class Observed(NamedTuple):
         )
 
     @property
+    def xlabel(self) -> str:
+        """What stands below a picture."""
+        return "x" if self.dates is None else self.dates.words
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of a report should know of the data, as sentences."""
-        notes = ["Covariance of y given."] if self.is_correlated else []
+        notes = [] if self.dates is None else [f"x: {self.dates.words}."]
+        notes += ["Covariance of y given."] if self.is_correlated else []
         if self.is_complex:
             notes.append(
                 "y is complex: its real and imaginary parts count by themselves."
@@ -195,7 +203,9 @@ def observed(
     if nan_policy not in ("raise", "omit"):
         raise ValueError(f"nan_policy is {nan_policy!r}; give 'raise' or 'omit'.")
     is_complex = np.iscomplexobj(y)
-    y, x = complex_points(y) if is_complex else real_points(y, "y"), coordinates(x)
+    y = complex_points(y) if is_complex else real_points(y, "y")
+    x, dates = Dated.of(x)
+    x = coordinates(x)
     leaves, shape = jax.tree.leaves(x), y.shape if points is None else points
     if sigma is not None:
         sigma = real_points(sigma, "sigma")
@@ -206,7 +216,7 @@ def observed(
                     "standard errors of the parts, or real y: real and imaginary parts "
                     "one after the other, with their covariance."
                 )
-            return _correlated(Points(x, y, sigma), nan_policy)
+            return _correlated(Points(x, y, sigma), nan_policy)._replace(dates=dates)
         _check_over_points(sigma, y.shape)
     masked: Any = False
     if any(map(is_masked, (y, sigma, *leaves))):
@@ -227,7 +237,7 @@ def observed(
         valid = valid & np.isfinite(sigma)
     if (infinite := np.isinf(y) & valid).any():
         raise ValueError(f"y has {int(infinite.sum())} infinite values.")
-    seen = Observed(Points(x, y, sigma), None if valid.all() else valid)
+    seen = Observed(Points(x, y, sigma), None if valid.all() else valid, dates=dates)
     return _in_parts(seen) if is_complex else seen
 
 

@@ -37,7 +37,10 @@ class Fit(Record):
     # Curves
 
     def predict(self, x: PyTree = None) -> Inexact[np.ndarray, "..."]:
-        """The model's values at other points, or at the data."""
+        """The model's values at other points, or at the data.
+
+        Points as those of the fit: of a fit to dates dates too, or numbers in its unit.
+        """
         return _bands.predicted(self, x)
 
     def confidence_band(self, x: PyTree = None, level: float = 0.95) -> Band:
@@ -183,7 +186,7 @@ class Fit(Record):
         components: bool = True,
         residuals: bool = True,
         xscale: str = "linear",
-        xlabel: str = "x",
+        xlabel: str | None = None,
         ylabel: str = "y",
         title: str | None = None,
     ) -> Any:
@@ -196,7 +199,7 @@ class Fit(Record):
             components: draw the parts of a sum.
             residuals: a panel of residuals below.
             xscale: "linear" or "log".
-            xlabel, ylabel, title: texts.
+            xlabel, ylabel, title: texts; None: what the fit knows.
 
         Returns:
             The matplotlib figure.
@@ -212,7 +215,7 @@ class Fit(Record):
             title=title,
         )
 
-    def plot_residuals(self, *, xlabel: str = "x") -> Any:
+    def plot_residuals(self, *, xlabel: str | None = None) -> Any:
         """Standardised residuals against x, and against normal quantiles (Q-Q)."""
         return _plot.standardized_residuals(self, xlabel)
 

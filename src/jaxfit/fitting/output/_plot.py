@@ -44,7 +44,7 @@ def fit(
     components: bool,
     residuals: bool,
     xscale: str,
-    xlabel: str,
+    xlabel: str | None,
     ylabel: str,
     title: str | None,
 ) -> Any:
@@ -84,7 +84,7 @@ def fit(
             style = points.bars | part.marks
             lower.errorbar(points.x, points.residual, fmt="o", **style)
         lower.set_ylabel("residual")
-    axes[-1, 0].set_xlabel(xlabel)
+    axes[-1, 0].set_xlabel(record.observed.xlabel if xlabel is None else xlabel)
     return figure
 
 
@@ -143,7 +143,7 @@ def _draw_band(
     axis.plot(x, value, color=part.curve, linewidth=1.6, label=label, zorder=3)
 
 
-def standardized_residuals(record: Record, xlabel: str) -> Any:
+def standardized_residuals(record: Record, xlabel: str | None) -> Any:
     """A figure of residuals in order and as a Q-Q plot, see `Fit.plot_residuals`."""
     import scipy.special
 
@@ -158,6 +158,7 @@ def standardized_residuals(record: Record, xlabel: str) -> Any:
     a.axhspan(-1, 1, color="0.92", zorder=0)
     a.axhline(0, color="0.6", linewidth=0.8)
     a.plot(place, ratio, "o", **DATA)
+    xlabel = observed.xlabel if xlabel is None else xlabel
     a.set(xlabel=xlabel if is_line else "point", ylabel="standardised residual")
     part = (np.arange(ratio.size) + 0.5) / ratio.size
     expected = scipy.special.ndtri(part)

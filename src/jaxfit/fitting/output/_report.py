@@ -80,6 +80,8 @@ def batch(record: BatchRecord) -> str:
         f"{record.model.label}: {total} fits {record.shape}, {good} with success "
         f"({good / max(total, 1):.2%})"
     ]
+    if record.dates is not None:
+        lines.append(f"x: {record.dates.words}.")
     codes, counts = np.unique(record.status, return_counts=True)
     lines += [
         f"  {Status(int(code)).name:<18}{number:>10}"

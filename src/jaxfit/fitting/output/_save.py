@@ -14,6 +14,7 @@ from jaxfit import losses, models
 from jaxfit._core.options import Options
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._dates import Dates
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._record import Numbers, Record
@@ -41,6 +42,7 @@ def save(record: Record, path: Any) -> None:
         "origin": None if problem.origin is None else float(problem.origin),
         "ties": sorted(problem.ties),
         "is_complex": observed.is_complex,
+        "dates": _dates_form(observed.dates),
         "x": _x_form(observed.data.x, x_structure),
         "absolute_sigma": record.absolute_sigma,
         "covariance": method.covariance.value,
@@ -75,7 +77,12 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
     leaves = [arrays[f"x{i}"] for i in range(len(arrays)) if f"x{i}" in arrays]
     data = Points(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))
-    observed = Observed(data, arrays.get("valid"), head.get("is_complex", False))
+    observed = Observed(
+        data=data,
+        valid=arrays.get("valid"),
+        is_complex=head.get("is_complex", False),
+        dates=_dates_from(head.get("dates")),
+    )
     return Record(
         problem=_problem_from(file, path, model, tie or {}).for_data(observed),
         observed=observed,
@@ -201,6 +208,20 @@ def _x_from(form: str | list[str], leaves: list[np.ndarray]) -> PyTree:
     if form == "array":
         return leaves[0]
     return tuple(leaves) if form == "tuple" else dict(zip(form, leaves, strict=True))
+
+
+def _dates_form(dates: Dates | None) -> list[Any] | None:
+    if dates is None or dates.origin is None:
+        return dates and [None, None, dates.unit]
+    kind, count = np.datetime_data(dates.origin.dtype)
+    return [str(dates.origin), f"{count}{kind}", dates.unit]
+
+
+def _dates_from(form: list[Any] | None) -> Dates | None:
+    if form is None:
+        return None
+    text, kind, unit = form
+    return Dates(None if text is None else np.datetime64(text, kind), unit)
 
 
 def _loss_form(loss: Loss | None) -> list[Any] | None:
