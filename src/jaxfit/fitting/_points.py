@@ -1,5 +1,6 @@
 """Points and which of them count: of the user's x, y and sigma, and of data sets."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ class Observed(NamedTuple):
     valid: Bool[np.ndarray, "..."] | None  # of the shape of y; None: all
     is_complex: bool = False  # the last axis of y is the real and the imaginary part
     dates: Dates | None = None  # what x counts
+    shapes: tuple[tuple[int, ...], ...] | None = None  # of several data sets
 
     @property
     def y(self) -> np.ndarray:
@@ -31,11 +33,15 @@ class Observed(NamedTuple):
         return self.shown(self.data.y)
 
     def shown(self, values: Any) -> Any:
-        """Values of the shape of the data as the user has them: complex, or as is."""
+        """Values of the shape of the data as the user has them: complex, or a list."""
+        if self.shapes is not None:
+            return parted(values, self.shapes)
         return values[..., 0] + 1j * values[..., 1] if self.is_complex else values
 
     def split(self, values: Any) -> Any:
         """`shown` undone."""
+        if self.shapes is not None:
+            return np.concatenate([np.ravel(part) for part in values])
         return np.stack([values.real, values.imag], -1) if self.is_complex else values
 
     def of_each(self, values: Any) -> Any:
@@ -128,6 +134,16 @@ class Observed(NamedTuple):
                 "No point is left to fit: y is empty, or all its points are NaN, are "
                 "masked or have an infinite sigma."
             )
+
+
+def parted(values: Any, shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
+    """One vector as arrays of some shapes."""
+    parts, start = [], 0
+    for shape in shapes:
+        end = start + math.prod(shape)
+        parts.append(values[start:end].reshape(shape))
+        start = end
+    return parts
 
 
 class DataSet(NamedTuple):

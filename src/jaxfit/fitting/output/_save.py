@@ -18,6 +18,7 @@ from jaxfit.fitting._dates import Dates
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._record import Numbers, Record
+from jaxfit.fitting._several import Several
 from jaxfit.losses import Loss
 from jaxfit.models import FunctionModel, Model, Product, Sum, as_model
 
@@ -77,8 +78,10 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
     leaves = [arrays[f"x{i}"] for i in range(len(arrays)) if f"x{i}" in arrays]
     data = Points(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))
+    shapes = head["model"].get("shapes")
     observed = Observed(
         data=data,
+        shapes=shapes and tuple(map(tuple, shapes)),
         valid=arrays.get("valid"),
         is_complex=head.get("is_complex", False),
         dates=_dates_from(head.get("dates")),
@@ -147,6 +150,13 @@ def _numbers_from(arrays: Mapping[str, np.ndarray]) -> Numbers:
 
 def _described(model: Model) -> dict[str, Any]:
     """A model as plain data."""
+    if isinstance(model, Several):
+        return {
+            "kind": "Several",
+            "base": _described(model.base),
+            "local": model.local,
+            "shapes": model.shapes,
+        }
     if isinstance(model, (Sum, Product)):
         members = [_described(member) for member in model.members]
         return {"kind": type(model).__name__, "members": members}
@@ -163,6 +173,9 @@ def _described(model: Model) -> dict[str, Any]:
 
 def _restored(form: Mapping[str, Any], model: Any) -> Model:
     """The model of a file, or the user's in its place."""
+    if form["kind"] == "Several":
+        shapes = tuple(map(tuple, form["shapes"]))
+        return Several(_restored(form["base"], model), tuple(form["local"]), shapes)
     if model is not None:
         model, names = as_model(model), _names(form)
         if list(model.names) != names:
