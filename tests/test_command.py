@@ -95,6 +95,63 @@ def test_other_delimiters_are_read(delimiter, tmp_path, capsys):
     assert "intercept" in capsys.readouterr().out
 
 
+def numbers(k):
+    """A straight line with a bend, as texts: no two columns alike."""
+    return f"{0.25 * k:.2f}", f"{3 + 0.5 * k + 0.1 * (-1) ** k:.2f}", f"{1.5:.1f}"
+
+
+ROWS = [numbers(k) for k in range(20)]
+LINE = [" ".join(row) for row in ROWS]
+TABLES = {  # as people have them, and the names of x and y
+    "no names": ("\n".join(LINE), "1", "2"),
+    "commas, no names": ("\n".join(map(",".join, ROWS)), "1", "2"),
+    "names above, in a comment": ("# t, y s\n# t y s\n" + "\n".join(LINE), "t", "y"),
+    "a comment that names nothing": ("# of May\n" + "\n".join(LINE), "1", "2"),
+    "names, by number": ("t y s\n" + "\n".join(LINE), "1", "2"),
+    "numbers as names": ("400 500 600\n" + "\n".join(LINE), "400", "500"),
+    "decimal commas": (
+        "\n".join(["t;y;s", *map(";".join, ROWS)]).replace(".", ","),
+        *("t", "y"),
+    ),
+    "of a spreadsheet": (
+        "\n".join(["sep=;", "t;y, raw;s", *map(";".join, ROWS)]).replace(".", ","),
+        *("t", "2"),
+    ),
+    "decimal commas, no names": ("\n".join(LINE).replace(".", ","), "1", "2"),
+    "decimal commas, tabs": (
+        "\n".join(map("\t".join, ROWS)).replace(".", ","),
+        *("1", "2"),
+    ),
+    "quoted": ("\n".join(f'"{a}","{b}","{c}"' for a, b, c in ROWS), "1", "2"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_read_as_they_come(name, tmp_path, capsys):
+    text, x, y = TABLES[name]
+    path, out = tmp_path / "data.txt", tmp_path / "out.json"
+    path.write_text(text)
+    line = ["fit", str(path), "--model", "linear", "--json", str(out)]
+    assert main([*line, "--x", x, "--y", y, "--sigma", "3"]) == 0, capsys.readouterr()
+    found = json.loads(out.read_text())["parameters"]
+    t, values, _ = np.array(ROWS, float).T
+    slope, intercept = np.polyfit(t, values, 1)
+    np.testing.assert_allclose(found["slope"]["value"], slope, rtol=1e-9)
+    np.testing.assert_allclose(found["intercept"]["value"], intercept, rtol=1e-9)
+
+
+def test_dates_are_read(tmp_path, capsys):
+    path, picture = tmp_path / "data.csv", tmp_path / "out.png"
+    lines = [f"2024-01-{k + 5:02d},{row[1]}" for k, row in enumerate(ROWS)]
+    path.write_text("\n".join(["day,y", *lines, ",7"]))
+    line = ["fit", str(path), "--model", "linear", "--x", "day", "--y", "y"]
+    assert main([*line, "--omit-nan", "--plot", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "x: days since 2024-01-05." in printed
+    assert "20 points" in printed
+    assert picture.exists()
+
+
 def test_starts_bounds_and_fixed_values(file, capsys):
     arguments = ["--p0", "center=5", "--bounds", "width=0.1:", "--fix", "slope=0.5"]
     robust = ["--loss", "huber:2", "--report"]
@@ -169,7 +226,16 @@ def test_what_is_wrong_is_told_in_one_line(file, change, words, capsys):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no rows below a line of names"),
+        (b"", "has no rows"),
+        (b"# nothing\n\n", "has no rows"),
+        (b"time,counts\n", "no rows below a line of names"),
+        (b"1,2\n3\n", "row 2 has 1 cells, the first 2"),
+        (b"1 2\n3 4\n", "no column 'time'; it has 1, 2"),
+        (b"time;counts\n1.5;2\n2,5;3\n", "'2,5' and '1.5': is a comma or a point"),
+        (b"time;counts\n1.000,5;2\n", "column 'time' has '1.000,5' in row 2"),
+        (b'time,counts\n"1,234",2\n', "has '1,234' in row 2, which is no number"),
+        (b"time,counts\n2024-01-05,2\nlate,3\n", "'late' in row 3, which is no date"),
+        (b"time,counts\n1,2024-01-05\n2,2024-01-06\n", "y has the dtype datetime64"),
         (b"time,counts\n1,2\n3\n", "row 3 has 1 cells, the line of names 2"),
         (b"\x89PNG\xff\xfe", "it is no text"),
         (

@@ -267,7 +267,7 @@ def test_a_dataarray_keeps_its_names(maps):
     [
         ({"x": X[:-1]}, r"x has the shape \(39,\) and Y \(4, 6, 40\)"),
         ({"x": "time"}, "'time', a name; Y then has to be a DataArray"),
-        ({"x": X.astype("M8[ms]")}, r"datetime64\[ms\]; give numbers in a unit"),
+        ({"x": (X.astype("M8[ms]"), X)}, r"datetime64\[ms\]; give numbers in a unit"),
         ({"Y": np.where(Y > 3, np.inf, Y)}, "infinite values"),
         ({"nan_policy": "raise", "Y": np.where(Y > 3, np.nan, Y)}, "are left|have NaN"),
         ({"nan_policy": "skip"}, "give 'raise' or 'omit'"),
@@ -276,7 +276,7 @@ def test_a_dataarray_keeps_its_names(maps):
         ({"p0": {"width": -np.ones(SHAPE)}}, r"width'\] is -1.0 somewhere, outside"),
         ({"sigma": np.ones(7)}, r"sigma has the shape \(7,\)"),
         ({"sigma": -1.0}, "not positive"),
-        ({"Y": Y + 1j}, "complex128"),
+        ({"x": X + 1j}, "complex128"),
         ({"loss": "huber"}, "huber"),
         ({"covariance": "hessian"}, "hessian"),
     ],

@@ -263,6 +263,32 @@ def test_bounds_ties_and_priors_on_the_host():
         assert fit[name].value == pytest.approx(expected[name].value, rel=1e-7)
 
 
+@pytest.mark.parametrize("model", [by_math, lambda x, a, b, c: a * np.exp(-b * x) + c])
+def test_several_data_sets(model):
+    sets = [X, X[5:17]], [Y, Y[5:17] + 0.1]
+    fit = jaxfit.fit(model, *sets, local="c", host=model is by_math)
+    expected = jaxfit.fit(decay, *sets, local="c")
+    for name in ("a", "b", "c_1", "c_2"):
+        assert fit[name].value == pytest.approx(expected[name].value, rel=1e-6)
+
+
+def test_what_else_a_fit_can_be_asked_for():
+    """Callbacks, complex data, many starts and bands of a model on the host."""
+    seen = []
+    fit = jaxfit.fit(by_math, X, Y, host=True, callback=seen.append)
+    assert len(seen) > 2
+    np.testing.assert_allclose(fit.confidence_band(X[:3]).lower < fit.predict(X[:3]), 1)
+
+    def waves(x, a, k):
+        return np.array([a * complex(math.cos(k * t), math.sin(k * t)) for t in x])
+
+    z = 2 * np.exp(1.5j * X) + NOISE * (1 + 1j)
+    fit = jaxfit.fit(waves, X, z, p0={"a": 1.8, "k": 1.4}, host=True)
+    assert fit["k"].value == pytest.approx(1.5, abs=0.01)
+    fit = jaxfit.fit(by_math, X, Y, host=True, starts=3)
+    assert fit.minima is not None
+
+
 # Compiled, and held against NumPy
 
 

@@ -27,6 +27,7 @@ FLOORS = (  # each imports from those before it
     "models",
     "interop",
     "fitting",
+    "_table",
     "_command",
     "__init__",
     "__main__",

@@ -134,7 +134,7 @@ def test_dates_texts_and_objects_are_not_complex(given, kind, words):
 def test_complex_data_are_sent_on():
     for call in (
         lambda: jaxfit.curve_fit(plain, X, Y + 1j, [1.0, 1.0]),
-        lambda: jaxfit.fit(plain, X, Y + 1j),
+        lambda: jaxfit.fit(plain, X + 1j, Y),
     ):
         with pytest.raises(ValueError, match=r"\[z.real, z.imag\].*solve"):
             call()

@@ -1,7 +1,6 @@
 """A fit from a table on the command line."""
 
 import argparse
-import csv
 import inspect
 import json
 import os
@@ -14,21 +13,16 @@ import numpy as np
 
 from jaxfit import losses
 from jaxfit._core.options import Options
+from jaxfit._table import Table, Wrong
 from jaxfit.fitting._fit import FitError, fit
 from jaxfit.fitting._result import Fit
 from jaxfit.models._parse import as_model, library
 
 NOT_SOLVED, WRONG = 1, 2  # exit statuses
-COMMENT = "#"
-EMPTY = {"", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "--"}  # in any case
 LOSSES = {
     name.lower(): getattr(losses, name)
     for name in ("Huber", "SoftL1", "Cauchy", "Arctan", "Tukey")
 }
-
-
-class Wrong(Exception):
-    """What the user gave is wrong; one sentence."""
 
 
 def main(arguments: list[str] | None = None, is_own_process: bool = False) -> int:
@@ -62,9 +56,17 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("models", help="list the models and their parameters")
     fits = commands.add_parser("fit", help="fit a model to columns of a table")
     add = fits.add_argument
-    add("file", help="text with a header line: comma, semicolon, tab or spaces")
+    add(
+        "file",
+        help="text with commas, semicolons, tabs or spaces between its columns, whose "
+        "first line has their names; without one they are 1, 2, 3",
+    )
     add("--model", required=True, help='such as "gaussian + b_gaussian + linear"')
-    add("--x", required=True, help="column of x; several for images: x,y")
+    add(
+        "--x",
+        required=True,
+        help="column of x: name or number; several for images: x,y",
+    )
     add("--y", required=True, help="column of the data")
     add("--sigma", help="column of standard errors")
     add("--absolute-sigma", action="store_true", help="sigma is known, not relative")
@@ -127,10 +129,10 @@ def _keep_programs() -> None:
 
 def _fit(parsed: argparse.Namespace) -> int:
     model = as_model(parsed.model)
-    table = _table(parsed.file)
     coordinates = [name.strip() for name in parsed.x.split(",")]
     wanted = [*coordinates, parsed.y, *([parsed.sigma] if parsed.sigma else [])]
-    columns = {name: _column(table, name, parsed.file) for name in wanted}
+    table = Table.read(parsed.file, wanted)
+    columns = {name: table.column(name) for name in wanted}
     columns = _full_rows(columns, parsed.omit_nan)
     x = tuple(columns[name] for name in coordinates)
     settings: dict[str, Any] = {
@@ -165,56 +167,9 @@ def _save_picture(result: Fit, parsed: argparse.Namespace) -> None:
         pass  # plot() says what to install
     else:
         matplotlib.use("Agg")
-    result.plot(xlabel=parsed.x, ylabel=parsed.y).savefig(parsed.plot, dpi=150)
-
-
-# Tables
-
-
-def _table(path: str) -> dict[str, list[str]]:
-    """Columns of text by the names in the first line."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise Wrong(f"{path} cannot be read: {reason}.") from error
-    lines = [
-        line
-        for line in text.splitlines()
-        if line.strip() and not line.lstrip().startswith(COMMENT)
-    ]
-    if len(lines) < 2:
-        raise Wrong(f"{path} has no rows below a line of names.")
-    delimiter = next((d for d in ",;\t" if d in lines[0]), None)
-    if delimiter is None:
-        rows = [line.split() for line in lines]
-    else:
-        rows = [
-            [c.strip() for c in row] for row in csv.reader(lines, delimiter=delimiter)
-        ]
-    head = rows[0]
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(head):
-            raise Wrong(
-                f"{path}: row {number} has {len(row)} cells, the line of names "
-                f"{len(head)}."
-            )
-    return {name: [row[k] for row in rows[1:]] for k, name in enumerate(head)}
-
-
-def _column(table: dict[str, list[str]], name: str, path: str) -> np.ndarray:
-    if name not in table:
-        raise Wrong(f"{path} has no column {name!r}; it has {', '.join(table)}.")
-    values = []
-    for number, cell in enumerate(table[name], start=2):
-        try:
-            values.append(np.nan if cell.lower() in EMPTY else float(cell))
-        except ValueError:
-            raise Wrong(
-                f"{path}: column {name!r} has {cell!r} in row {number}, which is no "
-                "number."
-            ) from None
-    return np.array(values)
+    dates = result.observed.dates
+    xlabel = parsed.x if dates is None else f"{parsed.x}: {dates.words}"
+    result.plot(xlabel=xlabel, ylabel=parsed.y).savefig(parsed.plot, dpi=150)
 
 
 def _full_rows(columns: dict[str, np.ndarray], omit: bool) -> dict[str, np.ndarray]:

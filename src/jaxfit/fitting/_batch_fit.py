@@ -15,6 +15,7 @@ from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import method_from, problem_from
 from jaxfit.fitting._batch_record import Labels
 from jaxfit.fitting._batch_result import BatchFit
+from jaxfit.fitting._dates import Dated
 from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._points import Axes, DataSet, Observed, observed
 from jaxfit.fitting._problem import from_middle, starts_about
@@ -53,7 +54,8 @@ def fit_batch(
         model, bounds, fixed, loss, options, tie, prior, absolute_sigma, covariance,
             rowwise, host: those of `fit`.
         x: the coordinates that all share: (m,), or a tuple of arrays for several. For
-            an `xarray.DataArray` as `Y` also the name of one of its dimensions.
+            an `xarray.DataArray` as `Y` also the name of one of its dimensions. Dates
+            as in `fit`.
         Y: data, the shape of x behind any leading dimensions: (N, m), (rows, columns,
             m); or a DataArray. Real or complex.
         sigma: standard errors: one, of the shape of x, or of that of Y; of complex Y
@@ -80,7 +82,8 @@ def fit_batch(
     if isinstance(p0, Mapping):
         leading = plain.labels and plain.labels.dims
         p0 = {n: _in_order(f"p0[{n!r}]", v, leading) for n, v in p0.items()}
-    x = coordinates(plain.x)
+    dated = Dated.of(plain.x)
+    x = coordinates(dated.x)
     is_complex = np.iscomplexobj(plain.y)
     y = complex_points(plain.y) if is_complex else real_points(plain.y, "Y")
     trailing = _trailing(x, y.shape)
@@ -118,6 +121,7 @@ def fit_batch(
             problem=problem,
             x=seen.data.x,
             y=seen.y,
+            dates=dated.dates,
             settings=settings,
             numbers=numbers,
             shape=lead,

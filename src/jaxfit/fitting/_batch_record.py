@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree
 
+from jaxfit.fitting._dates import Dates
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._record import Numbers
 from jaxfit.models import Model
@@ -36,6 +37,7 @@ class BatchRecord:
         numbers: what was computed, with one leading axis.
         shape: the leading dimensions.
         labels: what those are called, of a DataArray.
+        dates: what x counts, if it had dates.
     """
 
     problem: Problem
@@ -45,6 +47,7 @@ class BatchRecord:
     numbers: Numbers
     shape: tuple[int, ...]
     labels: Labels | None = None
+    dates: Dates | None = None
 
     @property
     def model(self) -> Model:

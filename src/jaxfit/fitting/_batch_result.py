@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Inexact, PyTree
 
 from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._dates import Dated
 from jaxfit.fitting._fit import fit
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting.inference import _bands
@@ -25,6 +26,7 @@ class BatchFit(BatchRecord):
         numbers: what was computed, with one leading axis.
         shape: the leading dimensions.
         labels: what those are called, of a DataArray.
+        dates: what x counts, if it had dates.
     """
 
     def predict(self, x: PyTree = None) -> Inexact[np.ndarray, "..."]:
@@ -49,7 +51,8 @@ class BatchFit(BatchRecord):
         same = {**self.settings, "p0": ended, "nan_policy": "omit"}
         if same["sigma"] is not None:
             same["sigma"] = np.broadcast_to(same["sigma"], self.y.shape)[index]
-        return fit(problem.model, self.x, self.y[index], **(same | settings))
+        x = Dated(self.x, self.dates)
+        return fit(problem.model, x, self.y[index], **(same | settings))
 
     def __str__(self) -> str:
         return _report.batch(self)

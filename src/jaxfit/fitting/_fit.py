@@ -1,7 +1,7 @@
 """`fit`: a model with named parameters and one data set, from start to result."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxfit.fitting._points import DataSet, Observed, observed
 from jaxfit.fitting._problem import Method, from_middle, starts_about
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting._run import fit_numbers, not_finite
+from jaxfit.fitting._several import SeveralData, model_of
 from jaxfit.fitting._watched import Step, Watch, watched_numbers
 from jaxfit.fitting.output import _report
 from jaxfit.interop.lmfit import Terms, without_lmfit
@@ -39,7 +40,7 @@ class FitError(RuntimeError):
 def fit(
     model: Any,
     x: PyTree,
-    y: Any,
+    y: Any = None,
     *,
     sigma: Any = None,
     p0: Any = None,
@@ -57,9 +58,16 @@ def fit(
     rowwise: bool = False,
     callback: Callable[[Step], Any] | None = None,
     time_limit: float | None = None,
+    local: str | Iterable[str] = (),
     host: bool = False,
 ) -> Fit:
-    """Fit a model with named parameters to one data set.
+    """Fit a model with named parameters to one data set, or to several together.
+
+    Several, of any lengths, are a list of x and a list of y, both of arrays, or in
+    place of x and y one list of pairs (x, y). They share all parameters but for
+    `local`. Residuals and `best_fit` are lists then, and `predict`, bands and
+    `components` take `data_set=k`, counted from 1. (A list of numbers is an array, a
+    tuple of arrays several coordinates, and a list of lists of one length an array.)
 
     Computed in float64 whatever JAX's setting is; compiled once for a model and the
     shapes of its data.
@@ -69,8 +77,10 @@ def fit(
             `f(x, a, b, ...)` in NumPy or `jax.numpy`, a text such as "gaussian +
             linear", or a `Model` of lmfit.
         x: coordinates of the shape of `y`; for several coordinates a tuple of arrays
-            that broadcast to it. For a plain function whatever it takes. Dates are
-            refused: give numbers in a unit of your choice.
+            that broadcast to it. For a plain function whatever it takes. Dates (of
+            NumPy, pandas or Python; with a time zone by UTC) become days since the
+            first, or seconds if they span less than two days; spans of time likewise.
+            The report says which.
         y: data, of any shape. Points that are masked in x, y or sigma are left out.
             Complex data go with a model that returns complex numbers: real and
             imaginary parts count by themselves, 2m numbers of m points.
@@ -107,6 +117,9 @@ def fit(
             `values` are the parameters by name; it has `chi_square`, `nfev` and
             `number` too. If it returns True or raises StopIteration, the fit ends. The
             fit then runs one compiled step at a time.
+        local: of several data sets, the parameters that each has by itself, such as
+            "height", which then are `height_1`, `height_2`; settings by the name
+            "height" are for all of them.
         time_limit: seconds for the fit from its first evaluation, without compiling;
             looked at between steps, of which the last is finished.
         host: let NumPy compute functions of your own, without being told.
@@ -125,16 +138,24 @@ def fit(
     given = without_lmfit(Terms(model, p0, bounds, fixed, tie))
     check_loss(loss)
     watch = Watch.of(callback, time_limit, starts)
-    asked = problem_from(
-        as_model(given.model),
-        p0=given.p0,
-        bounds=given.bounds,
-        fixed=given.fixed,
-        tie=given.tie,
-        prior=prior,
-        rowwise=rowwise,
-    )
-    seen = observed(x, y, sigma, nan_policy)
+    model = as_model(given.model)
+    terms = {
+        "p0": given.p0,
+        "bounds": given.bounds,
+        "fixed": given.fixed,
+        "tie": given.tie,
+        "prior": prior,
+    }
+    several = SeveralData.of(x, y, sigma)
+    if several is not None:
+        seen = several.seen(nan_policy)
+        model = model_of(model, seen, local)
+        terms = {name: model.expanded(term) for name, term in terms.items()}
+    elif local != ():
+        raise ValueError(f"local is {local!r}, and there is one data set.")
+    else:
+        seen = observed(x, y, sigma, nan_policy)
+    asked = problem_from(model, rowwise=rowwise, **terms)
     seen.check_enough()
     method = method_from(loss, options, absolute_sigma, covariance)
     runs = _Runs(asked.starts, seen, method, watch, starts, seed)

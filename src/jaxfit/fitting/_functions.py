@@ -26,6 +26,7 @@ from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import ProblemAndStarts
 from jaxfit.fitting._problem import Method, Problem
 from jaxfit.fitting._record import Numbers
+from jaxfit.fitting._several import Several
 from jaxfit.models import FunctionModel, Model
 
 SAMPLES = 8  # fits of a batch that are compared with NumPy
@@ -76,7 +77,8 @@ class Asked(NamedTuple):
         Raises:
             Differs: where they are not the same.
         """
-        pairs = zip(_parts(self.problem.model), self.users, strict=True)
+        model = self.problem.model
+        pairs = zip(_parts(model), self.users, strict=True)
         spoken = [pair for pair in pairs if isinstance(pair[0].plain, SpeakingNumPy)]
         if not spoken:
             return
@@ -85,10 +87,11 @@ class Asked(NamedTuple):
         chosen = np.unique(np.linspace(0, max(number - 1, 0), SAMPLES).astype(int))
         rows = [np.reshape(which, (number, -1))[chosen] for which in (start, end)]
         points = [self.problem.parameters(row[:, None]) for row in np.concatenate(rows)]
+        x = data.x[0] if isinstance(model, Several) else data.x
         for part, user in spoken:
-            own = [_own(part, point) for point in points]
+            own = [_own(part, _of_first(model, point)) for point in points]
             columns = {name: np.array([p[name] for p in own]) for name in own[0]}
-            values = computed(_values, part, data.x, columns, traced=user.function)
+            values = computed(_values, part, x, columns, traced=user.function)
             compare(user, own, values.ravel(), float(np.nanmax(np.abs(data.y))))
             if (status == Status.NONFINITE_START).all() and np.isfinite(values).all():
                 raise Differs(user, "traced by JAX its derivatives are not finite")
@@ -105,7 +108,8 @@ def with_functions(
         host: leave functions to NumPy, in silence.
     """
     problem = asked.problem
-    known = {**problem.fixed, **asked.starts}
+    known = _of_first(problem.model, {**problem.fixed, **asked.starts})
+    x = x[0] if isinstance(problem.model, Several) else x
     users = tuple(_user(part, x, known) for part in _parts(problem.model))
 
     def chosen(*functions: Callable) -> Result:
@@ -138,6 +142,11 @@ def _user(part: FunctionModel, x: PyTree, known: dict[str, Any]) -> UserFunction
             lower=lower, upper=upper, typical=np.abs([*parameters.values()])
         ),
     )
+
+
+def _of_first(model: Model, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of the first of several data sets, or of the only one."""
+    return model.of(0, parameters) if isinstance(model, Several) else parameters
 
 
 def _own(part: FunctionModel, parameters: dict[str, Any]) -> dict[str, Any]:

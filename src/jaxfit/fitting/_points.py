@@ -1,5 +1,6 @@
 """Points and which of them count: of the user's x, y and sigma, and of data sets."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxfit._scipy.observations import (
     only_points,
     points_where,
 )
+from jaxfit.fitting._dates import Dated, Dates
 
 
 class Observed(NamedTuple):
@@ -22,6 +24,8 @@ class Observed(NamedTuple):
     data: Points  # with sigma the Cholesky factor of a covariance, if it has one
     valid: Bool[np.ndarray, "..."] | None  # of the shape of y; None: all
     is_complex: bool = False  # the last axis of y is the real and the imaginary part
+    dates: Dates | None = None  # what x counts
+    shapes: tuple[tuple[int, ...], ...] | None = None  # of several data sets
 
     @property
     def y(self) -> np.ndarray:
@@ -29,11 +33,15 @@ class Observed(NamedTuple):
         return self.shown(self.data.y)
 
     def shown(self, values: Any) -> Any:
-        """Values of the shape of the data as the user has them: complex, or as is."""
+        """Values of the shape of the data as the user has them: complex, or a list."""
+        if self.shapes is not None:
+            return parted(values, self.shapes)
         return values[..., 0] + 1j * values[..., 1] if self.is_complex else values
 
     def split(self, values: Any) -> Any:
         """`shown` undone."""
+        if self.shapes is not None:
+            return np.concatenate([np.ravel(part) for part in values])
         return np.stack([values.real, values.imag], -1) if self.is_complex else values
 
     def of_each(self, values: Any) -> Any:
@@ -80,9 +88,15 @@ class Observed(NamedTuple):
         )
 
     @property
+    def xlabel(self) -> str:
+        """What stands below a picture."""
+        return "x" if self.dates is None else self.dates.words
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of a report should know of the data, as sentences."""
-        notes = ["Covariance of y given."] if self.is_correlated else []
+        notes = [] if self.dates is None else [f"x: {self.dates.words}."]
+        notes += ["Covariance of y given."] if self.is_correlated else []
         if self.is_complex:
             notes.append(
                 "y is complex: its real and imaginary parts count by themselves."
@@ -120,6 +134,16 @@ class Observed(NamedTuple):
                 "No point is left to fit: y is empty, or all its points are NaN, are "
                 "masked or have an infinite sigma."
             )
+
+
+def parted(values: Any, shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
+    """One vector as arrays of some shapes."""
+    parts, start = [], 0
+    for shape in shapes:
+        end = start + math.prod(shape)
+        parts.append(values[start:end].reshape(shape))
+        start = end
+    return parts
 
 
 class DataSet(NamedTuple):
@@ -195,7 +219,9 @@ def observed(
     if nan_policy not in ("raise", "omit"):
         raise ValueError(f"nan_policy is {nan_policy!r}; give 'raise' or 'omit'.")
     is_complex = np.iscomplexobj(y)
-    y, x = complex_points(y) if is_complex else real_points(y, "y"), coordinates(x)
+    y = complex_points(y) if is_complex else real_points(y, "y")
+    x, dates = Dated.of(x)
+    x = coordinates(x)
     leaves, shape = jax.tree.leaves(x), y.shape if points is None else points
     if sigma is not None:
         sigma = real_points(sigma, "sigma")
@@ -206,7 +232,7 @@ def observed(
                     "standard errors of the parts, or real y: real and imaginary parts "
                     "one after the other, with their covariance."
                 )
-            return _correlated(Points(x, y, sigma), nan_policy)
+            return _correlated(Points(x, y, sigma), nan_policy)._replace(dates=dates)
         _check_over_points(sigma, y.shape)
     masked: Any = False
     if any(map(is_masked, (y, sigma, *leaves))):
@@ -227,7 +253,7 @@ def observed(
         valid = valid & np.isfinite(sigma)
     if (infinite := np.isinf(y) & valid).any():
         raise ValueError(f"y has {int(infinite.sum())} infinite values.")
-    seen = Observed(Points(x, y, sigma), None if valid.all() else valid)
+    seen = Observed(Points(x, y, sigma), None if valid.all() else valid, dates=dates)
     return _in_parts(seen) if is_complex else seen
 
 

@@ -88,7 +88,8 @@ class Problem:
         """The problem of some data, by what they are."""
         if seen.is_complex:
             return dataclasses.replace(self, rowwise="no", numbers="complex")
-        return dataclasses.replace(self, rowwise="no") if seen.is_correlated else self
+        is_coupled = seen.is_correlated or seen.shapes is not None
+        return dataclasses.replace(self, rowwise="no") if is_coupled else self
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:

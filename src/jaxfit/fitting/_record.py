@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Inexact
+from jaxtyping import Float
 
 from jaxfit._core.certificate import Status
 from jaxfit._programs.host import unpack
@@ -377,13 +377,13 @@ class Record:
     # Points
 
     @property
-    def best_fit(self) -> Inexact[np.ndarray, "..."]:
-        """The model's values at the data, in their shape."""
+    def best_fit(self) -> Any:
+        """The model's values at the data, in their shape; a list for several."""
         observed = self.observed
         return observed.shown(self.numbers.best.reshape(np.shape(observed.data.y)))
 
     @property
-    def residuals(self) -> Inexact[np.ndarray, "..."]:
+    def residuals(self) -> Any:
         """y - model, in the shape of the data; NaN for points that do not count."""
         return self.observed.shown(self.real_residuals)
 
@@ -395,7 +395,7 @@ class Record:
         return residuals if valid is None else np.where(valid, residuals, np.nan)
 
     @property
-    def standardized_residuals(self) -> Inexact[np.ndarray, "..."]:
+    def standardized_residuals(self) -> Any:
         """Residuals over their standard deviation: about 1 in size.
 
         That is sigma, scaled to a reduced chi-square of 1 unless it is known. For a

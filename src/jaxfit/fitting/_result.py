@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Inexact, PyTree
 
+from jaxfit.fitting import _several
 from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference import _bands, _bootstrap, _intervals
 from jaxfit.fitting.inference._bands import Band
@@ -34,31 +35,51 @@ class Fit(Record):
         remarks: sentences about how it came to its end.
     """
 
-    # Curves
+    # Curves; of several data sets `data_set` says which, from 1
 
-    def predict(self, x: PyTree = None) -> Inexact[np.ndarray, "..."]:
-        """The model's values at other points, or at the data."""
-        return _bands.predicted(self, x)
+    def predict(self, x: PyTree = None, data_set: int | None = None) -> Any:
+        """The model's values at other points, or at the data.
 
-    def confidence_band(self, x: PyTree = None, level: float = 0.95) -> Band:
+        Args:
+            x: points as those of the fit: of a fit to dates also dates, or numbers in
+                its unit.
+            data_set: of several, which, from 1; None for `x` None: a list of all.
+        """
+        if x is None and data_set is None:
+            return self.best_fit
+        return _bands.predicted(_several.view(self, data_set), x)
+
+    def confidence_band(
+        self,
+        x: PyTree = None,
+        level: float = 0.95,
+        data_set: int | None = None,
+    ) -> Band:
         """Where the curve is, with this probability at each point.
 
         By the derivative of the model and the covariance, times Student's t. Of a
         complex curve real and imaginary parts are the bands of the parts.
         """
-        return _bands.confidence(self, x, level)
+        return _bands.confidence(_several.view(self, data_set), x, level)
 
-    def prediction_band(self, x: PyTree = None, level: float = 0.95) -> Band:
+    def prediction_band(
+        self,
+        x: PyTree = None,
+        level: float = 0.95,
+        data_set: int | None = None,
+    ) -> Band:
         """Where a further observation falls, with this probability.
 
         The confidence band with the scatter of single points added, that of sigma = 1
         scaled, or of the data's own sigma where `x` is None.
         """
-        return _bands.prediction(self, x, level)
+        return _bands.prediction(_several.view(self, data_set), x, level)
 
-    def components(self, x: PyTree = None) -> dict[str, Inexact[np.ndarray, "..."]]:
+    def components(
+        self, x: PyTree = None, data_set: int | None = None
+    ) -> dict[str, Inexact[np.ndarray, "..."]]:
         """The values of the parts of a sum by their labels."""
-        return _bands.components(self, x)
+        return _bands.components(_several.view(self, data_set), x)
 
     # Intervals
 
@@ -183,7 +204,7 @@ class Fit(Record):
         components: bool = True,
         residuals: bool = True,
         xscale: str = "linear",
-        xlabel: str = "x",
+        xlabel: str | None = None,
         ylabel: str = "y",
         title: str | None = None,
     ) -> Any:
@@ -196,7 +217,7 @@ class Fit(Record):
             components: draw the parts of a sum.
             residuals: a panel of residuals below.
             xscale: "linear" or "log".
-            xlabel, ylabel, title: texts.
+            xlabel, ylabel, title: texts; None: what the fit knows.
 
         Returns:
             The matplotlib figure.
@@ -212,7 +233,7 @@ class Fit(Record):
             title=title,
         )
 
-    def plot_residuals(self, *, xlabel: str = "x") -> Any:
+    def plot_residuals(self, *, xlabel: str | None = None) -> Any:
         """Standardised residuals against x, and against normal quantiles (Q-Q)."""
         return _plot.standardized_residuals(self, xlabel)
 

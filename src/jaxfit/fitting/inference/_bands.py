@@ -11,6 +11,7 @@ from jaxfit._programs.host import computed
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.arguments import coordinates, real_array
 from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._dates import Dated, Dates
 from jaxfit.fitting._problem import Numeric, Problem, traced_function
 from jaxfit.fitting._programs import propagated
 from jaxfit.fitting._record import AtSolver, Record
@@ -83,7 +84,7 @@ def curves(record: BatchRecord, x: PyTree) -> Curve:
     values = computed(
         _curves,
         record.problem,
-        record.x if x is None else coordinates(x, real_array),
+        record.x if x is None else _converted(x, record.dates),
         record.numbers.at_solver.x,
         traced=traced_function(record.model),
         is_hasty=False,
@@ -113,7 +114,13 @@ def _values(record: Record, x: PyTree) -> _Values:
 
 
 def _points(record: Record, x: PyTree) -> PyTree:
-    return record.observed.data.x if x is None else coordinates(x, real_array)
+    observed = record.observed
+    return observed.data.x if x is None else _converted(x, observed.dates)
+
+
+def _converted(x: PyTree, dates: Dates | None) -> PyTree:
+    """Points of the user's, as numbers; dates if the fit was to dates."""
+    return coordinates(x if dates is None else Dated.of(x, dates).x, real_array)
 
 
 # Programs

@@ -92,7 +92,7 @@ def _samples(
     valid = np.ones(y.shape, bool) if observed.valid is None else observed.valid
     data_set = DataSet(observed.data, observed.valid)
     if resample == "case":
-        shape = np.shape(observed.y)
+        shape = y.shape[:-1] if observed.is_complex else y.shape
         index = np.flatnonzero(valid[..., 0] if observed.is_complex else valid)
         drawn = random.integers(0, len(index), (number, len(index)))
         counts = np.zeros((number, math.prod(shape)))

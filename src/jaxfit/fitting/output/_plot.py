@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxfit.fitting import _several
 from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference import _bands, _intervals
 from jaxfit.fitting.inference._bootstrap import bootstrap
@@ -44,16 +45,16 @@ def fit(
     components: bool,
     residuals: bool,
     xscale: str,
-    xlabel: str,
+    xlabel: str | None,
     ylabel: str,
     title: str | None,
 ) -> Any:
     """A figure of the data and the curve, see `Fit.plot`."""
     plt = pyplot()
-    if isinstance(record.observed.data.x, (tuple, list)):
+    is_one = record.observed.shapes is None
+    if is_one and isinstance(record.observed.data.x, (tuple, list)):
         return _image(record, plt, title)
-    parts = parts_of(record.observed.y)
-    series = [_points(record, part) for part in parts]
+    series = _series(record)
     panels = 2 if residuals else 1
     figure, axes = plt.subplots(
         nrows=panels,
@@ -65,14 +66,14 @@ def fit(
     )
     main = axes[0, 0]
     main.set_xscale(xscale)
-    fine = fine_points(series[0].x, xscale)
-    for part, points in zip(parts, series, strict=True):
+    for one, part, points in series:
+        fine = fine_points(points.x, xscale)
         style = points.bars | part.marks
         label = f"data{part.name}"
         main.errorbar(points.x, points.y, fmt="o", label=label, zorder=2, **style)
-        if components and len(record.model.parts) > 1:
-            _draw_components(record, main, fine, part)
-        _draw_band(record, main, fine, level, part)
+        if components and len(one.model.parts) > 1:
+            _draw_components(one, main, fine, part)
+        _draw_band(one, main, fine, level, part)
     main.set_ylabel(ylabel)
     main.legend(frameon=False, fontsize="small")
     heading = title if title is not None else record.model.label
@@ -80,11 +81,11 @@ def fit(
     if residuals:
         lower = axes[1, 0]
         lower.axhline(0, color="0.6", linewidth=0.8)
-        for part, points in zip(parts, series, strict=True):
+        for _, part, points in series:
             style = points.bars | part.marks
             lower.errorbar(points.x, points.residual, fmt="o", **style)
         lower.set_ylabel("residual")
-    axes[-1, 0].set_xlabel(xlabel)
+    axes[-1, 0].set_xlabel(record.observed.xlabel if xlabel is None else xlabel)
     return figure
 
 
@@ -114,6 +115,26 @@ def parts_of(y: np.ndarray) -> list[Part]:
     return COMPLEX if np.iscomplexobj(y) else [ALL]
 
 
+class _Series(NamedTuple):
+    """What is drawn in one color: a data set, or a part of it."""
+
+    record: Record
+    part: Part
+    points: "_Points"
+
+
+def _series(record: Record) -> list[_Series]:
+    if record.observed.shapes is None:
+        parts = parts_of(record.observed.y)
+        return [_Series(record, part, _points(record, part)) for part in parts]
+    series = []
+    for k, one in enumerate(_several.views(record), start=1):
+        color = f"C{(k - 1) % 10}"
+        part = Part(f" {k}", np.asarray, color, color)
+        series.append(_Series(one, part, _points(one, part)))
+    return series
+
+
 def _draw_components(
     record: Record, axis: Any, x: Float[np.ndarray, " m"], part: Part
 ) -> None:
@@ -123,6 +144,7 @@ def _draw_components(
         components.items(), itertools.cycle(PARTS), strict=False
     ):
         label = f"{label}{part.name}"
+        color = color if part is ALL else part.curve
         axis.plot(x, part.of(values), style, color=color, linewidth=1.2, label=label)
 
 
@@ -143,7 +165,7 @@ def _draw_band(
     axis.plot(x, value, color=part.curve, linewidth=1.6, label=label, zorder=3)
 
 
-def standardized_residuals(record: Record, xlabel: str) -> Any:
+def standardized_residuals(record: Record, xlabel: str | None) -> Any:
     """A figure of residuals in order and as a Q-Q plot, see `Fit.plot_residuals`."""
     import scipy.special
 
@@ -158,6 +180,7 @@ def standardized_residuals(record: Record, xlabel: str) -> Any:
     a.axhspan(-1, 1, color="0.92", zorder=0)
     a.axhline(0, color="0.6", linewidth=0.8)
     a.plot(place, ratio, "o", **DATA)
+    xlabel = observed.xlabel if xlabel is None else xlabel
     a.set(xlabel=xlabel if is_line else "point", ylabel="standardised residual")
     part = (np.arange(ratio.size) + 0.5) / ratio.size
     expected = scipy.special.ndtri(part)

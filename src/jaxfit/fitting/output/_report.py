@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxfit._core.certificate import Status
+from jaxfit.fitting import _several
 from jaxfit.fitting._batch_record import BatchRecord
 from jaxfit.fitting._record import Parameter, Record
 from jaxfit.fitting.inference._statistics import quantile
@@ -80,6 +81,8 @@ def batch(record: BatchRecord) -> str:
         f"{record.model.label}: {total} fits {record.shape}, {good} with success "
         f"({good / max(total, 1):.2%})"
     ]
+    if record.dates is not None:
+        lines.append(f"x: {record.dates.words}.")
     codes, counts = np.unique(record.status, return_counts=True)
     lines += [
         f"  {Status(int(code)).name:<18}{number:>10}"
@@ -114,7 +117,8 @@ def _warned(record: Record) -> list[str]:
 
 def _notes(record: Record) -> list[str]:
     """Lines about the data."""
-    return [line for note in record.observed.notes for line in _wrapped(note)]
+    sentences = [*record.observed.notes, *_several.notes(record)]
+    return [line for note in sentences for line in _wrapped(note)]
 
 
 # Tables
@@ -272,7 +276,7 @@ def html(record: Record) -> str:
             + "</tr>"
         )
     words = "".join(f"<li>{_html.escape(text)}</li>" for text in warnings(record))
-    head = [headline(record), _measures(record), *record.observed.notes]
+    head = [headline(record), _measures(record), *_notes(record)]
     return (
         f"<p>{'<br>'.join(map(_html.escape, head))}</p>"
         "<table><thead><tr><th></th><th>value</th><th>std. error</th><th></th>"

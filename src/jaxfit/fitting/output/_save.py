@@ -14,9 +14,11 @@ from jaxfit import losses, models
 from jaxfit._core.options import Options
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._dates import Dates
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._record import Numbers, Record
+from jaxfit.fitting._several import Several
 from jaxfit.losses import Loss
 from jaxfit.models import FunctionModel, Model, Product, Sum, as_model
 
@@ -41,6 +43,7 @@ def save(record: Record, path: Any) -> None:
         "origin": None if problem.origin is None else float(problem.origin),
         "ties": sorted(problem.ties),
         "is_complex": observed.is_complex,
+        "dates": _dates_form(observed.dates),
         "x": _x_form(observed.data.x, x_structure),
         "absolute_sigma": record.absolute_sigma,
         "covariance": method.covariance.value,
@@ -75,7 +78,14 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
     minima = head["minima"] and [(cost, count) for cost, count in head["minima"]]
     leaves = [arrays[f"x{i}"] for i in range(len(arrays)) if f"x{i}" in arrays]
     data = Points(_x_from(head["x"], leaves), arrays["y"], arrays.get("sigma"))
-    observed = Observed(data, arrays.get("valid"), head.get("is_complex", False))
+    shapes = head["model"].get("shapes")
+    observed = Observed(
+        data=data,
+        shapes=shapes and tuple(map(tuple, shapes)),
+        valid=arrays.get("valid"),
+        is_complex=head.get("is_complex", False),
+        dates=_dates_from(head.get("dates")),
+    )
     return Record(
         problem=_problem_from(file, path, model, tie or {}).for_data(observed),
         observed=observed,
@@ -140,6 +150,13 @@ def _numbers_from(arrays: Mapping[str, np.ndarray]) -> Numbers:
 
 def _described(model: Model) -> dict[str, Any]:
     """A model as plain data."""
+    if isinstance(model, Several):
+        return {
+            "kind": "Several",
+            "base": _described(model.base),
+            "local": model.local,
+            "shapes": model.shapes,
+        }
     if isinstance(model, (Sum, Product)):
         members = [_described(member) for member in model.members]
         return {"kind": type(model).__name__, "members": members}
@@ -156,6 +173,9 @@ def _described(model: Model) -> dict[str, Any]:
 
 def _restored(form: Mapping[str, Any], model: Any) -> Model:
     """The model of a file, or the user's in its place."""
+    if form["kind"] == "Several":
+        shapes = tuple(map(tuple, form["shapes"]))
+        return Several(_restored(form["base"], model), tuple(form["local"]), shapes)
     if model is not None:
         model, names = as_model(model), _names(form)
         if list(model.names) != names:
@@ -201,6 +221,20 @@ def _x_from(form: str | list[str], leaves: list[np.ndarray]) -> PyTree:
     if form == "array":
         return leaves[0]
     return tuple(leaves) if form == "tuple" else dict(zip(form, leaves, strict=True))
+
+
+def _dates_form(dates: Dates | None) -> list[Any] | None:
+    if dates is None or dates.origin is None:
+        return dates and [None, None, dates.unit]
+    kind, count = np.datetime_data(dates.origin.dtype)
+    return [str(dates.origin), f"{count}{kind}", dates.unit]
+
+
+def _dates_from(form: list[Any] | None) -> Dates | None:
+    if form is None:
+        return None
+    text, kind, unit = form
+    return Dates(None if text is None else np.datetime64(text, kind), unit)
 
 
 def _loss_form(loss: Loss | None) -> list[Any] | None:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxfit._core.certificate import Status
+from jaxfit.fitting import _several
 from jaxfit.fitting._record import Parameter, Record, listed
 from jaxfit.fitting.inference._statistics import pattern
 
@@ -114,7 +115,7 @@ def _worse_than_a_constant(record: Record) -> Iterator[str]:
 
 
 def _with_a_pattern(record: Record) -> Iterator[str]:
-    runs = _runs(record)
+    runs = min(map(_runs, _several.views(record)))
     if runs < RUNS:
         yield (
             f"The residuals have a pattern: equal signs in runs, {-runs:.1f} standard "
