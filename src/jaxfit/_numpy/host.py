@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,25 +47,15 @@ class Differences(NamedTuple):
         """Values at p and, with a last axis, their derivatives; NaN if they are not
         finite."""
         result = values(p)
-        leaves, structure = jax.tree.flatten(result)
         at_p = _joined(result)
         matrix = np.full((at_p.size, p.size), np.nan, at_p.dtype)
         if np.isfinite(at_p).all():
-            rule, of_each = _RULES[self.rule], self._of_each(p)
-            for k, (value, typical, relative, *bounds) in enumerate(of_each):
+            rule = _RULES[self.rule]
+            for k, (value, typical, relative, *bounds) in enumerate(self._of_each(p)):
                 step = self._step(value, typical, relative)
-
-                def along(change: complex, k: int = k) -> np.ndarray:
-                    moved = p.astype(type(change))
-                    moved[k] += change
-                    return _joined(values(moved))
-
                 room = _Room(bounds[0] - value, bounds[1] - value)
-                matrix[:, k] = rule(along, at_p, step, room)
-        ends = np.cumsum([leaf.size for leaf in leaves])
-        parts = zip(np.split(matrix, ends[:-1]), leaves, strict=True)
-        slopes = [part.reshape(*leaf.shape, p.size) for part, leaf in parts]
-        return result, jax.tree.unflatten(structure, slopes)
+                matrix[:, k] = rule(_along(values, p, k), at_p, step, room)
+        return result, _apart(matrix, result)
 
     def of(self, numbers: list[int], places: list[int]) -> "Differences":
         """For some of the parameters, where they are single numbers.
@@ -94,9 +83,12 @@ class Differences(NamedTuple):
         """Of each parameter: value, typical size, relative step, bounds."""
 
         def each(given: Any, otherwise: float) -> Iterator[float]:
-            if given is None or np.shape(given) not in ((), p.shape):
+            if given is None:
                 return itertools.repeat(otherwise)
-            return iter(np.broadcast_to(np.asarray(given, float), p.shape).tolist())
+            array = np.asarray(given, float)
+            if array.shape == p.shape:
+                return iter(array.tolist())
+            return itertools.repeat(otherwise if array.ndim else float(array))
 
         return zip(
             p.tolist(),
@@ -117,12 +109,34 @@ class Differences(NamedTuple):
         return (value + step) - value  # what it is after rounding
 
 
+def _along(values: Callable, p: np.ndarray, k: int) -> Callable[[complex], np.ndarray]:
+    """The values where one parameter is changed."""
+
+    def changed(change: complex) -> np.ndarray:
+        moved = p.astype(type(change))
+        moved[k] += change
+        return _joined(values(moved))
+
+    return changed
+
+
 def _joined(tree: PyTree) -> Shaped[np.ndarray, " m"]:
     """All arrays as one vector."""
-    leaves = jax.tree.leaves(tree)
-    if len(leaves) == 1:
-        return leaves[0].ravel()
-    return np.concatenate([leaf.ravel() for leaf in leaves])
+    if type(tree) is np.ndarray:
+        return tree.ravel()
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def _apart(matrix: np.ndarray, like: PyTree) -> PyTree:
+    """The rows of a matrix for each of the arrays that were joined."""
+    n = matrix.shape[1]
+    if type(like) is np.ndarray:
+        return matrix.reshape(*like.shape, n)
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = zip(np.split(matrix, ends[:-1]), leaves, strict=True)
+    slopes = [part.reshape(*leaf.shape, n) for part, leaf in parts]
+    return jax.tree.unflatten(structure, slopes)
 
 
 class _Room(NamedTuple):
@@ -349,7 +363,7 @@ class OnHost(Outside):
         return values
 
 
-class AtPoint(eqx.Module):
+class AtPoint(NamedTuple):
     """What a function gave at one point, as a function of JAX near there.
 
     Args:
@@ -361,7 +375,7 @@ class AtPoint(eqx.Module):
 
     values: Any
     slopes: Any
-    form: str = eqx.field(static=True)
+    form: str
 
     def __call__(self, *args: Any, **_: Any) -> PyTree:
         if self.slopes is None:
@@ -371,7 +385,7 @@ class AtPoint(eqx.Module):
         moved = jnp.where(p > 0, moved, moved)  # it may have a kink, for all we know
 
         def near(value: Any, slope: Any) -> Array:
-            return value + jnp.matmul(slope, moved, precision="highest")
+            return value + jnp.sum(slope * moved, axis=-1)  # no call of a library
 
         return jax.tree.map(near, self.values, self.slopes)
 
@@ -382,11 +396,14 @@ class NotNumbers(TypeError):
 
 def fresh(tree: PyTree) -> PyTree:
     """Copies of the arrays: the user's function may write to what it gets."""
-
-    def copied(leaf: Any) -> Any:
-        return leaf.copy() if type(leaf) is np.ndarray else leaf
-
-    return jax.tree.map(copied, tree)
+    kind = type(tree)
+    if kind is np.ndarray:
+        return tree.copy()
+    if tree is None or kind is float:
+        return tree
+    if hasattr(kind, "_make"):
+        return kind._make(map(fresh, tree))
+    return jax.tree.map(lambda leaf: leaf if leaf is tree else fresh(leaf), tree)
 
 
 def values_of(result: Any) -> np.ndarray:

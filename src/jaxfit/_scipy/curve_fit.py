@@ -301,6 +301,7 @@ def _door(rules: Rules, full_output: bool) -> Door:
         call=_called,
         held=_held,
         size=_size,
+        shapes=_shapes,
         form="numbers",
         residual=_residual,
         jacobian=_jacobian,

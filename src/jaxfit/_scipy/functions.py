@@ -112,21 +112,20 @@ def _rho(function: Callable) -> UserFunction:
 
 def _run(door: Door, request: ScipyRequest, watch: Watch, users: _Users) -> Fitted:
     with double_precision(request.f):
-        ended = watched_fit(door, request, watch)
-    if ended.seen is not None:
-        _compare(request, users, np.asarray(ended.seen))
-    return Fitted(ended.report, request)
+        report = watched_fit(door, request, watch)
+    if any(request.compared):
+        seen = Seen.unpacked(np.asarray(report[0]), door, len(request.x0))
+        _compare(request, users, seen)
+    return Fitted(report, request)
 
 
-def _compare(request: ScipyRequest, users: _Users, numbers: np.ndarray) -> None:
+def _compare(request: ScipyRequest, users: _Users, seen: Seen) -> None:
     """Hold what compiled functions gave against NumPy's, at the start and at the end.
 
     Raises:
         Differs: where they differ, or a derivative is not finite.
     """
-    n = len(request.x0)
-    seen, compared = Seen.unpacked(numbers, n), request.compared
-    rest = seen.values
+    compared, rest = request.compared, seen.values
     for user in [users.f] * compared.f + [users.jac] * compared.jac:
         assert user is not None
         rest = compare(user, (request.x0, seen.x), rest, seen.size)

@@ -369,6 +369,7 @@ DOOR = Door(
     call=_call,
     held=_held,
     size=_size,
+    shapes=_shapes,
     form="vector",
     residual=_residual,
     jacobian=_jacobian,

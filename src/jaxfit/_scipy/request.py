@@ -1,10 +1,12 @@
 """What is asked of SciPy's front doors, and how it becomes a fit."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -29,6 +31,7 @@ class Door(NamedTuple):
     size: Callable  # (data, outcome) -> what the values of f are differences of
     residual: Callable  # (f, x, data) -> residuals
     jacobian: Callable  # (jac, x, data) -> their derivatives
+    shapes: Callable  # n -> those of the numbers that its report begins with
     report: Callable  # (setup, outcome, request) -> what is reported of a fit
     rules: Rules
 
@@ -144,20 +147,14 @@ class Seen(NamedTuple):
         return pack([outcome.status, size, outcome.x, *values])
 
     @classmethod
-    def unpacked(cls, vector: np.ndarray, n: int) -> "Seen":
-        """What was packed of a fit of n parameters."""
+    def unpacked(cls, vector: np.ndarray, door: Door, n: int) -> "Seen":
+        """What follows the numbers of a report on a fit of n parameters."""
+        vector = vector[sum(map(math.prod, door.shapes(n))) :]
         status, size = vector[:2].tolist()
         return cls(int(status), size, vector[2 : n + 2], vector[n + 2 :])
 
 
-class Ended(NamedTuple):
-    """What a program gives of a fit."""
-
-    report: Any  # the door's
-    seen: jax.Array | None  # a packed `Seen`; None where nothing is compared
-
-
-def whole_fit(door: Door, request: ScipyRequest) -> Ended:
+def whole_fit(door: Door, request: ScipyRequest) -> Any:
     """A fit as one program."""
     return lean_first(specialised(_whole, door, request.compared), request)
 
@@ -171,7 +168,7 @@ def not_finite(door: Door, request: ScipyRequest, count: int | None) -> str:
 
 
 def _whole(door: Door, compared: Compared, is_lean: bool, request: ScipyRequest) -> Any:
-    def report(setup: Setup, outcome: Outcome) -> Ended:
+    def report(setup: Setup, outcome: Outcome) -> Any:
         return told(door, compared, request, setup, outcome)
 
     return run(setup_of(door, request, is_lean), report)
@@ -183,12 +180,14 @@ def told(
     request: ScipyRequest,
     setup: Setup,
     outcome: Outcome,
-) -> Ended:
-    """What is told of a fit, inside of a program."""
-    seen = None
-    if any(compared):
-        seen = Seen.packed(door, request, compared, setup.start, outcome)
-    return Ended(door.report(setup, outcome, request), seen)
+) -> Any:
+    """The report of a fit, inside of a program; a `Seen` follows in its vector."""
+    report = door.report(setup, outcome, request)
+    if not any(compared):
+        return report
+    vector, *rest = report
+    seen = Seen.packed(door, request, compared, setup.start, outcome)
+    return jnp.concatenate([vector, seen]), *rest
 
 
 def _at_start(door: Door, request: ScipyRequest) -> tuple[jax.Array, jax.Array]:

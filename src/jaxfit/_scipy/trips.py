@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +26,10 @@ from jaxfit._core.state import State
 from jaxfit._core.trip import trip
 from jaxfit._linalg.kernels import Flag
 from jaxfit._programs.compiled import compiled, prepared, specialised
-from jaxfit._programs.host import pack, unpack
+from jaxfit._programs.host import pack
+from jaxfit._programs.one_function import one_function
 from jaxfit._rows.linearization import columns_of
-from jaxfit._scipy.request import Compared, Door, Ended, ScipyRequest, setup_of, told
+from jaxfit._scipy.request import Compared, Door, ScipyRequest, setup_of, told
 
 MOST_NOISE = 1e-3  # of a difference, relative
 
@@ -61,14 +63,15 @@ class Glance(NamedTuple):
     @classmethod
     def at(cls, vector: np.ndarray, n: int) -> "Glance":
         """On the host, of a fit of n parameters."""
-        glance = unpack(vector, cls((), (), (), (), (), (), (n,), (n,)))
-        counts = {k: int(getattr(glance, k)) for k in ("status", "steps", "nfev")}
-        return glance._replace(**counts)
+        status, finishing, steps, nfev, cost, optimality = vector[:6].tolist()
+        counts = int(status), bool(finishing), int(steps), int(nfev)
+        trial, x = np.array(vector[6 : 6 + 2 * n]).reshape(2, n)
+        return cls(*counts, cost, optimality, trial, x)
 
     @property
     def is_running(self) -> bool:
         """Whether another trip follows."""
-        return self.status == RUNNING or bool(self.finishing)
+        return self.status == RUNNING or self.finishing
 
 
 class Trips:
@@ -77,7 +80,8 @@ class Trips:
     def __init__(self, door: Door, request: ScipyRequest):
         self._door, self._request = door, request
         self._n = len(request.x0)
-        start = request.at_point(door, request.x0)
+        self._on_device = _on_device(request._replace(f=None, jac=None))
+        start = self._at(request.x0)
         self._vector = np.asarray(compiled(specialised(_started, door), start))
         self._next = prepared(specialised(_next, door), start, self._vector)
         self._is_stopped = False
@@ -85,10 +89,15 @@ class Trips:
     def __iter__(self) -> Iterator[Glance]:
         glance = Glance.at(self._vector, self._n)
         while glance.is_running and not self._is_stopped:
-            here = self._request.at_point(self._door, glance.trial)
+            here = self._at(glance.trial)
             self._vector = np.asarray(self._next(here, self._vector))
             glance = Glance.at(self._vector, self._n)
             yield glance
+
+    def _at(self, x: np.ndarray) -> ScipyRequest:
+        """The request, with what functions on the host give at a point."""
+        here = self._request.at_point(self._door, x)
+        return self._on_device._replace(f=here.f, jac=here.jac)
 
     def finish(self) -> None:
         """All trips."""
@@ -99,10 +108,10 @@ class Trips:
         """Let the last trip have been the last."""
         self._is_stopped = True
 
-    def ended(self) -> Ended:
+    def ended(self) -> Any:
         """What is told of the fit."""
         request, glance = self._request, Glance.at(self._vector, self._n)
-        here = request.at_point(self._door, glance.x)
+        here = self._at(glance.x)
         status = np.int32(Status.STOPPED if self._is_stopped else glance.status)
         if status == Status.STALLED and self._is_in_noise(here, glance.x):
             status = np.int32(Status.STEP)
@@ -116,6 +125,17 @@ class Trips:
             return False
         program = specialised(_is_in_noise, self._door)
         return bool(compiled(program, here, spread, self._vector))
+
+
+def _on_device(request: ScipyRequest) -> ScipyRequest:
+    """Arrays and numbers once and for all where programs want them."""
+    leaves, structure = jax.tree.flatten(request)
+    kinds = np.ndarray, np.generic, float
+    places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, kinds)]
+    moved = jax.device_put([np.asarray(leaves[k]) for k in places])
+    for k, array in zip(places, moved, strict=True):
+        leaves[k] = array
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _packed(state: State) -> Float[Array, " k"]:
@@ -146,8 +166,17 @@ def _next(
     door: Door, request: ScipyRequest, vector: Float[Array, " k"]
 ) -> Float[Array, " k"]:
     setup = setup_of(door, request)
-    state = _unpacked(vector, initial_state(setup.setting, setup.start))
-    return _packed(trip(setup.rows.linearize, setup.setting, state))
+    arrays, rest = eqx.partition(setup, eqx.is_array)
+
+    def advanced(operands: tuple) -> Float[Array, " k"]:
+        arrays, vector = operands
+        setup = eqx.combine(arrays, rest)
+        state = _unpacked(vector, initial_state(setup.setting, setup.start))
+        return _packed(trip(setup.rows.linearize, setup.setting, state))
+
+    operands = arrays, vector
+    is_one = setup.is_one_function
+    return one_function(advanced, operands) if is_one else advanced(operands)
 
 
 def _ended(
@@ -156,7 +185,7 @@ def _ended(
     request: ScipyRequest,
     vector: Float[Array, " k"],
     status: Int[Array, ""],
-) -> Ended:
+) -> Any:
     setup = setup_of(door, request)
     state = _unpacked(vector, initial_state(setup.setting, setup.start))
     state = dataclasses.replace(state, status=status)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit._core.certificate import RUNNING
-from jaxfit._scipy.request import Door, Ended, ScipyRequest, whole_fit
+from jaxfit._scipy.request import Door, ScipyRequest, whole_fit
 from jaxfit._scipy.trips import Glance, Trips
 
 
@@ -23,7 +23,7 @@ class Watch(NamedTuple):
         return self.callback is not None or self.verbose == 2
 
 
-def watched_fit(door: Door, request: ScipyRequest, watch: Watch) -> Ended:
+def watched_fit(door: Door, request: ScipyRequest, watch: Watch) -> Any:
     """A fit: one program, or one trip after the other if watched, or if the host has
     to be asked in between."""
     if not (watch.is_needed or request.is_on_host):

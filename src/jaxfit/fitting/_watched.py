@@ -92,7 +92,7 @@ def watched_numbers(
         notify = None if watch.callback is None else _notifier(problem, watch.callback)
         trips = Trips(door, request)
         run_watched(trips, clock.until(trips), notify)
-        vector = np.asarray(trips.ended().report)
+        vector = np.asarray(trips.ended())
     numbers = Numbers.unpacked(vector[None], Numbers.shapes(problem, length))
     best = numbers.best[:, :points].reshape(1, *shape)
     numbers = numbers._replace(best=best, start=of_varied(problem, x0)).nth(0)
@@ -203,6 +203,7 @@ _DOORS = {
         call=_residuals,
         held=_residuals,
         size=_residuals,
+        shapes=_residuals,
         form="vector",
         residual=_residuals,
         jacobian=_residuals,
