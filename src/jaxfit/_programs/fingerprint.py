@@ -9,9 +9,8 @@ over, the globals that it names, the attributes of its objects. A reading gives
     put       how to make the same function with other values in their places
 
 What can change in place is described by what it holds now: containers, objects, and
-whatever an installed library defines, as far as it can be pickled. What cannot be known
-(an open file, a generator) makes a key that equals no other. What a function itself
-counts or logs while it is traced is a side effect and stays out: see `places.py`.
+what an installed library defines, as far as it can be pickled. What cannot be known (an
+open file) makes a key that equals no other. What is logged is out: see `places.py`.
 """
 
 import builtins
