@@ -1,8 +1,7 @@
 """From SciPy to jaxfit: the same script twice, the answers and the times side by side.
 
 Fluorescence decays from a plate reader. `work` is what a user of SciPy writes. It runs
-with NumPy and SciPy, and then with two imports changed: `jax.numpy` in the model,
-`curve_fit` and `least_squares` from jaxfit. One curve is fitted with its errors, within
+with SciPy, and then with `curve_fit` and `least_squares` from jaxfit. One curve is fitted with its errors, within
 bounds and robustly; then all 384 wells. At the end the loop goes too: `solve_batch`.
 """
 
@@ -31,11 +30,11 @@ def simulate(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return counts, np.sqrt(np.maximum(counts, 1))
 
 
-def work(xp: ModuleType, fits: ModuleType, counts, errors) -> Iterator[tuple]:
-    """The script, for (numpy, scipy.optimize) and for (jax.numpy, jaxfit)."""
+def work(fits: ModuleType, counts, errors) -> Iterator[tuple]:
+    """The script, for scipy.optimize and for jaxfit."""
 
     def decay(t, amplitude, lifetime, background):
-        return amplitude * xp.exp(-t / lifetime) + background
+        return amplitude * np.exp(-t / lifetime) + background
 
     y, sigma = counts[0], errors[0]
     popt, pcov = fits.curve_fit(decay, T, y, START, sigma, absolute_sigma=True)
@@ -95,9 +94,9 @@ def timed(steps: Iterator[tuple]) -> dict[str, tuple[np.ndarray, float]]:
 def main() -> None:
     """Run both, compare, print."""
     counts, errors = simulate(np.random.default_rng(3))
-    scipy_run = timed(work(np, scipy.optimize, counts, errors))
-    first = timed(work(jnp, jaxfit, counts, errors))  # compiles
-    again = timed(work(jnp, jaxfit, counts, errors))
+    scipy_run = timed(work(scipy.optimize, counts, errors))
+    first = timed(work(jaxfit, counts, errors))  # compiles
+    again = timed(work(jaxfit, counts, errors))
 
     print(f"{'':24}{'SciPy':>30}{'jaxfit':>30}")
     for name, (theirs, _) in scipy_run.items():

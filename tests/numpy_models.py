@@ -103,12 +103,7 @@ def saturation_by_where(x, knee, low, slope, rate):
     return np.where(x < knee, rise, low + slope * knee * np.exp(-rate * (x - knee)))
 
 
-@example(
-    QUESTION,
-    (1.93, 1.5, 0.7),
-    (1.6, 1, 1),
-    host="picks elements by a condition on a parameter",
-)
+@example(QUESTION, (1.93, 1.5, 0.7), (1.6, 1, 1))
 def onset_by_mask(t, t0, height, tau):
     y = np.zeros_like(t)
     on = t > t0
