@@ -80,13 +80,8 @@ WORDS = [
 
 
 def entrances(model):
-    """Each entrance at which a model is traced, as functions of nothing."""
+    """The entrances for functions in JAX alone, as functions of nothing."""
     return {
-        "curve_fit": lambda: jaxfit.curve_fit(model, X, Y, [1.0, 1.0]),
-        "least_squares": lambda: jaxfit.least_squares(
-            lambda p: model(jnp.asarray(X), *p) - Y, [1.0, 1.0]
-        ),
-        "fit": lambda: jaxfit.fit(model, X, Y),
         "solve": lambda: jaxfit.solve(
             lambda p, d: model(jnp.asarray(X), *p) - Y, jnp.ones(2)
         ),

@@ -102,6 +102,7 @@ def prepared(function: Callable, *arguments: Any, is_hasty: bool = False) -> Pre
     executable = program.compiled(call)
     if call.reading.is_known:
         _remember(program, call)
+    _latest.reading = call.reading
     return Prepared(executable.out_info, executable, call)
 
 

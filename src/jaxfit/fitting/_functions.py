@@ -21,7 +21,8 @@ from jaxfit._numpy.ways import (
     compare,
     in_jax,
 )
-from jaxfit._programs.host import computed
+from jaxfit._programs.compiled import prepared
+from jaxfit._programs.host import double_precision
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import ProblemAndStarts
 from jaxfit.fitting._problem import Method, Problem
@@ -91,7 +92,9 @@ class Asked(NamedTuple):
         for part, user in spoken:
             own = [_own(part, _of_first(model, point)) for point in points]
             columns = {name: np.array([p[name] for p in own]) for name in own[0]}
-            values = computed(_values, part, x, columns, traced=user.function)
+            with double_precision(user.function):  # ahead of time: in a trace too
+                program = prepared(_values, part, x, columns)
+                values = np.asarray(program(part, x, columns))
             compare(user, own, values.ravel(), float(np.nanmax(np.abs(data.y))))
             if (status == Status.NONFINITE_START).all() and np.isfinite(values).all():
                 raise Differs(user, "traced by JAX its derivatives are not finite")
