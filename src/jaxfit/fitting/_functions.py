@@ -89,13 +89,15 @@ class Asked(NamedTuple):
         rows = [np.reshape(which, (number, -1))[chosen] for which in (start, end)]
         points = [self.problem.parameters(row[:, None]) for row in np.concatenate(rows)]
         x = data.x[0] if isinstance(model, Several) else data.x
+        finite = data.y[np.isfinite(data.y)]
+        size = float(np.max(np.abs(finite), initial=0))
         for part, user in spoken:
             own = [_own(part, _of_first(model, point)) for point in points]
             columns = {name: np.array([p[name] for p in own]) for name in own[0]}
             with double_precision(user.function):  # ahead of time: in a trace too
                 program = prepared(_values, part, x, columns)
                 values = np.asarray(program(part, x, columns))
-            compare(user, own, values.ravel(), float(np.nanmax(np.abs(data.y))))
+            compare(user, own, values.ravel(), size)
             if (status == Status.NONFINITE_START).all() and np.isfinite(values).all():
                 raise Differs(user, "traced by JAX its derivatives are not finite")
 
