@@ -5,6 +5,7 @@ import pickle
 import threading
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
@@ -357,3 +358,54 @@ def test_the_same_code_around_another_function():
         found = [jaxfit.curve_fit(around(f), X, y)[0] for f in inner]
     for x in found[1:]:
         np.testing.assert_allclose(x, found[0], rtol=1e-6)
+
+
+def in_jax(x, a, b):
+    return a * jnp.exp(-b * x)
+
+
+def through_a_view(x, a, b):
+    y = a * x
+    head = y[:9]
+    head += b
+    return y
+
+
+def with_an_if(x, a, b):
+    return a * x + (b if b > 0 else 2 * b) * x**2
+
+
+def with_offset(function):
+    return lambda x, a, b, c: function(x, a, b) + c
+
+
+class Offset:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, x, a, b, c):
+        return self.function(x, a, b) + c
+
+
+@pytest.mark.parametrize("wrapper", [with_offset, Offset])
+def test_functions_of_the_same_code_that_hold_others(wrapper):
+    """What is written in JAX is not compared: each function is looked at."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jaxfit.HostModelWarning)
+        for _ in range(2):
+            x, _ = jaxfit.curve_fit(wrapper(in_jax), X, Y)
+            np.testing.assert_allclose(x, jaxfit.curve_fit(decay, X, Y)[0], rtol=1e-6)
+            for function in (through_a_view, with_an_if):
+                x, _ = jaxfit.curve_fit(wrapper(function), X, Y)
+                theirs, _ = scipy.optimize.curve_fit(wrapper(function), X, Y)
+                np.testing.assert_allclose(x, theirs, rtol=1e-5, err_msg=function)
+
+
+def test_told_once_whatever_else_has_the_same_code():
+    def alike(x, a, b):
+        return with_an_if(x, a, b)
+
+    with pytest.warns(jaxfit.HostModelWarning) as caught:
+        for function in (through_a_view, alike) * 2:
+            jaxfit.curve_fit(with_offset(function), X, Y)
+    assert len(caught) == 1
