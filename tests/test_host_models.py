@@ -405,7 +405,31 @@ def test_told_once_whatever_else_has_the_same_code():
     def alike(x, a, b):
         return with_an_if(x, a, b)
 
-    with pytest.warns(jaxfit.HostModelWarning) as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         for function in (through_a_view, alike) * 2:
             jaxfit.curve_fit(with_offset(function), X, Y)
-    assert len(caught) == 1
+    assert [type(one.message) for one in caught] == [jaxfit.HostModelWarning]
+
+
+POINTS = np.random.default_rng(7).normal(size=(30, 3))
+GRID = np.stack(np.meshgrid(np.linspace(0, 1, 6), np.linspace(0, 2, 5)))
+SHAPES = {  # of x, and how its coordinates lie in it
+    "(k, m)": (POINTS.T, lambda x: x, lambda x: x[:, :7]),
+    "(m, k)": (POINTS, lambda x: x.T, lambda x: x[:7]),
+    "grid": (GRID, lambda x: [axis.ravel() for axis in x], lambda x: x[:, :3, :2]),
+    "grids": (tuple(GRID), lambda x: [axis.ravel() for axis in x], lambda x: x),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_values_elsewhere_of_whatever_shape(kind):
+    x, coordinates, elsewhere = SHAPES[kind]
+
+    def model(x, a, b):
+        first, second, *_ = coordinates(x)
+        return a * first + (b if b > 0 else 0.0) * second**2
+
+    fitted = jaxfit.fit(model, x, model(x, 2.0, 3.0), host=True)
+    others = elsewhere(x)
+    np.testing.assert_allclose(fitted.predict(others), model(others, 2.0, 3.0))

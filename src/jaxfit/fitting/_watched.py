@@ -106,7 +106,7 @@ def _on_host(asked: Asked, problem: Problem, x0: Float[np.ndarray, " n"]) -> OnH
     """All residuals, which NumPy computes."""
     plain = dataclasses.replace(problem, model=asked.in_numpy.model)
     differences = asked.differences._replace(typical=np.abs(x0))
-    return OnHost(plain.residuals, OutShape(None, False, (), "<f8"), differences)
+    return OnHost(plain.residuals, OutShape.of(np.zeros(()), ()), differences)
 
 
 class _Clock:
