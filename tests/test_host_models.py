@@ -433,3 +433,29 @@ def test_values_elsewhere_of_whatever_shape(kind):
     fitted = jaxfit.fit(model, x, model(x, 2.0, 3.0), host=True)
     others = elsewhere(x)
     np.testing.assert_allclose(fitted.predict(others), model(others, 2.0, 3.0))
+
+
+def in_single(x, a, b, c):
+    return by_math(x, a, b, c).astype(np.float32)
+
+
+def in_single_of(p):
+    return (by_math(X, *p) - Y).astype(np.float32)
+
+
+SINGLE = {  # what returns float32 is differenced with its steps
+    "curve_fit": lambda: jaxfit.curve_fit(in_single, X, Y, host=True)[0],
+    "least_squares": lambda: jaxfit.least_squares(in_single_of, [1, 1, 1], host=True).x,
+    "fit": lambda: list(jaxfit.fit(in_single, X, Y, host=True).values.values()),
+    "fit_batch": lambda: [
+        float(value[0])
+        for value in jaxfit.fit_batch(in_single, X, Y[None], host=True).values.values()
+    ],
+}
+
+
+@pytest.mark.parametrize("door", SINGLE)
+def test_single_precision(door):
+    expected, covariance = jaxfit.curve_fit(decay, X, Y)
+    errors = np.sqrt(np.diag(covariance))
+    assert np.all(np.abs(SINGLE[door]() - expected) <= 0.01 * errors)

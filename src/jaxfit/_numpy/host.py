@@ -2,8 +2,9 @@
 
 One question to the host gives its values and, where they are asked for, its derivatives
 by differences: SciPy's rules with SciPy's steps, |step| = ε^(1/2) max(1, |p|) for
-"2-point", ε^(1/3) max(1, |p|) for "3-point", but with the size of the start in place of
-1 where it is known (Dennis and Schnabel 1983, section 5.4: the typical size of p).
+"2-point", ε^(1/3) max(1, |p|) for "3-point", where ε is that of what it returns, but
+with the size of the start in place of 1 where it is known (Dennis and Schnabel 1983,
+section 5.4: the typical size of p).
 """
 
 import functools
@@ -25,8 +26,7 @@ from jaxfit._programs.outside import Outside
 
 POINTS = 3  # that are remembered
 EPSILON = float(np.finfo(float).eps)
-RELATIVE_STEPS = {"2-point": EPSILON**0.5, "3-point": EPSILON ** (1 / 3)}
-RELATIVE_STEPS["cs"] = RELATIVE_STEPS["2-point"]
+EXPONENTS = {"2-point": 1 / 2, "3-point": 1 / 3, "cs": 1 / 2}
 # A predicted gain below so much of the cost is lost in the noise of differences: it is
 # that of a step of 1e-7 standard errors for each root of the number of points.
 FTOL = 1e-14
@@ -41,6 +41,12 @@ class Differences(NamedTuple):
     upper: Any = None
     typical: Any = None  # sizes of the parameters
     is_backward: bool = False  # the steps go the other way
+    epsilon: float = EPSILON  # of the function's precision
+
+    @property
+    def ftol(self) -> float:
+        """What of the cost is lost in their noise."""
+        return FTOL * self.epsilon / EPSILON
 
     def linearized(
         self, values: Callable[[np.ndarray], PyTree], p: Float[np.ndarray, " n"]
@@ -76,7 +82,7 @@ class Differences(NamedTuple):
             places: of those that move.
         """
         if not set(places) <= set(numbers):
-            return Differences(self.rule, self.relative_step)
+            return Differences(self.rule, self.relative_step, epsilon=self.epsilon)
         chosen = [numbers.index(place) for place in places]
 
         def among(given: Any) -> Any:
@@ -112,7 +118,7 @@ class Differences(NamedTuple):
         size = abs(value)
         step = relative * size
         if value + step == value:
-            step = RELATIVE_STEPS[self.rule] * max(typical or 1.0, size)
+            step = self.epsilon ** EXPONENTS[self.rule] * max(typical or 1.0, size)
         step = -step if (value < 0) != self.is_backward else step
         return (value + step) - value  # what it is after rounding
 
@@ -415,6 +421,12 @@ def fresh(tree: PyTree) -> PyTree:
         return leaf.copy() if type(leaf) is np.ndarray else leaf
 
     return jax.tree.map(copied, tree)
+
+
+def precision_of(result: Any) -> float:
+    """The ε of what a function of NumPy's gave: single precision is seldom told."""
+    dtype = np.dtype(getattr(result, "dtype", float))
+    return max(float(np.finfo(dtype).eps), EPSILON) if dtype.kind in "fc" else EPSILON
 
 
 def values_of(result: Any) -> np.ndarray:

@@ -35,6 +35,7 @@ from jaxfit._numpy.host import (
     OnHost,
     OutShape,
     fresh,
+    precision_of,
     values_of,
 )
 from jaxfit._programs.call import INPUTS
@@ -364,15 +365,18 @@ def _remember(cache: OrderedDict, key: Hashable, value: Any) -> None:
 def _on_host(user: UserFunction) -> OnHost:
     """The function, which NumPy computes."""
     shapes: list[OutShape] = []
+    precisions: list[float] = []
 
     def probe(*args: Any, **kwargs: Any) -> Any:
         result = user.function(*args, **kwargs)
         leaves = jax.tree.leaves((args, kwargs))
         shapes.append(OutShape.of(values_of(result), leaves))
+        precisions.append(precision_of(result))
         return result
 
     first = user.at(probe, user.parameters)
-    function = OnHost(user.function, shapes[0], user.differences)
+    differences = user.differences._replace(epsilon=precisions[0])
+    function = OnHost(user.function, shapes[0], differences)
     function.first = first
     if isinstance(user.parameters, np.ndarray):
         function.where = user.parameters.tobytes()
