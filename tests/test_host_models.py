@@ -459,3 +459,16 @@ def test_single_precision(door):
     expected, covariance = jaxfit.curve_fit(decay, X, Y)
     errors = np.sqrt(np.diag(covariance))
     assert np.all(np.abs(SINGLE[door]() - expected) <= 0.01 * errors)
+
+
+def in_numpy(x, a, b, c):
+    return a * np.exp(-b * x) + c
+
+
+@pytest.mark.filterwarnings("ignore::jaxfit.HostModelWarning")
+@pytest.mark.parametrize("model", [by_math, in_numpy])
+def test_saved_and_loaded(model, tmp_path):
+    fitted = jaxfit.fit(model, X, Y)
+    fitted.save(tmp_path / "fit.npz")
+    again = jaxfit.Fit.load(tmp_path / "fit.npz", model)
+    np.testing.assert_array_equal(again.predict(X[:7]), fitted.predict(X[:7]))

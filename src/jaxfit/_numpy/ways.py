@@ -33,11 +33,11 @@ from jaxfit._numpy.host import (
     Differences,
     NotNumbers,
     OnHost,
-    OutShape,
     fresh,
     precision_of,
     values_of,
 )
+from jaxfit._numpy.out_shape import OutShape
 from jaxfit._programs.call import INPUTS
 from jaxfit._programs.compiled import called_in_passing
 from jaxfit._programs.errors import is_theirs, place_of
