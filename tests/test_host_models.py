@@ -472,3 +472,33 @@ def test_saved_and_loaded(model, tmp_path):
     fitted.save(tmp_path / "fit.npz")
     again = jaxfit.Fit.load(tmp_path / "fit.npz", model)
     np.testing.assert_array_equal(again.predict(X[:7]), fitted.predict(X[:7]))
+
+
+def sorts(p):
+    p.sort()
+    return np.array([p[0] - 1, p[1] - 3, p[0] * p[1] - 3])
+
+
+def sorts_on_the_host(p):
+    p.sort()
+    return np.array([p[0] - 1, float(p[1]) - 3, p[0] * p[1] - 3])
+
+
+BUFFER = np.empty(3)
+
+
+def into_a_buffer(p):
+    BUFFER[:] = p[0] - 1, p[1] - 3, p[0] * p[1] - 3
+    return BUFFER
+
+
+@pytest.mark.filterwarnings("ignore::jaxfit.HostModelWarning")
+@pytest.mark.parametrize("function", [sorts, sorts_on_the_host, into_a_buffer])
+@pytest.mark.parametrize("start", [(5.0, 2.0), (1.0, 3.0)])
+def test_what_a_function_writes_to_is_its_own(function, start):
+    """The parameters that it gets, and what it returned before."""
+    start = np.array(start)
+    found = jaxfit.least_squares(function, start)
+    np.testing.assert_allclose(np.sort(found.x), [1, 3], rtol=1e-6)
+    np.testing.assert_allclose(found.fun, 0, atol=1e-6)
+    assert tuple(start) in ((5, 2), (1, 3))

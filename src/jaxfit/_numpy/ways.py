@@ -91,7 +91,7 @@ class UserFunction(NamedTuple):
 
     def at(self, function: Callable, parameters: PyTree) -> Any:
         """What a function gives in its place, of arrays that it may write to."""
-        return self.call(function, parameters, fresh(self.data))
+        return self.call(function, fresh(parameters), fresh(self.data))
 
 
 def in_jax(
@@ -374,7 +374,7 @@ def _on_host(user: UserFunction) -> OnHost:
         precisions.append(precision_of(result))
         return result
 
-    first = user.at(probe, user.parameters)
+    first = fresh(user.at(probe, user.parameters))  # it may be written to again
     differences = user.differences._replace(epsilon=precisions[0])
     function = OnHost(user.function, shapes[0], differences)
     function.first = first
