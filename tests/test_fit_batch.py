@@ -1,5 +1,7 @@
 """`fit_batch` beside a loop of `fit`, and `curvefit` beside xarray's."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -332,10 +334,45 @@ def assert_alike(ours, theirs, rtol=1e-4):
         np.testing.assert_allclose(ours[name], found, rtol=rtol, atol=1e-9)
 
 
-def test_curvefit_gives_what_xarray_gives(decays):
+def decay_on_the_host(t, n0, tau=1.0):
+    return n0 * np.array([math.exp(-each / tau) for each in t])
+
+
+@pytest.mark.parametrize("function", [decay_in_jax, decay, decay_on_the_host])
+def test_curvefit_gives_what_xarray_gives(decays, function):
+    host = {"host": function is decay_on_the_host}
     assert_alike(
-        jaxfit.curvefit(decays, "time", decay_in_jax), decays.curvefit("time", decay)
+        jaxfit.curvefit(decays, "time", function, kwargs=host),
+        decays.curvefit("time", decay),
     )
+
+
+def test_curvefit_takes_a_list_of_coordinates():
+    x, y = np.linspace(0, 4, 20), np.linspace(0, 3, 15)
+
+    def plane(coordinates, a, b):
+        x, y = coordinates
+        return a * x + (b if b > 0 else 0.0) * np.sin(y)
+
+    values = np.add.outer(2 * x, 3 * np.sin(y))
+    array = xarray.DataArray(values, dims=("x", "y"), coords={"x": x, "y": y})
+    with pytest.warns(jaxfit.HostModelWarning, match="plane"):
+        found = jaxfit.curvefit(array, ["x", "y"], plane)
+    np.testing.assert_allclose(found["curvefit_coefficients"], [2, 3], rtol=1e-6)
+
+
+def test_curvefit_names_variable_arguments(decays):
+    def model(t, *p):
+        return p[0] * np.exp(-t / p[1])
+
+    names, array = ["n0", "tau"], decays["y"]
+    assert_alike(
+        jaxfit.curvefit(array, "time", model, param_names=names),
+        array.curvefit("time", model, param_names=names),
+    )
+
+
+def test_curvefit_passes_keywords_on(decays):
     array, kwargs = decays["y"], {"absolute_sigma": True, "maxfev": 1000}
     assert_alike(
         jaxfit.curvefit(array, array["time"], decay_in_jax, kwargs=kwargs),

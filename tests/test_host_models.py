@@ -5,6 +5,7 @@ import pickle
 import threading
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
@@ -357,3 +358,147 @@ def test_the_same_code_around_another_function():
         found = [jaxfit.curve_fit(around(f), X, y)[0] for f in inner]
     for x in found[1:]:
         np.testing.assert_allclose(x, found[0], rtol=1e-6)
+
+
+def in_jax(x, a, b):
+    return a * jnp.exp(-b * x)
+
+
+def through_a_view(x, a, b):
+    y = a * x
+    head = y[:9]
+    head += b
+    return y
+
+
+def with_an_if(x, a, b):
+    return a * x + (b if b > 0 else 2 * b) * x**2
+
+
+def with_offset(function):
+    return lambda x, a, b, c: function(x, a, b) + c
+
+
+class Offset:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, x, a, b, c):
+        return self.function(x, a, b) + c
+
+
+@pytest.mark.parametrize("wrapper", [with_offset, Offset])
+def test_functions_of_the_same_code_that_hold_others(wrapper):
+    """What is written in JAX is not compared: each function is looked at."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jaxfit.HostModelWarning)
+        for _ in range(2):
+            x, _ = jaxfit.curve_fit(wrapper(in_jax), X, Y)
+            np.testing.assert_allclose(x, jaxfit.curve_fit(decay, X, Y)[0], rtol=1e-6)
+            for function in (through_a_view, with_an_if):
+                x, _ = jaxfit.curve_fit(wrapper(function), X, Y)
+                theirs, _ = scipy.optimize.curve_fit(wrapper(function), X, Y)
+                np.testing.assert_allclose(x, theirs, rtol=1e-5, err_msg=function)
+
+
+def test_told_once_whatever_else_has_the_same_code():
+    def alike(x, a, b):
+        return with_an_if(x, a, b)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for function in (through_a_view, alike) * 2:
+            jaxfit.curve_fit(with_offset(function), X, Y)
+    assert [type(one.message) for one in caught] == [jaxfit.HostModelWarning]
+
+
+POINTS = np.random.default_rng(7).normal(size=(30, 3))
+GRID = np.stack(np.meshgrid(np.linspace(0, 1, 6), np.linspace(0, 2, 5)))
+SHAPES = {  # of x, and how its coordinates lie in it
+    "(k, m)": (POINTS.T, lambda x: x, lambda x: x[:, :7]),
+    "(m, k)": (POINTS, lambda x: x.T, lambda x: x[:7]),
+    "grid": (GRID, lambda x: [axis.ravel() for axis in x], lambda x: x[:, :3, :2]),
+    "grids": (tuple(GRID), lambda x: [axis.ravel() for axis in x], lambda x: x),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_values_elsewhere_of_whatever_shape(kind):
+    x, coordinates, elsewhere = SHAPES[kind]
+
+    def model(x, a, b):
+        first, second, *_ = coordinates(x)
+        return a * first + (b if b > 0 else 0.0) * second**2
+
+    fitted = jaxfit.fit(model, x, model(x, 2.0, 3.0), host=True)
+    others = elsewhere(x)
+    np.testing.assert_allclose(fitted.predict(others), model(others, 2.0, 3.0))
+
+
+def in_single(x, a, b, c):
+    return by_math(x, a, b, c).astype(np.float32)
+
+
+def in_single_of(p):
+    return (by_math(X, *p) - Y).astype(np.float32)
+
+
+SINGLE = {  # what returns float32 is differenced with its steps
+    "curve_fit": lambda: jaxfit.curve_fit(in_single, X, Y, host=True)[0],
+    "least_squares": lambda: jaxfit.least_squares(in_single_of, [1, 1, 1], host=True).x,
+    "fit": lambda: list(jaxfit.fit(in_single, X, Y, host=True).values.values()),
+    "fit_batch": lambda: [
+        float(value[0])
+        for value in jaxfit.fit_batch(in_single, X, Y[None], host=True).values.values()
+    ],
+}
+
+
+@pytest.mark.parametrize("door", SINGLE)
+def test_single_precision(door):
+    expected, covariance = jaxfit.curve_fit(decay, X, Y)
+    errors = np.sqrt(np.diag(covariance))
+    assert np.all(np.abs(SINGLE[door]() - expected) <= 0.01 * errors)
+
+
+def in_numpy(x, a, b, c):
+    return a * np.exp(-b * x) + c
+
+
+@pytest.mark.filterwarnings("ignore::jaxfit.HostModelWarning")
+@pytest.mark.parametrize("model", [by_math, in_numpy])
+def test_saved_and_loaded(model, tmp_path):
+    fitted = jaxfit.fit(model, X, Y)
+    fitted.save(tmp_path / "fit.npz")
+    again = jaxfit.Fit.load(tmp_path / "fit.npz", model)
+    np.testing.assert_array_equal(again.predict(X[:7]), fitted.predict(X[:7]))
+
+
+def sorts(p):
+    p.sort()
+    return np.array([p[0] - 1, p[1] - 3, p[0] * p[1] - 3])
+
+
+def sorts_on_the_host(p):
+    p.sort()
+    return np.array([p[0] - 1, float(p[1]) - 3, p[0] * p[1] - 3])
+
+
+BUFFER = np.empty(3)
+
+
+def into_a_buffer(p):
+    BUFFER[:] = p[0] - 1, p[1] - 3, p[0] * p[1] - 3
+    return BUFFER
+
+
+@pytest.mark.filterwarnings("ignore::jaxfit.HostModelWarning")
+@pytest.mark.parametrize("function", [sorts, sorts_on_the_host, into_a_buffer])
+@pytest.mark.parametrize("start", [(5.0, 2.0), (1.0, 3.0)])
+def test_what_a_function_writes_to_is_its_own(function, start):
+    """The parameters that it gets, and what it returned before."""
+    start = np.array(start)
+    found = jaxfit.least_squares(function, start)
+    np.testing.assert_allclose(np.sort(found.x), [1, 3], rtol=1e-6)
+    np.testing.assert_allclose(found.fun, 0, atol=1e-6)
+    assert tuple(start) in ((5, 2), (1, 3))

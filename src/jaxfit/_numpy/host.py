@@ -2,8 +2,9 @@
 
 One question to the host gives its values and, where they are asked for, its derivatives
 by differences: SciPy's rules with SciPy's steps, |step| = ε^(1/2) max(1, |p|) for
-"2-point", ε^(1/3) max(1, |p|) for "3-point", but with the size of the start in place of
-1 where it is known (Dennis and Schnabel 1983, section 5.4: the typical size of p).
+"2-point", ε^(1/3) max(1, |p|) for "3-point", where ε is that of what it returns, but
+with the size of the start in place of 1 where it is known (Dennis and Schnabel 1983,
+section 5.4: the typical size of p).
 """
 
 import functools
@@ -20,12 +21,12 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxfit._numpy.either import is_numpy
+from jaxfit._numpy.out_shape import OutShape
 from jaxfit._programs.outside import Outside
 
 POINTS = 3  # that are remembered
 EPSILON = float(np.finfo(float).eps)
-RELATIVE_STEPS = {"2-point": EPSILON**0.5, "3-point": EPSILON ** (1 / 3)}
-RELATIVE_STEPS["cs"] = RELATIVE_STEPS["2-point"]
+EXPONENTS = {"2-point": 1 / 2, "3-point": 1 / 3, "cs": 1 / 2}
 # A predicted gain below so much of the cost is lost in the noise of differences: it is
 # that of a step of 1e-7 standard errors for each root of the number of points.
 FTOL = 1e-14
@@ -40,6 +41,12 @@ class Differences(NamedTuple):
     upper: Any = None
     typical: Any = None  # sizes of the parameters
     is_backward: bool = False  # the steps go the other way
+    epsilon: float = EPSILON  # of the function's precision
+
+    @property
+    def ftol(self) -> float:
+        """What of the cost is lost in their noise."""
+        return FTOL * self.epsilon / EPSILON
 
     def linearized(
         self, values: Callable[[np.ndarray], PyTree], p: Float[np.ndarray, " n"]
@@ -65,7 +72,7 @@ class Differences(NamedTuple):
             places: of those that move.
         """
         if not set(places) <= set(numbers):
-            return Differences(self.rule, self.relative_step)
+            return Differences(self.rule, self.relative_step, epsilon=self.epsilon)
         chosen = [numbers.index(place) for place in places]
 
         def among(given: Any) -> Any:
@@ -104,7 +111,7 @@ class Differences(NamedTuple):
         size = abs(value)
         step = relative * size
         if value + step == value:
-            step = RELATIVE_STEPS[self.rule] * max(typical or 1.0, size)
+            step = self.epsilon ** EXPONENTS[self.rule] * max(typical or 1.0, size)
         step = -step if (value < 0) != self.is_backward else step
         return (value + step) - value  # what it is after rounding
 
@@ -176,34 +183,6 @@ def _complex(along: Callable, at_p: np.ndarray, step: float, room: _Room) -> Any
 
 
 _RULES = {"2-point": _forward, "3-point": _central, "cs": _complex}
-
-
-class OutShape(NamedTuple):
-    """What shape a model's values have, seen from those of its arguments."""
-
-    like: int | None  # the argument whose shape it ends in; None: none
-    is_last_axis: bool  # or whose last axis it is
-    rest: tuple[int, ...]  # the axes before
-    dtype: str
-
-    @classmethod
-    def of(cls, values: np.ndarray, leaves: Sequence[Any]) -> "OutShape":
-        """As it was once."""
-        shapes, dtype = list(map(np.shape, leaves)), values.dtype.str
-        for place, shape in enumerate(shapes):
-            lead = values.ndim - len(shape)
-            if shape and lead >= 0 and values.shape[lead:] == shape:
-                return cls(place, False, values.shape[:lead], dtype)
-        for place, shape in enumerate(shapes):
-            if len(shape) > 1 and shape[-1:] == values.shape:
-                return cls(place, True, (), dtype)
-        return cls(None, False, values.shape, dtype)
-
-    def for_leaves(self, leaves: Sequence[Any]) -> jax.ShapeDtypeStruct:
-        """As it is for other arguments."""
-        shape = () if self.like is None else np.shape(leaves[self.like])
-        shape = shape[-1:] if self.is_last_axis else shape
-        return jax.ShapeDtypeStruct((*self.rest, *shape), np.dtype(self.dtype))
 
 
 class _Question(NamedTuple):
@@ -357,8 +336,9 @@ class OnHost(Outside):
         expected = self.shape.for_leaves(jax.tree.leaves((args, kwargs)))
         if values.shape != expected.shape:
             raise ValueError(
-                f"The function returned an array of shape {values.shape}, and "
-                f"{expected.shape} before; its shape must not change during a fit."
+                f"The function returned an array of shape {values.shape}; expected "
+                f"{expected.shape}, by what it gave for its first arguments. The shape "
+                "of its values must depend on those of its arguments alone."
             )
         return values
 
@@ -404,6 +384,12 @@ def fresh(tree: PyTree) -> PyTree:
     if hasattr(kind, "_make"):
         return kind._make(map(fresh, tree))
     return jax.tree.map(lambda leaf: leaf if leaf is tree else fresh(leaf), tree)
+
+
+def precision_of(result: Any) -> float:
+    """The ε of what a function of NumPy's gave: single precision is seldom told."""
+    dtype = np.dtype(getattr(result, "dtype", float))
+    return max(float(np.finfo(dtype).eps), EPSILON) if dtype.kind in "fc" else EPSILON
 
 
 def values_of(result: Any) -> np.ndarray:

@@ -9,7 +9,8 @@
 They are tried in this order; but what JAX can trace and does not call JAX is taken as
 written for NumPy, where `v = y[:5]; v += b` changes y. What was found holds for all
 functions of the same code; where one fails after all, since it closes over another
-function, it is looked at anew.
+function, it is looked at anew. What is written in JAX is not compared with NumPy: that
+holds for functions which are the same but for their numbers.
 """
 
 import enum
@@ -32,10 +33,11 @@ from jaxfit._numpy.host import (
     Differences,
     NotNumbers,
     OnHost,
-    OutShape,
     fresh,
+    precision_of,
     values_of,
 )
+from jaxfit._numpy.out_shape import OutShape
 from jaxfit._programs.call import INPUTS
 from jaxfit._programs.compiled import called_in_passing
 from jaxfit._programs.errors import is_theirs, place_of
@@ -89,7 +91,7 @@ class UserFunction(NamedTuple):
 
     def at(self, function: Callable, parameters: PyTree) -> Any:
         """What a function gives in its place, of arrays that it may write to."""
-        return self.call(function, parameters, fresh(self.data))
+        return self.call(function, fresh(parameters), fresh(self.data))
 
 
 def in_jax(
@@ -109,11 +111,16 @@ def in_jax(
         read = _as_read(user)
         if read is not None and read.key in _hosts:
             return run(_on_host(user))
-        return _as_found(user, _found(user), run)
+        if read is None or read.key not in _jax:
+            return _as_found(user, _found(user), run)
+        way = Way.JAX
     try:
         return run(_as_way(user, way))
     except Differs as difference:
-        return _as_found(user, _Found.different(user, difference), run)
+        other = _Found.different(user, difference)
+        found = _found(user)
+        if found.way is way:
+            found = other
     except Exception:
         found = _found(user)
         if found.way is way:
@@ -251,7 +258,9 @@ class _Found(NamedTuple):
 
 
 _ways: OrderedDict[Hashable, Way] = OrderedDict()  # by code
-_hosts: OrderedDict[Hashable, list] = OrderedDict()  # told already; what must live on
+# As they are read, with what must live on:
+_hosts: OrderedDict[Hashable, list] = OrderedDict()  # told already
+_jax: OrderedDict[Hashable, list] = OrderedDict()  # written in JAX
 
 
 def _found(user: UserFunction) -> _Found:
@@ -267,10 +276,13 @@ def _found(user: UserFunction) -> _Found:
     borne = [way for way, error in errors.items() if error is None]
     if borne[:1] == [Way.JAX] and len(borne) > 1 and not uses_jax:
         borne = borne[1:]
-    if borne:
-        _remember(_ways, key, borne[0])
-        return _Found(borne[0])
     _ways.pop(key, None)
+    if borne[:1] == [Way.JAX]:
+        _remember_as_read(_jax, user)
+    elif borne:
+        _remember(_ways, key, borne[0])
+    if borne:
+        return _Found(borne[0])
     error = errors.get(Way.NUMPY) or errors[Way.JAX]
     assert error is not None
     return _Found(Way.HOST, _why(error))
@@ -353,19 +365,32 @@ def _remember(cache: OrderedDict, key: Hashable, value: Any) -> None:
 def _on_host(user: UserFunction) -> OnHost:
     """The function, which NumPy computes."""
     shapes: list[OutShape] = []
+    precisions: list[float] = []
 
     def probe(*args: Any, **kwargs: Any) -> Any:
         result = user.function(*args, **kwargs)
         leaves = jax.tree.leaves((args, kwargs))
         shapes.append(OutShape.of(values_of(result), leaves))
+        precisions.append(precision_of(result))
         return result
 
-    first = user.at(probe, user.parameters)
-    function = OnHost(user.function, shapes[0], user.differences)
+    first = fresh(user.at(probe, user.parameters))  # it may be written to again
+    differences = user.differences._replace(epsilon=precisions[0])
+    function = OnHost(user.function, shapes[0], differences)
     function.first = first
     if isinstance(user.parameters, np.ndarray):
         function.where = user.parameters.tobytes()
     return function
+
+
+def _remember_as_read(cache: OrderedDict[Hashable, list], user: UserFunction) -> bool:
+    """Whether it is new there, for all that can be known."""
+    read = _as_read(user)
+    if read is None:
+        return True
+    is_new = read.key not in cache
+    _remember(cache, read.key, read.alive)
+    return is_new
 
 
 def _as_read(user: UserFunction) -> "_Read | None":
@@ -385,9 +410,8 @@ class _Read(NamedTuple):
 
 def _warn(user: UserFunction, reason: str) -> None:
     """Tell the user once that a function is on the host."""
-    read = _as_read(user)
-    if read is not None:
-        _remember(_hosts, read.key, read.alive)
+    if not _remember_as_read(_hosts, user):
+        return
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and not is_theirs(frame):
         frame, level = frame.f_back, level + 1

@@ -278,7 +278,7 @@ def served(leaves: Sequence[Any], run: Callable[[], Any]) -> Any:
     Raises:
         BaseException: what a function raised, or an interrupt.
     """
-    numbers = [leaf._number for leaf in leaves if isinstance(leaf, Outside)]
+    numbers = {leaf._number for leaf in leaves if isinstance(leaf, Outside)}
     if not numbers:
         return run()
     desk, outcome = _Desk(), _Outcome()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfit._core.certificate import Status
-from jaxfit._numpy.host import FTOL, Differences
+from jaxfit._numpy.host import Differences, OnHost
 from jaxfit._numpy.ways import Differs, UserFunction, Way, compare, in_jax
 from jaxfit._programs.host import double_precision
 from jaxfit._scipy.arguments import CallableLoss
@@ -45,7 +45,9 @@ def fitted(
     def run(f: Callable, jac: Callable | None, loss: Loss | None) -> Fitted:
         asked = request._replace(f=f, jac=jac, loss=loss)
         if asked.is_on_host and asked.options.ftol is None:
-            options = dataclasses.replace(asked.options, ftol=FTOL)
+            on_host = [g for g in (f, jac) if isinstance(g, OnHost)]
+            ftol = max(g.differences.ftol for g in on_host)
+            options = dataclasses.replace(asked.options, ftol=ftol)
             asked = asked._replace(options=options)
         return _run(door, asked, watch, users)
 

@@ -85,7 +85,7 @@ class ScipyRequest(NamedTuple):
         def at(x: np.ndarray) -> PyTree:
             if x.tobytes() == function.where:
                 return values_of(function.first)
-            values = door.call(function.function, x, fresh(self.data))
+            values = door.call(function.function, x.copy(), fresh(self.data))
             is_tree = isinstance(values, dict)
             return jax.tree.map(values_of, values) if is_tree else values_of(values)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options
-from jaxfit._numpy.host import FTOL, Differences, OnHost
+from jaxfit._numpy.host import Differences, OnHost
 from jaxfit._numpy.ways import (
     Differs,
     SpeakingNumPy,
@@ -44,9 +44,12 @@ class Asked(NamedTuple):
     @property
     def is_on_host(self) -> bool:
         """Whether NumPy computes one of them."""
-        return any(
-            isinstance(part.plain, OnHost) for part in _parts(self.problem.model)
-        )
+        return bool(self._on_host)
+
+    @property
+    def _on_host(self) -> list[OnHost]:
+        parts = [part.plain for part in _parts(self.problem.model)]
+        return [function for function in parts if isinstance(function, OnHost)]
 
     @property
     def in_numpy(self) -> Problem:
@@ -57,14 +60,16 @@ class Asked(NamedTuple):
     def differences(self) -> Differences:
         """How all residuals are differentiated on the host."""
         lower, upper = self.problem.bounds or (None, None)
-        return Differences(lower=lower, upper=upper)
+        epsilon = max(function.differences.epsilon for function in self._on_host)
+        return Differences(lower=lower, upper=upper, epsilon=epsilon)
 
     def method(self, method: Method) -> Method:
         """With the tolerance that differences allow, where none is asked for."""
         options = method.options or Options()
         if not self.is_on_host or options.ftol is not None:
             return method
-        return method._replace(options=dataclasses.replace(options, ftol=FTOL))
+        ftol = self.differences.ftol
+        return method._replace(options=dataclasses.replace(options, ftol=ftol))
 
     def check(self, data: Points, numbers: Numbers) -> None:
         """Hold compiled NumPy functions against NumPy, at starts and ends of fits.

@@ -15,7 +15,8 @@ from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup, solution
 from jaxfit._core.options import check_callable, without_callable
 from jaxfit._core.rules import OURS
-from jaxfit._numpy.host import OnHost, OutShape
+from jaxfit._numpy.host import OnHost
+from jaxfit._numpy.out_shape import OutShape
 from jaxfit._programs.compiled import specialised
 from jaxfit._programs.host import double_precision, pack
 from jaxfit._scipy.observations import Points
@@ -106,7 +107,7 @@ def _on_host(asked: Asked, problem: Problem, x0: Float[np.ndarray, " n"]) -> OnH
     """All residuals, which NumPy computes."""
     plain = dataclasses.replace(problem, model=asked.in_numpy.model)
     differences = asked.differences._replace(typical=np.abs(x0))
-    return OnHost(plain.residuals, OutShape(None, False, (), "<f8"), differences)
+    return OnHost(plain.residuals, OutShape.of(np.zeros(()), ()), differences)
 
 
 class _Clock:

@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
 from jaxfit._core.options import Options
+from jaxfit._numpy.either import is_numpy
 from jaxfit._programs.arrays import moments
 from jaxfit._scipy.arguments import real_array
 from jaxfit._scipy.observations import Points
-from jaxfit.fitting._arguments import method_from
+from jaxfit.fitting._arguments import ProblemAndStarts, method_from
+from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._problem import Method, Problem
 from jaxfit.fitting._record import Numbers
@@ -52,15 +54,15 @@ def curvefit(
             Dates arrive as numbers since 1970 and times as numbers, in the unit of
             their dtype: seconds for datetime64[s], nanoseconds for datetime64[ns].
         func: `f(x, *params)`, or for several coordinates `f((x, y), *params)`, in
-            `jax.numpy`.
+            NumPy or `jax.numpy`.
         reduce_dims: further dimensions to fit along.
         skipna: leave NaN out.
         p0: starts by name, numbers or DataArrays.
         bounds: (lower, upper) by name, numbers or DataArrays.
         param_names: names, for a function of variable arguments.
         errors: "raise", or "ignore", which gives NaN where a fit fails.
-        kwargs: keywords of `curve_fit`: absolute_sigma, ftol, xtol, gtol, maxfev; those
-            that choose among SciPy's methods have no meaning.
+        kwargs: keywords of `curve_fit`: absolute_sigma, ftol, xtol, gtol, maxfev,
+            host; those that choose among SciPy's methods have no meaning.
 
     Returns:
         A Dataset with `[var]_curvefit_coefficients` and `[var]_curvefit_covariance`.
@@ -74,16 +76,18 @@ def curvefit(
         raise ValueError('errors must be either "raise" or "ignore"')
     coordinates = _coordinates(obj, coords, xarray)
     parameters = _parameters(func, param_names)
-    names, bounds = parameters.names, dict(bounds or {})
+    names, bounds, kwargs = parameters.names, dict(bounds or {}), dict(kwargs or {})
+    on_host = bool(kwargs.pop("host", False))
     fitting = _Fitting(
-        problem=_unbounded(_Named(func, tuple(names))),
-        method=_method(dict(kwargs or {})),
+        problem=_unbounded(_Named(plain=func, parameters=tuple(names))),
+        method=_method(kwargs),
         coordinates=coordinates,
         reduced=_reduced(obj, coordinates, reduce_dims),
         starts=_starts(parameters, dict(p0 or {}), bounds, xarray),
         limits={n: bounds.get(n, UNBOUNDED) for n in names} if bounds else None,
         skipna=skipna,
         raises=errors == "raise",
+        on_host=on_host,
     )
     is_array = isinstance(obj, xarray.DataArray)
     variables = {"": obj} if is_array else {f"{k}_": v for k, v in obj.items()}
@@ -108,19 +112,19 @@ class _Named(FunctionModel):
 
     parameters: tuple[str, ...] = ()
 
-    def __init__(self, plain: Callable, parameters: tuple[str, ...]):
-        self.plain, self.parameters, self.prefix = plain, parameters, ""
-
-    def __check_init__(self) -> None:
-        pass
-
     @property
     def own_names(self) -> tuple[str, ...]:
         return self.parameters
 
-    def evaluate(self, x: PyTree, parameters: Mapping[str, Any]) -> Any:
-        x = x[0] if len(x) == 1 else jnp.stack(x)
-        return self.plain(x, *(parameters[name] for name in self.parameters))
+    def start(self, x: PyTree, y: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+        return dict.fromkeys(self.parameters, np.float64(1.0))  # all are given
+
+    def called(
+        self, function: Callable, parameters: Mapping[str, Any], x: PyTree
+    ) -> Any:
+        stack = np.stack if is_numpy(*x) else jnp.stack
+        x = x[0] if len(x) == 1 else stack(x)
+        return function(x, *(parameters[name] for name in self.parameters))
 
 
 def _unbounded(model: _Named) -> Problem:
@@ -160,6 +164,7 @@ class _Fitting:
     limits: Mapping[str, tuple[Any, Any]] | None  # (lower, upper), likewise
     skipna: bool
     raises: bool  # where a fit fails
+    on_host: bool  # the function is left to NumPy, in silence
 
     def of(self, variable: Any, name: str) -> _Fitted:
         """The fits of a variable."""
@@ -171,7 +176,15 @@ class _Fitting:
         dims = [d for d in variable.dims if d not in self.reduced]
         data_sets = self._data_sets(variable, dims)
         axes = Axes.of(data_sets)
-        numbers = batch_numbers(self.problem, data_sets, axes, self.method)
+
+        def fitted(spoken: Asked) -> Numbers:
+            method = spoken.method(self.method)
+            numbers = batch_numbers(spoken.problem, data_sets, axes, method)
+            spoken.check(data_sets.data, numbers)
+            return numbers
+
+        asked = ProblemAndStarts(self.problem, data_sets.starts)
+        numbers = with_functions(asked, data_sets.data.x, fitted, self.on_host)
         numbers = self._judged(numbers, data_sets.valid)
         shape, n = [variable.sizes[d] for d in dims], len(self.problem.varied)
         coords = {k: c for k, c in variable.coords.items() if set(c.dims) <= set(dims)}

@@ -336,8 +336,8 @@ class FunctionModel(Model):
     plain: Callable
 
     def __check_init__(self) -> None:
-        number = len(_parameters_of(self.plain))
-        if number < 2:
+        if not self.own_names:
+            number = len(_parameters_of(self.plain))
             raise TypeError(
                 f"{self.label} takes {number} argument(s); a model is "
                 "f(x, a, b, ...), with at least one parameter after x."

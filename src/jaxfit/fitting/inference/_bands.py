@@ -1,5 +1,6 @@
 """The model away from the data, and how well it is known there."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -166,5 +167,7 @@ def _shape_of(
     """The shape of the model's values, that of x for one that is constant."""
     shape = jnp.shape(model.evaluate(points, parameters))
     if isinstance(points, (tuple, list)):
-        return jnp.broadcast_shapes(shape, *map(jnp.shape, points))
+        common = jnp.broadcast_shapes(*map(jnp.shape, points))
+        is_ravelled = shape == (math.prod(common),)
+        return shape if is_ravelled else jnp.broadcast_shapes(shape, common)
     return shape if shape else jnp.shape(points)

@@ -13,8 +13,9 @@ from jaxtyping import PyTree
 from jaxfit import losses, models
 from jaxfit._core.options import Options
 from jaxfit._scipy.observations import Points
-from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._arguments import ProblemAndStarts, method_from, problem_from
 from jaxfit.fitting._dates import Dates
+from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._record import Numbers, Record
@@ -86,7 +87,7 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
         is_complex=head.get("is_complex", False),
         dates=_dates_from(head.get("dates")),
     )
-    return Record(
+    record = Record(
         problem=_problem_from(file, path, model, tie or {}).for_data(observed),
         observed=observed,
         method=method_from(
@@ -99,6 +100,19 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
         minima=minima,
         remarks=tuple(head.get("remarks", ())),
     )
+    return _in_jax(record)
+
+
+def _in_jax(record: Record) -> Record:
+    """With the user's functions as functions of JAX."""
+    observed = record.observed
+
+    def with_these(asked: Asked) -> Record:
+        asked.check(observed.data, record.numbers)
+        return dataclasses.replace(record, problem=asked.problem)
+
+    asked = ProblemAndStarts(record.problem, dict(record.values))
+    return with_functions(asked, observed.data.x, with_these, host=False)
 
 
 def _read(path: Any) -> _File:
