@@ -155,6 +155,8 @@ class Traced(Asked, Shaped, ByFunction):
         if not is_known(index):
             return wrapped(at_traced(value, index), partial(Relative, other=self._cell))
         if is_number(index, self.shape):
+            if is_known(value):
+                return wrapped(value[index])
             places = index if isinstance(index, tuple) else (index,)
             return wrapped(once("at", [value, *places], lambda: value[index]))
         if not is_view(index):
