@@ -103,12 +103,7 @@ def saturation_by_where(x, knee, low, slope, rate):
     return np.where(x < knee, rise, low + slope * knee * np.exp(-rate * (x - knee)))
 
 
-@example(
-    QUESTION,
-    (1.93, 1.5, 0.7),
-    (1.6, 1, 1),
-    host="picks elements by a condition on a parameter",
-)
+@example(QUESTION, (1.93, 1.5, 0.7), (1.6, 1, 1))
 def onset_by_mask(t, t0, height, tau):
     y = np.zeros_like(t)
     on = t > t0
@@ -125,7 +120,7 @@ def two_regimes_by_mask(t, a, k1, k2):
     return y
 
 
-@example(QUESTION, (1.2, 0.5, 3.0), (1, 1, 2.5), host="asks for the value")
+@example(QUESTION, (1.2, 0.5, 3.0), (1, 1, 2.5), host="element by element")
 def filled_by_a_loop(x, a, b, c):
     y = np.zeros(len(x))
     for i in range(len(x)):

@@ -1,6 +1,7 @@
 """A function written in NumPy as a function of JAX arrays."""
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from jaxfit._numpy.picked import Picked
 from jaxfit._numpy.traced import Traced, wrapped
 from jaxfit._numpy.values import alike
 from jaxfit._programs.errors import place_of
+
+STEPS = 128  # of a function's copy: loops of many more take minutes to compile
 
 
 def speaking_numpy(
@@ -42,12 +45,12 @@ def speaking_numpy(
 
     @functools.wraps(function)
     def traced(*arguments: Any, **keywords: Any) -> PyTree:
-        call = functools.partial(_traced, arguments, keywords, on_jax)
+        result = functools.partial(_traced, arguments, keywords, on_jax, function)
         try:
-            return call(function)
+            return result()
         except NeedsHost as refusal:
             try:
-                return call(function, copied)
+                return result(copied, STEPS)
             except NeedsHost:
                 raise
             except Exception:  # there is no copy that does the same
@@ -62,9 +65,10 @@ def _traced(
     on_jax: Callable[[], None] | None,
     function: Callable,
     change: Callable[[Callable], Callable] = lambda function: function,
+    steps: float = math.inf,
 ) -> PyTree:
     """The result of what `change` makes of a function written in NumPy."""
-    with jax.numpy_dtype_promotion("standard"), call() as going_on:
+    with jax.numpy_dtype_promotion("standard"), call(steps) as going_on:
         try:
             positional, named = jax.tree.map(wrapped, (arguments, keywords))
             result = _unwrapped(change(function)(*positional, **named))

@@ -20,7 +20,7 @@ import numpy as np
 from jaxfit._numpy.creators import CREATORS, NUMPY
 from jaxfit._numpy.traced import Traced, wrapped
 from jaxfit._programs.names import names_in, package_of
-from jaxfit._programs.splits import attributes
+from jaxfit._programs.splits import attributes, is_empty
 
 
 class Remade:
@@ -77,8 +77,8 @@ class _Copies:
             raise WritesGlobals
         if package not in (None, "jaxfit") and not hasattr(function, "__wrapped__"):
             return function
-        wants = _is_copied if package is None else _is_called
-        cells = [self._cell(cell, wants) for cell in function.__closure__ or ()]
+        closure = function.__closure__ or ()
+        cells = [self._cell(cell, package is None) for cell in closure]
         copy = types.FunctionType(
             code,
             self._space(space) if package is None else space,
@@ -86,8 +86,8 @@ class _Copies:
             closure=tuple(cells),
         )
         self._keep(function, copy)
-        for cell, own in zip(function.__closure__ or (), cells, strict=True):
-            if own is not cell:
+        for cell, own in zip(closure, cells, strict=True):
+            if own is not cell and not is_empty(cell):
                 own.cell_contents = self(cell.cell_contents)
         copy.__qualname__ = function.__qualname__
         copy.__defaults__ = self(function.__defaults__)
@@ -97,15 +97,13 @@ class _Copies:
             self._name(space, copy.__globals__, names_in(code))
         return copy
 
-    def _cell(self, cell: types.CellType, wants: Callable) -> types.CellType:
-        """An empty cell for a copy of the content, or the same cell."""
+    def _cell(self, cell: types.CellType, is_users: bool) -> types.CellType:
+        """Another cell, which is filled later; the same one if a package put no
+        function of the user's into it."""
         if id(cell) in self._made:
             return self._made[id(cell)]
-        try:
-            is_copied = wants(cell.cell_contents)
-        except ValueError:  # nothing in it yet
-            is_copied = False
-        return self._keep(cell, types.CellType() if is_copied else cell)
+        is_other = is_users or not is_empty(cell) and _is_called(cell.cell_contents)
+        return self._keep(cell, types.CellType() if is_other else cell)
 
     def _space(self, space: dict) -> dict:
         """The globals of copies."""
@@ -174,15 +172,15 @@ class _Copies:
 
     def _object(self, thing: Any) -> Any:
         """An object of a class with copies of the methods, below its own."""
-        kind = type(thing)
         if not _has_methods(thing):
             return thing
-        methods: dict[str, Any] = {}
-        copy = self._keep(thing, object.__new__(type(kind.__name__, (kind,), methods)))
+        kind = type(thing)
+        below = type(kind.__name__, (kind,), {})
+        copy = self._keep(thing, object.__new__(below))
         for cls in reversed(kind.__mro__[:-1]):
             for name, item in vars(cls).items():
                 if not name.startswith("__") or name == "__call__":
-                    setattr(type(copy), name, self._of_class(item))
+                    setattr(below, name, self._of_class(item))
         vars(copy).update(self(vars(thing)))
         return copy
 
@@ -212,24 +210,24 @@ _REPLACED: dict[int, Any] = {id(np): NUMPY} | {
 }
 
 
-def _is_copied(thing: Any) -> bool:
-    """Whether there is a copy of it."""
-    return id(thing) in _REPLACED or type(thing) in _Copies._kinds or _has_methods(thing)
-
-
 def _is_called(thing: Any) -> bool:
     """Whether it is a function of which there is a copy."""
-    return callable(thing) and _is_copied(thing)
+    return callable(thing) and (type(thing) in _Copies._kinds or _has_methods(thing))
 
 
 def _has_methods(thing: Any) -> bool:
     """Whether its class, and those that this is made of, are the user's, in Python."""
-    kind = type(thing)
-    return attributes(thing) is not None and type(kind) is type and all(
-        package_of(cls.__module__) is None
-        and not {"__slots__", "__init_subclass__", "__getattribute__"} & {*vars(cls)}
-        for cls in kind.__mro__[:-1]
-    )
+    if attributes(thing) is None or type(type(thing)) is not type:
+        return False
+    classes = type(thing).__mro__[:-1]
+    names = {name for cls in classes for name in vars(cls)}
+    is_users = all(package_of(cls.__module__) is None for cls in classes)
+    own = {name for name in names if not name.startswith("__") or name == "__call__"}
+    is_mark = not attributes(thing) and not own  # and is compared by `is`
+    return is_users and not is_mark and names.isdisjoint(_LEFT_ALONE)
+
+
+_LEFT_ALONE = {"__slots__", "__init_subclass__", "__getattribute__", "__del__"}
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,7 +1,7 @@
 """NumPy's functions that make arrays, of which a traced value can be a part.
 
-`np.zeros(n)` is not dispatched: NumPy makes memory of its own, into which nothing traced
-can be written. These make the same array, known, as one that can become traced.
+`np.zeros(n)` is not dispatched: NumPy makes memory of its own, into which nothing that
+is traced can be written. These make the same array, known, which can become traced.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 from jaxfit._numpy.asked import Uncounted
 from jaxfit._numpy.inside import as_array, has_traced
 from jaxfit._numpy.memory import Owner, Value
-from jaxfit._numpy.needs import NeedsHost
+from jaxfit._numpy.needs import NeedsHost, step
 from jaxfit._numpy.traced import Traced, wrapped
 from jaxfit._numpy.values import cast, fitted, is_known
 
@@ -43,7 +43,7 @@ def _owned(value: Value, dtype: Any) -> Any:
 
 
 def _array(
-    object: Any,
+    given: Any,
     dtype: Any = None,
     *,
     copy: bool | None = True,
@@ -52,20 +52,20 @@ def _array(
     **settings: Any,
 ) -> Any:
     """np.array."""
-    if isinstance(object, Uncounted):
-        kept: Any = object
+    if isinstance(given, Uncounted):
+        kept: Any = given
         return kept.astype(kept.dtype if dtype is None else dtype, copy=bool(copy))
-    if not has_traced(object):
-        array = np.array(
-            object, dtype, copy=copy, order=order, ndmin=ndmin, **settings
-        )
-        is_window = type(object) is np.ndarray and np.may_share_memory(array, object)
+    if not has_traced(given):
+        array = np.array(given, dtype, copy=copy, order=order, ndmin=ndmin, **settings)
+        is_window = type(given) is np.ndarray and np.may_share_memory(array, given)
         return array if is_window or type(array) is not np.ndarray else wrapped(array)
-    value = as_array(object)
+    if isinstance(given, (list, tuple)):
+        step(len(given))
+    value = as_array(given)
     extra = (1,) * (ndmin - np.ndim(value))
-    if type(object) is Traced and not (copy or object._is_scalar or extra):
+    if type(given) is Traced and not (copy or given._is_scalar or extra):
         if dtype is None or np.dtype(dtype) == value.dtype:
-            return object
+            return given
     return _owned(value.reshape(extra + np.shape(value)), dtype)
 
 
@@ -104,9 +104,9 @@ def _full_like(
     return _full(shape, fill_value, like.dtype if dtype is None else dtype)
 
 
-def _from_iter(iter: Iterable, dtype: Any, count: int = -1, **_: Any) -> Any:
+def _from_iter(items: Iterable, dtype: Any, count: int = -1, **_: Any) -> Any:
     """np.fromiter."""
-    return _array([*itertools.islice(iter, None if count < 0 else count)], dtype)
+    return _array([*itertools.islice(items, None if count < 0 else count)], dtype)
 
 
 _NAMES = (  # of those that return memory of their own

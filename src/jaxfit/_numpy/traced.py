@@ -102,7 +102,8 @@ class Traced(Asked, Shaped, ByFunction):
         if out is not None:
             return _handed(result, out)
         first = next(iter((*arguments, *keywords.values())), None)
-        if function in PERHAPS_VIEWS and isinstance(first, Traced):
+        is_view = function in PERHAPS_VIEWS or _is_window(result, operands)
+        if is_view and isinstance(first, Traced):
             return wrapped(result, partial(Relative, other=first._cell))
         whole = wrapped(result)
         if function in FRESH and isinstance(whole, Traced):
@@ -224,6 +225,13 @@ def wrapped(value: Any, cell: Callable[[Value], Cell] = Owner) -> Any:
     if isinstance(value, (list, tuple)):
         return alike(value, (wrapped(part, cell) for part in value))
     return value
+
+
+def _is_window(result: Any, operands: Sequence[Any]) -> bool:
+    """Whether NumPy made a view of what it was given."""
+    given = [value for value in operands if type(value) is np.ndarray]
+    is_array = type(result) is np.ndarray
+    return is_array and any(np.may_share_memory(result, value) for value in given)
 
 
 def _choices() -> ModuleType:
