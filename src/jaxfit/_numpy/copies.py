@@ -102,7 +102,7 @@ class _Copies:
         function of the user's into it."""
         if id(cell) in self._made:
             return self._made[id(cell)]
-        is_other = is_users or not is_empty(cell) and _is_called(cell.cell_contents)
+        is_other = is_users or (not is_empty(cell) and _is_called(cell.cell_contents))
         return self._keep(cell, types.CellType() if is_other else cell)
 
     def _space(self, space: dict) -> dict:

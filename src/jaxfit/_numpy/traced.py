@@ -102,8 +102,7 @@ class Traced(Asked, Shaped, ByFunction):
         if out is not None:
             return _handed(result, out)
         first = next(iter((*arguments, *keywords.values())), None)
-        is_view = function in PERHAPS_VIEWS or _is_window(result, operands)
-        if is_view and isinstance(first, Traced):
+        if isinstance(first, Traced) and _is_window(function, result, operands):
             return wrapped(result, partial(Relative, other=first._cell))
         whole = wrapped(result)
         if function in FRESH and isinstance(whole, Traced):
@@ -227,8 +226,10 @@ def wrapped(value: Any, cell: Callable[[Value], Cell] = Owner) -> Any:
     return value
 
 
-def _is_window(result: Any, operands: Sequence[Any]) -> bool:
-    """Whether NumPy made a view of what it was given."""
+def _is_window(function: Callable, result: Any, operands: Sequence[Any]) -> bool:
+    """Whether NumPy makes a view, perhaps, of what it was given."""
+    if function in PERHAPS_VIEWS:
+        return True
     given = [value for value in operands if type(value) is np.ndarray]
     is_array = type(result) is np.ndarray
     return is_array and any(np.may_share_memory(result, value) for value in given)
