@@ -120,7 +120,7 @@ def two_regimes_by_mask(t, a, k1, k2):
     return y
 
 
-@example(QUESTION, (1.2, 0.5, 3.0), (1, 1, 2.5), host="asks for the value")
+@example(QUESTION, (1.2, 0.5, 3.0), (1, 1, 2.5), host="element by element")
 def filled_by_a_loop(x, a, b, c):
     y = np.zeros(len(x))
     for i in range(len(x)):

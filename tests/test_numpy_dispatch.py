@@ -737,24 +737,6 @@ def remembered(x, p):
 MEMORY = []
 
 
-def own_array(x, p):
-    y = np.zeros(len(x))
-    y[:] = p[0] * x
-    return y
-
-
-def own_array_in_place(x, p):
-    y = np.zeros(len(x))
-    y += p[0] * x
-    return y
-
-
-def own_array_by_mask(x, p):
-    y = np.zeros(len(x))
-    y[X > 0] = (p[0] * x)[X > 0]
-    return y
-
-
 def twice(x, p):
     y = np.zeros_like(x)
     y[[0, 0]] = p[:2]
@@ -767,31 +749,12 @@ def changed_shape(x, p):
     return y
 
 
-def solved(x, p):
-    return np.linalg.solve(np.array([[p[0], 1.0], [0.0, p[1]]]), [1.0, 2.0])
-
-
-def lent(x, p):
-    y = p[0] * x
-    v = np.asarray(y)
-    y[0] = 1.0
-    return y + v
-
-
-def borrowed(x, p):
-    y = p[0] * x
-    v = np.asarray(y)
-    v[0] = 1.0
-    return y
-
-
 class Opaque:
     def __array_ufunc__(self, *_, **__):
         return NotImplemented
 
 
 REFUSED = {  # with words of the reason
-    "np.zeros_like": (own_array, own_array_in_place, own_array_by_mask),
     "view": (
         *(flattened_then_both, base_then_flattened, flipped, siblings, split_rows),
         inner_view,
@@ -829,10 +792,8 @@ REFUSED = {  # with words of the reason
         lambda x, p: np.emath.sqrt(x * p[0]),
     ),
     "": (
-        *(remembered, twice, changed_shape, solved, lent, borrowed),
+        *(remembered, twice, changed_shape),
         lambda x, p: np.arange(0, p[0], 0.1),
-        lambda x, p: np.asarray(x * p[0], dtype=float),
-        lambda x, p: np.asarray(np.tile(x, 100) * p[0]) + 1,
         lambda x, p: np.random.default_rng(1).normal(p[0], 1.0, 6),
         lambda x, p: scipy.special.lambertw(x * p[0]),
         lambda x, p: scipy.special.legendre(3)(x * p[0]).astype(complex).flat[0],
@@ -852,7 +813,6 @@ REFUSED = {  # with words of the reason
         lambda x, p: np.nan_to_num(x * p[0], copy=False),
         lambda x, p: np.gradient(x * p[0], edge_order=2),
         lambda x, p: jnp.exp(x * p[0]) + np.exp(p[0]),
-        lambda x, p: [x[0].astype(int), p[0] * np.ones(3)[x[0].astype(int)]],
         lambda x, p: [y := x * 1, y.__setitem__(x.astype(int), p[0])][0],
         lambda x, p: np.cumsum((x * p[0]).astype(np.uint8)),
         lambda x, p: scipy.special.erf(x * p[0] + 1j),

@@ -1,6 +1,7 @@
 """A function written in NumPy as a function of JAX arrays."""
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +13,15 @@ from jaxtyping import PyTree
 
 from jaxfit._numpy.agreement import agree
 from jaxfit._numpy.calls import NOT_TRACEABLE
+from jaxfit._numpy.copies import copied
 from jaxfit._numpy.inside import as_array
 from jaxfit._numpy.needs import Call, NeedsHost, call
 from jaxfit._numpy.picked import Picked
 from jaxfit._numpy.traced import Traced, wrapped
 from jaxfit._numpy.values import alike
 from jaxfit._programs.errors import place_of
+
+STEPS = 128  # of a function's copy: loops of many more take minutes to compile
 
 
 def speaking_numpy(
@@ -41,26 +45,46 @@ def speaking_numpy(
 
     @functools.wraps(function)
     def traced(*arguments: Any, **keywords: Any) -> PyTree:
-        with jax.numpy_dtype_promotion("standard"), call() as going_on:
+        result = functools.partial(_traced, arguments, keywords, on_jax, function)
+        try:
+            return result()
+        except NeedsHost as refusal:
             try:
-                wrapped_arguments = jax.tree.map(wrapped, (arguments, keywords))
-                positional, named = wrapped_arguments
-                result = _unwrapped(function(*positional, **named))
-            except Exception as error:
-                refused = going_on.refused
-                reason = refused[0].reason if refused else _reason(error)
-                if reason is None:
-                    raise
-                place = _first_place(function, [*refused[:1], error])
-                raise NeedsHost(reason, place) from error
-            if going_on.refused:  # and somebody took it for another error
-                first = going_on.refused[0]
-                raise NeedsHost(first.reason, _first_place(function, [first]))
-            if going_on.uses_jax and on_jax is not None:
-                on_jax()
-            return _where_required(result, going_on)
+                return result(copied, STEPS)
+            except NeedsHost:
+                raise
+            except Exception:  # there is no copy that does the same
+                raise refusal from None
 
     return traced
+
+
+def _traced(
+    arguments: tuple,
+    keywords: dict[str, Any],
+    on_jax: Callable[[], None] | None,
+    function: Callable,
+    change: Callable[[Callable], Callable] = lambda function: function,
+    steps: float = math.inf,
+) -> PyTree:
+    """The result of what `change` makes of a function written in NumPy."""
+    with jax.numpy_dtype_promotion("standard"), call(steps) as going_on:
+        try:
+            positional, named = jax.tree.map(wrapped, (arguments, keywords))
+            result = _unwrapped(change(function)(*positional, **named))
+        except Exception as error:
+            refused = going_on.refused
+            reason = refused[0].reason if refused else _reason(error)
+            if reason is None:
+                raise
+            place = _first_place(function, [*refused[:1], error])
+            raise NeedsHost(reason, place) from error
+        if going_on.refused:  # and somebody took it for another error
+            first = going_on.refused[0]
+            raise NeedsHost(first.reason, _first_place(function, [first]))
+        if going_on.uses_jax and on_jax is not None:
+            on_jax()
+        return _where_required(result, going_on)
 
 
 def _first_place(function: Callable, errors: Sequence[Exception]) -> str:

@@ -58,16 +58,17 @@ def as_index(index: Index) -> Index:
 
 def operand(function: Callable, value: Any) -> Any:
     """The argument of a function: a list is an array, or one of arrays."""
-    if not isinstance(value, (list, tuple)) or not _has_traced(value):
+    if not isinstance(value, (list, tuple)) or not has_traced(value):
         return raw(value)
     if function is np.block:
         return raw(value)
     return [*map(as_array, value)] if function in SEQUENCES else as_array(value)
 
 
-def _has_traced(value: Any) -> bool:
+def has_traced(value: Any) -> bool:
+    """Whether an array that speaks NumPy is in it, known or not."""
     if isinstance(value, (list, tuple)):
-        return any(map(_has_traced, value))
+        return any(map(has_traced, value))
     return isinstance(value, Asked) or _is_of_objects(value)
 
 

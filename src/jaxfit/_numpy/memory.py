@@ -12,7 +12,9 @@ read once the array that it was taken from has been written to, and the other wa
 from collections.abc import Callable
 from typing import Any, Union
 
-from jaxfit._numpy.needs import NeedsHost, the_call
+import jax
+
+from jaxfit._numpy.needs import NeedsHost, step, the_call
 
 Value = Any  # an array of JAX, or of NumPy where it depends on nothing traced
 
@@ -46,6 +48,8 @@ class Owner:
                 "it writes to an array that np.asarray, or an array of NumPy's own, "
                 "may look at, or to one that is read-only"
             )
+        if isinstance(value, jax.Array):
+            step()
         self._value = value
         self._writes += 1
 

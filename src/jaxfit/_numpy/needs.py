@@ -4,6 +4,7 @@ One call of a user's function has a record of what it was refused, of what has t
 for its result to be NumPy's, and of what it has computed already.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,10 +40,12 @@ class Call:
         required: traced booleans; where one is false NumPy gives something else, or an
             error.
         uses_jax: whether it was given to a function of JAX's.
+        steps: how many operations on traced values, and writes of them, it may do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: float = math.inf) -> None:
         self.uses_jax = False
+        self.steps = steps
         self.refused: list[NeedsHost] = []
         self.required: list[jax.Array] = []
         self._results: dict[Hashable, Any] = {}
@@ -76,9 +79,9 @@ _calls: ContextVar[Call | None] = ContextVar("_calls", default=None)
 
 
 @contextmanager
-def call() -> Iterator[Call]:
-    """A call of a user's function, from here on."""
-    begun = Call()
+def call(steps: float = math.inf) -> Iterator[Call]:
+    """A call of a user's function, from here on, of so many steps at most."""
+    begun = Call(steps)
     token = _calls.set(begun)
     try:
         yield begun
@@ -89,6 +92,23 @@ def call() -> Iterator[Call]:
 def the_call() -> Call | None:
     """The call of a user's function that is going on."""
     return _calls.get()
+
+
+def step(number: int = 1) -> None:
+    """Count steps of the call that is going on.
+
+    Raises:
+        NeedsHost: if it has done as many as it may.
+    """
+    going_on = the_call()
+    if going_on is None:
+        return
+    going_on.steps -= number
+    if going_on.steps < 0:
+        raise NeedsHost(
+            "it computes element by element, in so many steps that a compiler takes "
+            "longer than NumPy. Write it with whole arrays"
+        )
 
 
 def require(condition: jax.Array) -> None:

@@ -102,7 +102,7 @@ class Traced(Asked, Shaped, ByFunction):
         if out is not None:
             return _handed(result, out)
         first = next(iter((*arguments, *keywords.values())), None)
-        if function in PERHAPS_VIEWS and isinstance(first, Traced):
+        if isinstance(first, Traced) and _is_window(function, result, operands):
             return wrapped(result, partial(Relative, other=first._cell))
         whole = wrapped(result)
         if function in FRESH and isinstance(whole, Traced):
@@ -155,6 +155,8 @@ class Traced(Asked, Shaped, ByFunction):
         if not is_known(index):
             return wrapped(at_traced(value, index), partial(Relative, other=self._cell))
         if is_number(index, self.shape):
+            if is_known(value):
+                return wrapped(value[index])
             places = index if isinstance(index, tuple) else (index,)
             return wrapped(once("at", [value, *places], lambda: value[index]))
         if not is_view(index):
@@ -222,6 +224,15 @@ def wrapped(value: Any, cell: Callable[[Value], Cell] = Owner) -> Any:
     if isinstance(value, (list, tuple)):
         return alike(value, (wrapped(part, cell) for part in value))
     return value
+
+
+def _is_window(function: Callable, result: Any, operands: Sequence[Any]) -> bool:
+    """Whether NumPy makes a view, perhaps, of what it was given."""
+    if function in PERHAPS_VIEWS:
+        return True
+    given = [value for value in operands if type(value) is np.ndarray]
+    is_array = type(result) is np.ndarray
+    return is_array and any(np.may_share_memory(result, value) for value in given)
 
 
 def _choices() -> ModuleType:

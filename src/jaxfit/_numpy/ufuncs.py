@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxfit._numpy.memory import Value
-from jaxfit._numpy.needs import NeedsHost, once
+from jaxfit._numpy.needs import NeedsHost, once, step
 from jaxfit._numpy.special import special_twins
 from jaxfit._numpy.values import cast, is_known
 
@@ -70,6 +70,7 @@ def call_ufunc(ufunc: np.ufunc, values: Sequence[Any], settings: dict[str, Any])
 
 
 def _called(ufunc: np.ufunc, values: Sequence[Any], settings: dict[str, Any]) -> Any:
+    step()
     result_dtype = settings.pop("dtype", None)
     if settings:
         raise NeedsHost(f"it calls {ufunc.__name__} with {', '.join(settings)}=")

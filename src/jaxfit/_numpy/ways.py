@@ -212,11 +212,10 @@ class _WrappedSplit(Split):
         (put,) = puts.values()
         put(values, {})  # for whoever notes which of them it takes
 
-        @functools.wraps(thing.function)
-        def function(*args: Any, **kwargs: Any) -> Any:
-            return put(_Wrapped(values), {})(*args, **kwargs)
+        from jaxfit._numpy.copies import Remade  # seldom needed
 
-        return SpeakingNumPy(function)
+        function = Remade(lambda: put(_Wrapped(values), {}))
+        return SpeakingNumPy(functools.update_wrapper(function, thing.function))
 
 
 class _Wrapped(Sequence):

@@ -133,7 +133,7 @@ def split_function(
     """
     code, space = function.__code__, function.__globals__
     closure = function.__closure__ or ()
-    filled = [k for k, cell in enumerate(closure) if not _is_empty(cell)]
+    filled = [k for k, cell in enumerate(closure) if not is_empty(cell)]
     named = _named(space, names)
     passed = {
         n: named.pop(n)
@@ -301,7 +301,8 @@ def split_class(value: type) -> Split:
 # What is named, and where it comes from
 
 
-def _is_empty(cell: types.CellType) -> bool:
+def is_empty(cell: types.CellType) -> bool:
+    """Whether nothing is in a cell, of a name that was not given a value yet."""
     try:
         return cell.cell_contents is cell
     except ValueError:
