@@ -1,15 +1,17 @@
 """Whether a compiled function gives what NumPy itself computes."""
 
+from typing import Any
+
 import numpy as np
 
 AGREEMENT = 1e-9  # of the largest value
 
 
-def agree(truth: np.ndarray, compiled: np.ndarray, size: float = 0.0) -> bool:
+def agree(truth: Any, compiled: Any, size: float = 0.0) -> bool:
     """Whether numbers do, and NaN and infinities are in the same places.
 
     Args:
-        truth, compiled: of the same shape, floating.
+        truth, compiled: arrays of the same shape, floating.
         size: of what they may be small differences of.
     """
     if not truth.size:

@@ -1,7 +1,6 @@
 """A function written in NumPy as a function of JAX arrays."""
 
 import functools
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +20,8 @@ from jaxfit._numpy.traced import Traced, wrapped
 from jaxfit._numpy.values import alike
 from jaxfit._programs.errors import place_of
 
-STEPS = 128  # of a function's copy: loops of many more take minutes to compile
+# Operations of a function, and of its copy: loops of many more take minutes to compile.
+MOST_STEPS, STEPS_OF_COPY = 640, 128
 
 
 def speaking_numpy(
@@ -50,7 +50,7 @@ def speaking_numpy(
             return result()
         except NeedsHost as refusal:
             try:
-                return result(copied, STEPS)
+                return result(copied, STEPS_OF_COPY)
             except NeedsHost:
                 raise
             except Exception:  # there is no copy that does the same
@@ -65,7 +65,7 @@ def _traced(
     on_jax: Callable[[], None] | None,
     function: Callable,
     change: Callable[[Callable], Callable] = lambda function: function,
-    steps: float = math.inf,
+    steps: int = MOST_STEPS,
 ) -> PyTree:
     """The result of what `change` makes of a function written in NumPy."""
     with jax.numpy_dtype_promotion("standard"), call(steps) as going_on:
