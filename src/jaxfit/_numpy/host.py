@@ -378,8 +378,11 @@ def precision_of(result: Any) -> float:
 def values_of(result: Any) -> np.ndarray:
     """What a function of NumPy's gave, as an array of floating numbers.
 
-    Sparse matrices and linear operators of SciPy are dense after that.
+    Sparse matrices and linear operators of SciPy are dense after that, and what is
+    masked is NaN: it is no value of the function.
     """
+    if np.ma.is_masked(result):
+        result = np.ma.filled(result.astype(float), np.nan)
     if hasattr(result, "toarray"):
         result = result.toarray()
     elif hasattr(result, "matmat"):
