@@ -502,3 +502,11 @@ def test_what_a_function_writes_to_is_its_own(function, start):
     np.testing.assert_allclose(np.sort(found.x), [1, 3], rtol=1e-6)
     np.testing.assert_allclose(found.fun, 0, atol=1e-6)
     assert tuple(start) in ((5, 2), (1, 3))
+
+
+def test_what_a_model_masks_is_no_value():
+    def model(x, a, b, c):
+        return np.ma.masked_where(x > 3, by_math(x, a, b, c))
+
+    with pytest.raises(ValueError, match="residuals are not finite"):
+        jaxfit.curve_fit(model, X, Y, host=True)

@@ -177,4 +177,4 @@ def _agree(truth: Any, result: Any) -> bool:
     if truth.shape != result.shape or truth.dtype.kind not in "biufc":
         return False
     with np.errstate(all="ignore"):
-        return agree(1.0 * truth, 1.0 * result)
+        return agree(np.asarray(1.0 * truth), np.asarray(1.0 * result))

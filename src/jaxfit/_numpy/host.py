@@ -223,6 +223,13 @@ class OnHost(Outside):
     def __reduce__(self) -> tuple:
         return OnHost, (self.function, self.shape, self.differences)
 
+    def __eq__(self, other: object) -> bool:
+        is_alike = isinstance(other, OnHost) and self.shape == other.shape
+        return is_alike and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash((OnHost, self.function, self.shape))
+
     @property
     def program_key(self) -> Any:
         """A program depends on the shape of the values alone."""
@@ -395,8 +402,11 @@ def precision_of(result: Any) -> float:
 def values_of(result: Any) -> np.ndarray:
     """What a function of NumPy's gave, as an array of floating numbers.
 
-    Sparse matrices and linear operators of SciPy are dense after that.
+    Sparse matrices and linear operators of SciPy are dense after that, and what is
+    masked is NaN: it is no value of the function.
     """
+    if np.ma.is_masked(result):
+        result = np.ma.filled(result.astype(float), np.nan)
     if hasattr(result, "toarray"):
         result = result.toarray()
     elif hasattr(result, "matmat"):

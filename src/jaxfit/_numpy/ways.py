@@ -9,8 +9,8 @@
 They are tried in this order; but what JAX can trace and does not call JAX is taken as
 written for NumPy, where `v = y[:5]; v += b` changes y. What was found holds for all
 functions of the same code; where one fails after all, since it closes over another
-function, it is looked at anew. What is written in JAX is not compared with NumPy: that
-holds for functions which are the same but for their numbers.
+function, it is looked at anew. What is written in JAX is not compared with NumPy: it is
+looked at anew wherever a program has to be made for it.
 """
 
 import enum
@@ -39,7 +39,7 @@ from jaxfit._numpy.host import (
 )
 from jaxfit._numpy.out_shape import OutShape
 from jaxfit._programs.call import INPUTS
-from jaxfit._programs.compiled import called_in_passing
+from jaxfit._programs.compiled import IsNew, called_in_passing, unless_new
 from jaxfit._programs.errors import is_theirs, place_of
 from jaxfit._programs.fingerprint import ClosesOverTracer, Reading
 from jaxfit._programs.places import Snapshot
@@ -111,11 +111,14 @@ def in_jax(
         read = _as_read(user)
         if read is not None and read.key in _hosts:
             return run(_on_host(user))
-        if read is None or read.key not in _jax:
-            return _as_found(user, _found(user), run)
-        way = Way.JAX
+        return _as_found(user, _found(user), run)
     try:
+        if way is Way.JAX:  # which is compared with nothing
+            with unless_new():
+                return run(user.function)
         return run(_as_way(user, way))
+    except IsNew:
+        found = _found(user)
     except Differs as difference:
         other = _Found.different(user, difference)
         found = _found(user)
@@ -259,7 +262,6 @@ class _Found(NamedTuple):
 _ways: OrderedDict[Hashable, Way] = OrderedDict()  # by code
 # As they are read, with what must live on:
 _hosts: OrderedDict[Hashable, list] = OrderedDict()  # told already
-_jax: OrderedDict[Hashable, list] = OrderedDict()  # written in JAX
 
 
 def _found(user: UserFunction) -> _Found:
@@ -276,11 +278,8 @@ def _found(user: UserFunction) -> _Found:
     if borne[:1] == [Way.JAX] and len(borne) > 1 and not uses_jax:
         borne = borne[1:]
     _ways.pop(key, None)
-    if borne[:1] == [Way.JAX]:
-        _remember_as_read(_jax, user)
-    elif borne:
-        _remember(_ways, key, borne[0])
     if borne:
+        _remember(_ways, key, borne[0])
         return _Found(borne[0])
     error = errors.get(Way.NUMPY) or errors[Way.JAX]
     assert error is not None

@@ -6,6 +6,7 @@ the numbers that it holds: a new residual function over new data is the same pro
 """
 
 import contextlib
+import contextvars
 import functools
 import threading
 from collections import OrderedDict
@@ -29,6 +30,9 @@ _static: OrderedDict[Hashable, frozenset[int]] = OrderedDict()  # places of valu
 _incomplete: OrderedDict[Hashable, None] = OrderedDict()  # calls that were not lean
 _lock = threading.Lock()
 _latest = threading.local()
+_only_known: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "_only_known", default=False
+)
 
 
 def compiled(
@@ -117,6 +121,20 @@ def called_in_passing() -> Iterator[None]:
     before.note_writes()
 
 
+class IsNew(Exception):
+    """There is no program yet for a call that was made `unless_new`."""
+
+
+@contextlib.contextmanager
+def unless_new() -> Iterator[None]:
+    """Raise `IsNew` in place of making a program."""
+    token = _only_known.set(True)
+    try:
+        yield
+    finally:
+        _only_known.reset(token)
+
+
 # Programs that were made
 
 
@@ -139,6 +157,8 @@ def _program_of(call: Call) -> Program:
     with _lock:
         call.static = _static.get(call.shape, frozenset())
         program = _programs.get(call.key())
+    if program is None and _only_known.get():
+        raise IsNew
     return Program(call) if program is None else program
 
 

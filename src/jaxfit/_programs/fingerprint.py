@@ -245,8 +245,7 @@ class Reading:
             return self._split_module(value)
         if isinstance(value, types.ModuleType):
             if package_of(value.__name__) in ("jax", "jaxlib", "numpy"):
-                # as what is in it
-                self._has_module = True
+                self._has_module = True  # as what is in it
                 self._look_for_readers()
                 return Split(self._identity(value))
             return self._split_module(ModuleNames(value, tuple(vars(value))))

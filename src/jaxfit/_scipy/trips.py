@@ -80,7 +80,8 @@ class Trips:
     def __init__(self, door: Door, request: ScipyRequest):
         self._door, self._request = door, request
         self._n = len(request.x0)
-        self._on_device = _on_device(request._replace(f=None, jac=None))
+        rest = request._replace(f=None, jac=None, problem=None)
+        self._on_device = _on_device(rest)
         start = self._at(request.x0)
         self._vector = np.asarray(compiled(specialised(_started, door), start))
         self._next = prepared(specialised(_next, door), start, self._vector)
@@ -116,6 +117,7 @@ class Trips:
         if status == Status.STALLED and self._is_in_noise(here, glance.x):
             status = np.int32(Status.STEP)
         program = specialised(_ended, self._door, request.compared)
+        here = here._replace(problem=request.problem)
         return compiled(program, here, self._vector, status)
 
     def _is_in_noise(self, here: ScipyRequest, x: np.ndarray) -> bool:
