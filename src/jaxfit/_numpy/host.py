@@ -224,8 +224,9 @@ class OnHost(Outside):
         return OnHost, (self.function, self.shape, self.differences)
 
     def __eq__(self, other: object) -> bool:
-        is_alike = isinstance(other, OnHost) and self.shape == other.shape
-        return is_alike and self.function == other.function
+        if not isinstance(other, OnHost):
+            return False
+        return (self.function, self.shape) == (other.function, other.shape)
 
     def __hash__(self) -> int:
         return hash((OnHost, self.function, self.shape))
