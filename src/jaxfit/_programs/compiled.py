@@ -127,7 +127,7 @@ class IsNew(Exception):
 
 @contextlib.contextmanager
 def unless_new() -> Iterator[None]:
-    """Raise `IsNew` in place of making a program."""
+    """Raise `IsNew` if the first program that is asked for has to be made."""
     token = _only_known.set(True)
     try:
         yield
@@ -157,8 +157,10 @@ def _program_of(call: Call) -> Program:
     with _lock:
         call.static = _static.get(call.shape, frozenset())
         program = _programs.get(call.key())
-    if program is None and _only_known.get():
-        raise IsNew
+    if _only_known.get():
+        if program is None:
+            raise IsNew
+        _only_known.set(False)  # nothing of it is new to who asked
     return Program(call) if program is None else program
 
 
