@@ -17,7 +17,7 @@ def agree(truth: Any, compiled: Any, size: float = 0.0) -> bool:
     if not truth.size:
         return True
     apart, largest = np.abs(truth - compiled).max(), np.abs(truth).max()
-    if apart <= AGREEMENT * max(largest, size):
+    if largest < np.inf and apart <= AGREEMENT * max(largest, size):
         return True
     is_finite = np.isfinite(truth)
     if not np.array_equal(truth[~is_finite], compiled[~is_finite], equal_nan=True):

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Inexact, PyTree
 
 from jaxfit._numpy.agreement import agree
 from jaxfit._numpy.either import is_numpy
@@ -38,7 +38,7 @@ from jaxfit._numpy.host import (
     values_of,
 )
 from jaxfit._numpy.out_shape import OutShape
-from jaxfit._programs.call import INPUTS
+from jaxfit._programs.call import INPUTS, new
 from jaxfit._programs.compiled import IsNew, called_in_passing, unless_new
 from jaxfit._programs.errors import is_theirs, place_of
 from jaxfit._programs.fingerprint import ClosesOverTracer, Reading
@@ -148,9 +148,9 @@ def _as_found(user: UserFunction, found: "_Found", run: Callable) -> Any:
 def compare(
     user: UserFunction,
     points: Sequence[PyTree],
-    values: Float[np.ndarray, " k"],
+    values: Inexact[np.ndarray, " k"],
     size: float,
-) -> Float[np.ndarray, " l"]:
+) -> Inexact[np.ndarray, " l"]:
     """Hold what a compiled function gave against what NumPy itself computes.
 
     Args:
@@ -266,7 +266,8 @@ _hosts: OrderedDict[Hashable, list] = OrderedDict()  # told already
 
 def _found(user: UserFunction) -> _Found:
     """The first way that it can go, and why no other."""
-    key, before = _code_of(user.function), _snapshot(user.function)
+    key = _code_of(user.function)
+    user, before = _as_copy(user)
     uses_jax: list[bool] = []
     errors: dict[Way, Exception | None] = {}
     for way in user.ways:
@@ -286,14 +287,21 @@ def _found(user: UserFunction) -> _Found:
     return _Found(Way.HOST, _why(error))
 
 
-def _snapshot(function: Callable) -> Snapshot:
-    """Where it can write to; nothing that is tried is to be left there."""
+def _as_copy(user: UserFunction) -> tuple[UserFunction, Snapshot]:
+    """A function to try, and where it can write to: nothing is to be left there.
+
+    It holds arrays of its own, since JAX remembers how it has converted one, and x64
+    may be another later.
+    """
     reading = Reading()
     try:
-        reading(function)
+        part = reading(user.function)
     except (ClosesOverTracer, RecursionError):
-        return Snapshot([])
-    return reading.snapshot()
+        return user, Snapshot([])
+    if part.put is not None and reading.is_movable:
+        values = [new(value) for value in reading.values]
+        user = user._replace(function=part.put(values, {}))
+    return user._replace(data=fresh(user.data)), reading.snapshot()
 
 
 def _failure(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Inexact, PyTree
 
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options
@@ -191,7 +191,7 @@ def _with_functions(problem: Problem, functions: Sequence[Callable]) -> Problem:
 
 def _values(
     part: FunctionModel, x: PyTree, columns: dict[str, Float[Array, " k"]]
-) -> Float[Array, "k m"]:
+) -> Inexact[Array, "k m"]:
     """The function at some points, of which all that it takes is given."""
 
     def at(parameters: dict[str, Any]) -> Array:
