@@ -13,7 +13,7 @@ import scipy.optimize
 import scipy.sparse.linalg
 
 import jaxfit
-from jaxfit._numpy.host import Differences
+from jaxfit._numpy.differences import Differences
 
 X = np.linspace(0.0, 4.0, 30)
 NOISE = 0.01 * np.random.default_rng(5).normal(size=X.size)

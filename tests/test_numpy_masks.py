@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from beside_numpy import same_as_numpy
 
-from jaxfit._numpy.compile import same_as_numpy, speaking_numpy
+from jaxfit._numpy.compile import speaking_numpy
 from jaxfit._numpy.needs import NeedsHost
 from jaxfit._programs.program import compiler_options
 

@@ -28,22 +28,15 @@ import numpy as np
 from jaxtyping import Inexact, PyTree
 
 from jaxfit._numpy.agreement import agree
-from jaxfit._numpy.either import is_numpy
-from jaxfit._numpy.host import (
-    Differences,
-    NotNumbers,
-    OnHost,
-    fresh,
-    precision_of,
-    values_of,
-)
+from jaxfit._numpy.differences import Differences
+from jaxfit._numpy.host import NotNumbers, OnHost, epsilon_of, fresh, values_of
 from jaxfit._numpy.out_shape import OutShape
+from jaxfit._numpy.speaking import SpeakingNumPy
 from jaxfit._programs.call import INPUTS, new
 from jaxfit._programs.compiled import IsNew, called_in_passing, unless_new
 from jaxfit._programs.errors import is_theirs, place_of
 from jaxfit._programs.fingerprint import ClosesOverTracer, Reading
 from jaxfit._programs.places import Snapshot
-from jaxfit._programs.splits import Child, Split, Wrapper
 
 REMEMBERED = 512  # codes, and functions on the host
 
@@ -87,6 +80,7 @@ class UserFunction(NamedTuple):
     held: Callable | None = None
     """(function, data) -> one that is called alike, and knows the data itself."""
     ways: tuple[Way, ...] = TRACED  # to be tried
+    is_for_host: bool = False  # it is to be left to NumPy, in silence
     differences: Differences = Differences()
 
     def at(self, function: Callable, parameters: PyTree) -> Any:
@@ -94,17 +88,27 @@ class UserFunction(NamedTuple):
         return self.call(function, fresh(parameters), fresh(self.data))
 
 
-def in_jax(
-    user: UserFunction, run: Callable[[Callable], Any], host: bool = False
-) -> Any:
-    """What `run` makes of the function as one of JAX.
+def in_jax(users: Sequence[UserFunction], run: Callable[..., Any]) -> Any:
+    """What `run` makes of functions as those of JAX.
 
     Args:
-        user: the function.
-        run: of a function of JAX; raises `Differs` where that computes something else.
-        host: leave it to NumPy, in silence.
+        users: the functions.
+        run: of as many functions of JAX; raises `Differs` where one of them computes
+            something else.
     """
-    if host:
+    if not users:
+        return run()
+    first, *others = users
+
+    def with_first(function: Callable) -> Any:
+        return in_jax(others, functools.partial(run, function))
+
+    return _one_in_jax(first, with_first)
+
+
+def _one_in_jax(user: UserFunction, run: Callable[[Callable], Any]) -> Any:
+    """`in_jax` of one function."""
+    if user.is_for_host:
         return run(_on_host(user))
     way = _ways.get(_code_of(user.function))
     if way is None:
@@ -172,76 +176,6 @@ def compare(
     if truth.shape != compiled.shape or not agree(truth, compiled, size):
         raise Differs(user, "traced by JAX it gives other values than NumPy")
     return following
-
-
-class SpeakingNumPy(Wrapper):
-    """A function written in NumPy, as one of JAX."""
-
-    def __init__(self, function: Callable) -> None:
-        functools.update_wrapper(self, function, updated=())
-        self.function = function
-
-    def __reduce__(self) -> tuple:
-        return SpeakingNumPy, (self.function,)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SpeakingNumPy) and self.function == other.function
-
-    def __hash__(self) -> int:
-        return hash((SpeakingNumPy, self.function))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_numpy(*jax.tree.leaves((args, kwargs))):
-            return self.function(*args, **kwargs)
-        return self.traced()(*args, **kwargs)
-
-    def traced(self, on_jax: Callable[[], None] | None = None) -> Callable:
-        """The function of JAX; see `speaking_numpy`."""
-        from jaxfit._numpy.compile import speaking_numpy  # seldom needed
-
-        return speaking_numpy(self.function, on_jax)
-
-    def split(self) -> Split:
-        """Of what the function holds, what is traced speaks NumPy too."""
-        child = Child(self.function)
-        return _WrappedSplit(
-            "speaking NumPy", [child], lambda parts: SpeakingNumPy(parts[0])
-        )
-
-
-class _WrappedSplit(Split):
-    def remade(self, thing: Any, puts: dict, values: Sequence, made: dict) -> Any:
-        """A function that is made anew in each call, which its arrays belong to."""
-        (put,) = puts.values()
-        put(values, {})  # for whoever notes which of them it takes
-
-        from jaxfit._numpy.copies import Remade  # seldom needed
-
-        function = Remade(lambda: put(_Wrapped(values), {}))
-        return SpeakingNumPy(functools.update_wrapper(function, thing.function))
-
-
-class _Wrapped(Sequence):
-    """Values, as arrays that speak NumPy; those that stay numbers are known to it."""
-
-    def __init__(self, values: Sequence) -> None:
-        self._values = values
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, place: Any) -> Any:
-        from jaxfit._numpy.traced import wrapped
-
-        value = self._values[place]
-        return wrapped(value) if isinstance(value, (jax.Array, np.ndarray)) else value
-
-
-def spoken(tree: PyTree) -> PyTree:
-    """Arrays that speak NumPy, and know their numbers where NumPy does."""
-    from jaxfit._numpy.traced import wrapped
-
-    return jax.tree.map(wrapped, tree)
 
 
 # What was found
@@ -377,7 +311,7 @@ def _on_host(user: UserFunction) -> OnHost:
         result = user.function(*args, **kwargs)
         leaves = jax.tree.leaves((args, kwargs))
         shapes.append(OutShape.of(values_of(result), leaves))
-        precisions.append(precision_of(result))
+        precisions.append(epsilon_of(result))
         return result
 
     first = fresh(user.at(probe, user.parameters))  # it may be written to again

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from jaxfit import losses
 from jaxfit._core.options import Options
-from jaxfit._numpy.host import Differences
+from jaxfit._numpy.differences import Differences
 from jaxfit._programs.arrays import (
     in_a_unit,
     is_masked,

@@ -19,7 +19,7 @@ from jaxfit._core.options import check_callable
 from jaxfit._core.rules import Rules
 from jaxfit._linalg.precision import DOUBLE
 from jaxfit._linalg.seldom import uncertainty_of
-from jaxfit._numpy.ways import spoken
+from jaxfit._numpy.speaking import spoken
 from jaxfit._programs.compiled import specialised
 from jaxfit._programs.host import double_precision, pack, unpack
 from jaxfit._scipy import arguments
@@ -27,7 +27,7 @@ from jaxfit._scipy.arguments import default_start
 from jaxfit._scipy.functions import fitted
 from jaxfit._scipy.keywords import settings_of
 from jaxfit._scipy.observations import Points, in_units_of, padded, prepare
-from jaxfit._scipy.request import Door, ScipyRequest, not_finite
+from jaxfit._scipy.request import Comparison, Door, ScipyRequest, not_finite
 from jaxfit._scipy.watch import print_summary
 
 
@@ -299,14 +299,12 @@ def _report(
 def _door(rules: Rules, full_output: bool) -> Door:
     return Door(
         call=_called,
-        held=_held,
-        size=_size,
-        shapes=_shapes,
         form="numbers",
         residual=_residual,
         jacobian=_jacobian,
         report=specialised(_report, full_output),
         rules=rules,
+        comparison=Comparison(held=_held, size=_size, shapes=_shapes),
     )
 
 

@@ -1,20 +1,19 @@
 """The user's functions as functions of JAX, for the front doors of SciPy's."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxfit._core.certificate import Status
-from jaxfit._numpy.host import Differences, OnHost
+from jaxfit._numpy.differences import Differences
+from jaxfit._numpy.host import OnHost
 from jaxfit._numpy.ways import Differs, UserFunction, Way, compare, in_jax
 from jaxfit._programs.host import double_precision
 from jaxfit._scipy.arguments import CallableLoss
 from jaxfit._scipy.request import Door, ScipyRequest, Seen
 from jaxfit._scipy.watch import Watch, watched_fit
-from jaxfit.losses import Loss
 
 ANY_NUMBER = 7  # of residuals, to ask a loss for
 
@@ -40,33 +39,29 @@ def fitted(
         differences: how a model that only NumPy can compute is differentiated.
         is_on_host: whether the model is to be left to NumPy, in silence.
     """
-    users = _Users.of(door, request, differences)
+    users = _Users.of(door, request, differences, is_on_host)
+    names = [name for name, user in users._asdict().items() if user is not None]
 
-    def run(f: Callable, jac: Callable | None, loss: Loss | None) -> Fitted:
-        asked = request._replace(f=f, jac=jac, loss=loss)
-        if asked.is_on_host and asked.options.ftol is None:
-            on_host = [g for g in (f, jac) if isinstance(g, OnHost)]
-            ftol = max(g.differences.ftol for g in on_host)
-            options = dataclasses.replace(asked.options, ftol=ftol)
-            asked = asked._replace(options=options)
-        return _run(door, asked, watch, users)
+    def run(*functions: Callable) -> Fitted:
+        return _run(
+            door, _with(request, dict(zip(names, functions, strict=True))), watch, users
+        )
 
-    def with_loss(f: Callable, jac: Callable | None) -> Fitted:
-        if users.rho is None:
-            return run(f, jac, request.loss)
-        return in_jax(users.rho, lambda rho: run(f, jac, _loss_of(request, rho)))
-
-    def with_jac(f: Callable) -> Fitted:
-        if users.jac is None:
-            return with_loss(f, None)
-        return in_jax(users.jac, functools.partial(with_loss, f), is_on_host)
-
-    return in_jax(users.f, with_jac, is_on_host)
+    return in_jax([getattr(users, name) for name in names], run)
 
 
-def _loss_of(request: ScipyRequest, rho: Callable) -> Loss:
-    assert request.loss is not None
-    return dataclasses.replace(request.loss, function=rho)
+def _with(request: ScipyRequest, functions: dict[str, Callable]) -> ScipyRequest:
+    """The request with functions of JAX by name, and tolerances that they allow."""
+    rho = functions.pop("rho", None)
+    if rho is not None:
+        assert request.loss is not None
+        request = request._replace(loss=dataclasses.replace(request.loss, function=rho))
+    on_host = [g for g in functions.values() if isinstance(g, OnHost)]
+    options = request.options
+    if on_host and options.ftol is None:
+        ftol = max(g.differences.ftol for g in on_host)
+        options = dataclasses.replace(options, ftol=ftol)
+    return request._replace(options=options, **functions)
 
 
 class _Users(NamedTuple):
@@ -78,9 +73,15 @@ class _Users(NamedTuple):
 
     @classmethod
     def of(
-        cls, door: Door, request: ScipyRequest, differences: Differences
+        cls,
+        door: Door,
+        request: ScipyRequest,
+        differences: Differences,
+        is_on_host: bool,
     ) -> "_Users":
         """Those of a request."""
+        comparison = door.comparison
+        assert comparison is not None
 
         def of(function: Callable, name: str) -> UserFunction:
             return UserFunction(
@@ -88,8 +89,9 @@ class _Users(NamedTuple):
                 parameters=request.x0,
                 data=request.data,
                 call=door.call,
-                held=door.held,
+                held=comparison.held,
                 name=getattr(function, "__name__", name),
+                is_for_host=is_on_host,
                 differences=differences,
             )
 

@@ -14,7 +14,7 @@ from jaxfit._core.fit import Setup
 from jaxfit._core.options import check_callable
 from jaxfit._core.rules import SCIPY
 from jaxfit._numpy.host import OnHost
-from jaxfit._numpy.ways import spoken
+from jaxfit._numpy.speaking import spoken
 from jaxfit._programs.arrays import native, refuse_masks
 from jaxfit._programs.call import Static
 from jaxfit._programs.errors import what_is_not_finite
@@ -22,7 +22,7 @@ from jaxfit._programs.host import pack, unpack
 from jaxfit._rows.linearization import columns_of
 from jaxfit._scipy import arguments
 from jaxfit._scipy.functions import fitted
-from jaxfit._scipy.request import Door, ScipyRequest
+from jaxfit._scipy.request import Comparison, Door, ScipyRequest
 from jaxfit._scipy.watch import Watch, print_summary
 
 # The sentences of scipy.optimize.least_squares, which programs compare.
@@ -367,12 +367,10 @@ def _active_mask(x: np.ndarray, bounds: Any, xtol: float) -> np.ndarray:
 
 DOOR = Door(
     call=_call,
-    held=_held,
-    size=_size,
-    shapes=_shapes,
     form="vector",
     residual=_residual,
     jacobian=_jacobian,
     report=_report,
     rules=SCIPY,
+    comparison=Comparison(held=_held, size=_size, shapes=_shapes),
 )

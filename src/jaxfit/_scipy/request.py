@@ -15,7 +15,7 @@ from jaxfit._core.fit import Request, Setup, run, set_up
 from jaxfit._core.options import Options
 from jaxfit._core.rules import Rules
 from jaxfit._numpy.host import OnHost, fresh, values_of
-from jaxfit._numpy.ways import SpeakingNumPy
+from jaxfit._numpy.speaking import SpeakingNumPy
 from jaxfit._programs.compiled import compiled, lean_first, specialised
 from jaxfit._programs.errors import what_is_not_finite
 from jaxfit._programs.host import pack
@@ -26,14 +26,20 @@ class Door(NamedTuple):
     """A front door: what its users' functions mean, and what it reports; static."""
 
     call: Callable  # (f, x, data) -> what the user's function, or its jac, returns
-    held: Callable  # (f, data) -> one that is called alike, and knows the data
     form: str  # of the parameters among the arguments, see `AtPoint`
-    size: Callable  # (data, outcome) -> what the values of f are differences of
     residual: Callable  # (f, x, data) -> residuals
     jacobian: Callable  # (jac, x, data) -> their derivatives
-    shapes: Callable  # n -> those of the numbers that its report begins with
     report: Callable  # (setup, outcome, request) -> what is reported of a fit
     rules: Rules
+    comparison: "Comparison | None" = None  # None: nothing is compared
+
+
+class Comparison(NamedTuple):
+    """What holding a compiled function against NumPy takes."""
+
+    held: Callable  # (f, data) -> one that is called alike, and knows the data
+    size: Callable  # (data, outcome) -> what the values of f are differences of
+    shapes: Callable  # n -> those of the numbers that the door's report begins with
 
 
 class ScipyRequest(NamedTuple):
@@ -143,13 +149,15 @@ class Seen(NamedTuple):
         called = [request.f] * compared.f + [request.jac] * compared.jac
         points = start, outcome.x
         values = [door.call(g, x, request.data) for g in called for x in points]
-        size = door.size(request.data, outcome)
+        assert door.comparison is not None
+        size = door.comparison.size(request.data, outcome)
         return pack([outcome.status, size, outcome.x, *values])
 
     @classmethod
     def unpacked(cls, vector: np.ndarray, door: Door, n: int) -> "Seen":
         """What follows the numbers of a report on a fit of n parameters."""
-        vector = vector[sum(map(math.prod, door.shapes(n))) :]
+        assert door.comparison is not None
+        vector = vector[sum(map(math.prod, door.comparison.shapes(n))) :]
         status, size = vector[:2].tolist()
         return cls(int(status), size, vector[2 : n + 2], vector[n + 2 :])
 

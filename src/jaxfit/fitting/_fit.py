@@ -159,7 +159,10 @@ def fit(
     seen.check_enough()
     method = method_from(loss, options, absolute_sigma, covariance)
     runs = _Runs(asked.starts, seen, method, watch, starts, seed)
-    return with_functions(asked, seen.data.x, runs.fitted, bool(host))
+    result = with_functions(asked, seen.data.x, runs.fitted, bool(host))
+    if not result.success:
+        raise FitError(_report.failure(result), result)
+    return result
 
 
 class _Runs(NamedTuple):
@@ -173,7 +176,7 @@ class _Runs(NamedTuple):
     seed: int
 
     def fitted(self, asked: Asked) -> Fit:
-        """The fit."""
+        """The fit, wherever it ended."""
         seen, method, watch = self.seen, asked.method(self.method), self.watch
         problem = from_middle(asked.problem.for_data(seen), self.given, seen.data.x)
         given = starts_about(problem, self.given)
@@ -202,8 +205,6 @@ class _Runs(NamedTuple):
         if result.status == Status.NONFINITE_START:
             wrong = not_finite(problem, data_set, result.numbers)
             result = dataclasses.replace(result, remarks=(f"There {wrong}.",))
-        if not result.success:
-            raise FitError(_report.failure(result), result)
         return result
 
 

@@ -1,7 +1,6 @@
 """The user's functions in a model, as functions of JAX."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,15 +11,10 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options
-from jaxfit._numpy.host import Differences, OnHost
-from jaxfit._numpy.ways import (
-    Differs,
-    SpeakingNumPy,
-    UserFunction,
-    Way,
-    compare,
-    in_jax,
-)
+from jaxfit._numpy.differences import Differences
+from jaxfit._numpy.host import OnHost
+from jaxfit._numpy.speaking import SpeakingNumPy
+from jaxfit._numpy.ways import Differs, UserFunction, Way, compare, in_jax
 from jaxfit._programs.compiled import prepared
 from jaxfit._programs.host import double_precision
 from jaxfit._scipy.observations import Points
@@ -120,18 +114,17 @@ def with_functions(
     problem = asked.problem
     known = _of_first(problem.model, {**problem.fixed, **asked.starts})
     x = x[0] if isinstance(problem.model, Several) else x
-    users = tuple(_user(part, x, known) for part in _parts(problem.model))
+    users = tuple(_user(part, x, known, host) for part in _parts(problem.model))
 
     def chosen(*functions: Callable) -> Result:
-        if len(functions) == len(users):
-            return run(Asked(_with_functions(problem, functions), users))
-        following = users[len(functions)]
-        return in_jax(following, functools.partial(chosen, *functions), host)
+        return run(Asked(_with_functions(problem, functions), users))
 
-    return chosen()
+    return in_jax(users, chosen)
 
 
-def _user(part: FunctionModel, x: PyTree, known: dict[str, Any]) -> UserFunction:
+def _user(
+    part: FunctionModel, x: PyTree, known: dict[str, Any], host: bool
+) -> UserFunction:
     """The function of a part, where it starts."""
     own = {
         part.prefix + name: value
@@ -148,6 +141,7 @@ def _user(part: FunctionModel, x: PyTree, known: dict[str, Any]) -> UserFunction
         call=part.called,
         name=part.label,
         ways=(Way.JAX, Way.NUMPY),
+        is_for_host=host,
         differences=Differences(
             lower=lower, upper=upper, typical=np.abs([*parameters.values()])
         ),

@@ -202,9 +202,6 @@ def _residuals(f: Callable, x: Any, data: Points) -> Any:
 _DOORS = {
     is_sandwich: Door(
         call=_residuals,
-        held=_residuals,
-        size=_residuals,
-        shapes=_residuals,
         form="vector",
         residual=_residuals,
         jacobian=_residuals,
