@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -255,8 +254,19 @@ def test_other_numbers_compile_nothing():
     assert done.stdout == "1 True\n", done.stderr
 
 
-def test_it_is_an_entry_point():
+def test_astropy_finds_it_by_itself():
+    """In a fresh process: astropy loads entry points while it is being imported."""
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    (item,) = tomllib.loads(text)["project"]["entry-points"]["astropy.modeling"].items()
-    assert EntryPoint(*item, "astropy.modeling").load() is JaxFitter
-    assert issubclass(JaxFitter, fitting.Fitter)
+    ((name, value),) = tomllib.loads(text)["project"]["entry-points"][
+        "astropy.modeling"
+    ].items()
+    module, attribute = value.split(":")
+    script = (
+        "from astropy.modeling import fitting\n"
+        f"from {module} import {attribute}\n"
+        f"print(fitting.{name} is {attribute}, issubclass({attribute}, fitting.Fitter))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True
+    )
+    assert done.stdout == "True True\n", done.stderr

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from astropy.modeling import CompoundModel, Model
+from astropy.modeling.core import CompoundModel, Model
 
 OPERATORS = {
     "+": operator.add,

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from astropy.modeling import Model, fitting
+from astropy.modeling import fitting
+from astropy.modeling.core import Model  # while astropy imports us, it stands here only
 from astropy.utils.exceptions import AstropyUserWarning
 
 from jaxfit._scipy.curve_fit import curve_fit
