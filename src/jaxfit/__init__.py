@@ -7,6 +7,8 @@ from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options
 from jaxfit._core.solution import Solution
 from jaxfit._core.solve import solve
+from jaxfit._joint.solution import JointSolution
+from jaxfit._joint.solve import solve_joint
 from jaxfit._numpy.ways import HostModelWarning
 from jaxfit._rows.linearization import Linearization, merge
 from jaxfit._rows.table import Shared
@@ -24,6 +26,7 @@ __all__ = [
     "Fit",
     "FitError",
     "HostModelWarning",
+    "JointSolution",
     "Linearization",
     "Options",
     "Sharded",
@@ -44,6 +47,7 @@ __all__ = [
     "solve",
     "solve_batch",
     "solve_blocks",
+    "solve_joint",
     "solve_stream",
     "subsample_start",
     "warm_start",

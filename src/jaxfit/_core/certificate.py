@@ -81,13 +81,29 @@ def _least_square(dtype: Any) -> float:
 def projected_gradient(
     x: Vector, columns: Columns, linearization: Linearization, bounds: Bounds | None
 ) -> Scalar:
+    """`_largest_move` down the gradient; where local parameters were swept out, both
+    with these held and as they follow."""
+    move = _largest_move(x, columns.gradient, columns, linearization, bounds)
+    if linearization.swept is None:
+        return move
+    held = _largest_move(x, columns.held_gradient, columns, linearization, bounds)
+    return jnp.maximum(move, held)
+
+
+def _largest_move(
+    x: Vector,
+    gradient: Vector,
+    columns: Columns,
+    linearization: Linearization,
+    bounds: Bounds | None,
+) -> Scalar:
     """max_i D_i |P(x_i - g_i / D_i²) - x_i|, with D_i = |J_i|, P the projection.
 
     Each term is what the best move of one parameter alone changes in the model values:
     |g_i| / |J_i|, or D_i times the way to the bound ahead if that is less. Free of the
     scale of every parameter. Where squares underflow, it is the most that it can be.
     """
-    gradient, squared = columns.gradient, columns.squared_norms
+    squared = columns.squared_norms
     size = jnp.abs(gradient)
     lost = linearization.count * jnp.finfo(x.dtype).tiny  # at most, by each sum
     tiny = squared < _least_square(x.dtype)
@@ -126,11 +142,12 @@ def is_certified(
         rounding: from `model_rounding`.
     """
     cost, limit = linearization.cost, certificate_limit(linearization, rounding)
-    seen = largest(diagonal(linearization.normal)) >= _least_square(x.dtype)
+    seen = largest(diagonal(linearization.held)) >= _least_square(x.dtype)
     stationary = (projected <= limit) & seen
     solved = cost < jnp.finfo(x.dtype).eps ** 1.5 * start_cost
     not_worse = cost <= start_cost + cost_rounding(linearization)
     certified = (stationary | solved) & not_worse & (linearization.influence > 0)
+    certified = certified & linearization.is_certified_locally
     if bounds is not None:
         certified = certified & bounds.contains(x)
     return certified

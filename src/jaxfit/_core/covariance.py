@@ -32,12 +32,20 @@ def uncertainty(
     """
     relative, undetermined = inverse_gram(lin.gram, lin.frame, free)
     determined = ~free | (~undetermined & jnp.isfinite(jnp.diagonal(relative)))
-    dof = lin.count - jnp.sum(free).astype(relative.dtype)
-    variance = jnp.where(dof > 0, 2 * lin.cost / jnp.where(dof > 0, dof, 1), 1)
-    variance = jnp.where(absolute, 1, variance)
-    undetermined = undetermined | ((dof <= 0) & ~jnp.asarray(absolute) & free)
+    variance, has_errors = variance_of_residuals(lin, free, absolute)
+    undetermined = undetermined | (~has_errors & free)
     unknown = undetermined[:, None] | undetermined
     off_diagonal = ~jnp.eye(len(free), dtype=bool)
     covariance = jnp.where(unknown, jnp.inf, relative * variance)
     covariance = jnp.where(unknown & off_diagonal, jnp.nan, covariance)
     return Uncertainty(jnp.where(outer(free, free), covariance, 0), determined)
+
+
+def variance_of_residuals(
+    lin: Linearization, free: Bool[Array, " n"], absolute: ArrayLike
+) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """2 cost / (count - free), or 1 if it is known; and whether it can be told."""
+    dof = lin.count - lin.local_parameters - jnp.sum(free).astype(lin.normal.dtype)
+    variance = jnp.where(dof > 0, 2 * lin.cost / jnp.where(dof > 0, dof, 1), 1)
+    is_known = jnp.asarray(absolute)
+    return jnp.where(is_known, 1, variance), (dof > 0) | is_known

@@ -40,7 +40,6 @@ from jaxfit._linalg.kernels import (
 )
 from jaxfit._linalg.rotations import inverse_of
 from jaxfit._rows.linearization import Frame, Linearization
-from jaxfit._rows.visit import Rows
 
 BLOCK = 256  # fits whose derivatives are taken at once
 
@@ -56,6 +55,8 @@ class Outcome(NamedTuple):
     nfev: Int[Array, "*lanes"]
     start_cost: Scalar
     certified: Flag
+    local: Any = None  # parameters of blocks, where there are any
+    local_status: Any = None
 
     @classmethod
     def of(cls, state: State) -> "Outcome":
@@ -74,9 +75,13 @@ class Outcome(NamedTuple):
 
 
 class Differentiable(NamedTuple):
-    """A fit as a function of what can be differentiated."""
+    """A fit as a function of what can be differentiated.
 
-    rows: Rows
+    Its rows have `linearize` and `slope`; where blocks have local parameters also
+    `near`, after which these follow x, and `followed`, what they are.
+    """
+
+    rows: Any
     bounds: Bounds | None
     gauss_newton: bool  # instead of the exact Hessian
 
@@ -281,7 +286,9 @@ def tangent(
         values, directions: these arrays, and how they move.
         outcome: of the fit.
     """
-    succeeded, x = outcome.status > 0, outcome.x
+    succeeded, x, local = outcome.status > 0, outcome.x, outcome.local
+    if local is not None:
+        rebuild = _with_local(rebuild, local)
     proper = jnp.where(outcome.status == jnp.int32(Status.KINK), jnp.nan, 1).astype(
         x.dtype
     )
@@ -304,6 +311,10 @@ def tangent(
         lambda x, v: rebuild(v).rows.linearize(x, frame), (x, values), (dx, directions)
     )
     moved = eqx.filter(moved, lambda leaf: leaf.dtype != jax.dtypes.float0)
+    if local is not None:
+        _, local = jax.jvp(
+            lambda x, v: rebuild(v).rows.followed(x), (x, values), (dx, directions)
+        )
     absent: Any = None  # in the place of integers
     zero = jnp.zeros_like(outcome.optimality)
     return Outcome(
@@ -315,7 +326,20 @@ def tangent(
         nfev=absent,
         start_cost=zero,
         certified=absent,
+        local=None if local is None else gate(local, proper),
     )
+
+
+def _with_local(
+    rebuild: Callable[[PyTree], Differentiable], local: Array
+) -> Callable[[PyTree], Differentiable]:
+    """The fit whose local parameters are known, and follow what moves."""
+
+    def rebuilt(values: PyTree) -> Differentiable:
+        fit = rebuild(values)
+        return fit._replace(rows=fit.rows.near(local))
+
+    return rebuilt
 
 
 def _changes_of_slope(

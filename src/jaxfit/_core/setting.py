@@ -24,6 +24,8 @@ class Setting(eqx.Module):
     rules: Rules = eqx.field(static=True, default=OURS)
     # the residuals can have no kink
     is_smooth: bool = eqx.field(static=True, default=False)
+    # local parameters are swept out of every linearization
+    is_swept: bool = eqx.field(static=True, default=False)
     # what is decided in a trip is one function, on CPUs, where the whole fit is none
     in_one_function: bool = eqx.field(static=True, default=False)
     # what is seldom needed is left out, and a fit that needs it ends: see `seldom.py`
@@ -74,7 +76,7 @@ def initial_state(setting: Setting, x0: Vector) -> State:
         alpha=zero,
         nfev=count,
         finishing=zero != 0,
-        point=Point.not_evaluated(x0, setting.is_linear),
+        point=Point.not_evaluated(x0, setting.is_linear, setting.is_swept),
         steps=count,
         search=Search.off(x0) if setting.looks_for_kinks else None,
         status=status,

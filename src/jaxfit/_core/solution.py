@@ -25,7 +25,7 @@ Numbers = jax.Array | np.ndarray
 FEW = 4096  # fits whose errors are computed by a program that is compiled in haste
 
 
-def _at_once(method: Callable) -> Callable:
+def at_once(method: Callable) -> Callable:
     """A method of a solution as one program where it is called eagerly on a CPU.
 
     One operation after the other compiles each, and a branch on every call.
@@ -141,7 +141,7 @@ class Solution(eqx.Module):
         )
         return messages.item() if messages.ndim == 0 else messages
 
-    @_at_once
+    @at_once
     def covariance(self, absolute: ArrayLike = False) -> Float[Numbers, "*batch n n"]:
         """Covariance of the parameters in `ravel` order.
 
@@ -160,7 +160,7 @@ class Solution(eqx.Module):
         """
         return self.uncertainty(absolute).covariance
 
-    @_at_once
+    @at_once
     def determined(self) -> PyTree[Bool[Numbers, "..."]]:
         """Which parameters the data determine, in the structure of `x`.
 
@@ -170,7 +170,7 @@ class Solution(eqx.Module):
         """
         return self._like_x(self.uncertainty().determined)
 
-    @_at_once
+    @at_once
     def uncertainty(self, absolute: ArrayLike = False) -> Uncertainty:
         """`covariance` and `determined` at once, both in `ravel` order."""
         of_one = functools.partial(uncertainty, absolute=absolute)
@@ -178,7 +178,7 @@ class Solution(eqx.Module):
         on_kink = (self.status == jnp.int32(Status.KINK))[..., None]
         return unknown._replace(determined=unknown.determined | on_kink)
 
-    @_at_once
+    @at_once
     def stderr(self, absolute: ArrayLike = False) -> PyTree[Float[Numbers, "..."]]:
         """Standard errors in the structure of `x`; see `covariance`."""
         covariance = self.covariance(absolute)
@@ -189,7 +189,7 @@ class Solution(eqx.Module):
         improper = jnp.sqrt(jax.lax.stop_gradient(variance))
         return self._like_x(jnp.where(proper, root, improper))
 
-    @_at_once
+    @at_once
     def correlation(self) -> Float[Numbers, "*batch n n"]:
         """Correlation of the parameters; NaN where a variance is zero or infinite."""
         covariance = self.covariance()

@@ -13,7 +13,7 @@ from jaxfit._core.kink import Search
 from jaxfit._core.quadratic import Reduced
 from jaxfit._linalg.branches import choose
 from jaxfit._linalg.kernels import Flag, Scalar, Vector, bordered, identity
-from jaxfit._rows.linearization import Linearization, sums, with_sums, without_rows
+from jaxfit._rows.linearization import Linearization, without_rows
 
 
 class Trial(eqx.Module):
@@ -46,10 +46,12 @@ class Point(eqx.Module):
     rounding: Scalar  # how far rounding x alone moves the residual vector
 
     @classmethod
-    def not_evaluated(cls, x: Vector, is_linear: bool) -> "Point":
+    def not_evaluated(
+        cls, x: Vector, is_linear: bool, is_swept: bool = False
+    ) -> "Point":
         """A point that is worse than any other: its cost is infinite."""
         zeros, zero = jnp.zeros_like(x), jnp.zeros_like(x[0])
-        nothing = without_rows(zeros, identity(x), is_linear)
+        nothing = without_rows(zeros, identity(x), is_linear, is_swept)
         return cls(
             x=x,
             linearization=_infinitely_bad(nothing),
@@ -88,14 +90,12 @@ def is_running(state: State) -> Any:
 
 def _infinitely_bad(linearization: Linearization) -> Linearization:
     """A linearization with an infinite cost."""
-    normal, *rest = sums(linearization)
+    normal, robust = linearization.normal, linearization.robust
     infinite = jnp.full_like(normal[0, 0], jnp.inf)
     worst = bordered(normal[:-1, :-1], normal[-1, :-1], infinite)
-    if rest:
-        rest[-1] = infinite
-    return with_sums(
-        linearization, (worst, *rest), linearization.counted, linearization.influence
-    )
+    if robust is not None:
+        robust = dataclasses.replace(robust, cost=infinite)
+    return dataclasses.replace(linearization, normal=worst, robust=robust)
 
 
 # In lanes

@@ -16,23 +16,25 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxfit._rows.linearization import Linearization, carried, sums, with_sums
+from jaxfit._rows.linearization import Linearization, Sums, carried, sums, with_sums
 from jaxfit._rows.table import RowTable, lengthened
 
 
 def over_devices(axis: str | tuple[str, ...], lin: Linearization) -> Linearization:
     """The sum over all devices: one triangle crosses for each matrix."""
-    parts = [_triangle(part) if part.ndim else part[None] for part in sums(lin)]
+    numbers, counts = sums(lin)
+    parts = [_triangle(part) if part.ndim else part[None] for part in numbers]
     crossing = lax.psum(jnp.concatenate(parts), axis)
     ends = np.cumsum([len(part) for part in parts])
     totals = [
         _square(crossing[end - len(part) : end], len(whole))
         if whole.ndim
         else crossing[end - 1]
-        for end, part, whole in zip(ends, parts, sums(lin), strict=True)
+        for end, part, whole in zip(ends, parts, numbers, strict=True)
     ]
-    counted = carried(lax.psum(lin.counted, axis))
-    return with_sums(lin, totals, counted, lax.pmax(lin.influence, axis))
+    counted = [carried(words) for words in lax.psum(counts, axis)]
+    of_all = Sums(tuple(totals), tuple(counted))
+    return with_sums(lin, of_all, lax.pmax(lin.influence, axis))
 
 
 def _triangle(matrix: Float[Array, "n n"]) -> Float[Array, " k"]:
@@ -74,6 +76,7 @@ def on_each_device(
     fit: Callable,
     table: RowTable,
     shared_tree: PyTree,
+    out_specs: Any = None,
 ) -> PyTree:
     """A fit that runs on all devices of a mesh at once.
 
@@ -83,6 +86,7 @@ def on_each_device(
         fit: (data, weights, counts, shared_tree) -> what is the same on all devices.
         table: all rows.
         shared_tree: what every device has.
+        out_specs: where the results lie; None: they are the same on all devices.
     """
     devices = math.prod(mesh.shape[axis] for axis in axes)
     share = -(-table.number // devices)
@@ -104,7 +108,11 @@ def on_each_device(
             for tree, spec in zip(arguments, specs, strict=True)
         )
     return jax.shard_map(
-        on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False
+        on_device,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=out_specs or P(),
+        check_vma=False,
     )(*arguments)
 
 

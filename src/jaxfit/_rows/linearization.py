@@ -7,7 +7,6 @@ visited. `reduction.py` makes them of rows, and `visit.py` visits the rows.
 """
 
 import operator
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -53,6 +52,18 @@ class Robust(eqx.Module):
     influence: Scalar
 
 
+class Swept(eqx.Module):
+    """What a linearization keeps of local parameters that were swept out of it.
+
+    Each row then moves with the local parameters of its block, which follow x: J in
+    `normal` and in `Robust.gram` is that total derivative (`_joint/sweep.py`).
+    """
+
+    held: Float[Array, "k k *lanes"]  # `normal`, the local parameters held
+    parameters: Int[Array, "2 *lanes"]  # local ones that are free, in blocks that count
+    uncertified: Int[Array, "2 *lanes"]  # blocks whose local ones fail the certificate
+
+
 class Linearization(eqx.Module):
     """The robust least-squares problem near one point, as n x n numbers.
 
@@ -72,6 +83,7 @@ class Linearization(eqx.Module):
     frame: Matrix  # P⁻¹
     counted: Int[Array, "2 *lanes"]  # residuals that count; see `in_words`
     robust: Robust | None  # None without a loss
+    swept: Swept | None = None  # None without local parameters
 
     @property
     def cost(self) -> Scalar:
@@ -90,8 +102,26 @@ class Linearization(eqx.Module):
     @property
     def count(self) -> Scalar:
         """Residuals that count, as a number of the fit's dtype."""
-        words = self.counted.astype(self.normal.dtype)
-        return words[0] * COUNT_BASE + words[1]
+        return self._number(self.counted)
+
+    @property
+    def local_parameters(self) -> Scalar | int:
+        """Local parameters that are free, in blocks that count."""
+        return 0 if self.swept is None else self._number(self.swept.parameters)
+
+    @property
+    def is_certified_locally(self) -> Flag | bool:
+        """Whether the local parameters of every block pass the certificate."""
+        return self.swept is None or jnp.all(self.swept.uncertified == 0, axis=0)
+
+    def _number(self, words: Int[Array, "2 *lanes"]) -> Scalar:
+        floating = words.astype(self.normal.dtype)
+        return floating[0] * COUNT_BASE + floating[1]
+
+    @property
+    def held(self) -> Float[Array, "k k *lanes"]:
+        """`normal`, any local parameters held."""
+        return self.normal if self.swept is None else self.swept.held
 
     @property
     def framed(self) -> Flag:
@@ -122,13 +152,13 @@ class Linearization(eqx.Module):
 
     @property
     def gradient(self) -> Vector:
-        """The gradient of the cost."""
-        return matvec(transpose(self.frame), self.rhs)
+        """The gradient of the cost, local parameters held."""
+        return matvec(transpose(self.frame), self.held[:-1, -1])
 
     @property
     def squared_norms(self) -> Vector:
-        """|J_i|² of the columns of √W J."""
-        return diagonal(_out_of(self.frame, self.normal[:-1, :-1]))
+        """|J_i|² of the columns of √W J, local parameters held."""
+        return diagonal(_out_of(self.frame, self.held[:-1, :-1]))
 
 
 class Columns(NamedTuple):
@@ -136,6 +166,7 @@ class Columns(NamedTuple):
 
     hessian: Matrix  # J_sᵀ J_s
     gradient: Vector
+    held_gradient: Vector  # any local parameters held, as in what follows
     squared_norms: Vector
     moves: Flags  # not all is zero, also where its square underflows
     resolved: Flag  # they have the digits that a certificate needs
@@ -152,23 +183,35 @@ def columns_of(linearization: Linearization) -> Columns:
 
 
 def _without_frame(lin: Linearization) -> Columns:
-    squared, moves = diagonal(lin.normal)[:-1], _touched(lin) > 0
-    return Columns(lin.gram, lin.rhs, squared, moves, jnp.isfinite(lin.cost))
+    return Columns(
+        hessian=lin.gram,
+        gradient=lin.rhs,
+        held_gradient=lin.held[:-1, -1],
+        squared_norms=diagonal(lin.held)[:-1],
+        moves=_touched(lin) > 0,
+        resolved=jnp.isfinite(lin.cost),
+    )
 
 
 def _out_of_frame(lin: Linearization) -> Columns:
     parts = transpose(jnp.abs(lin.frame))
-    lengths = matvec(parts, jnp.sqrt(diagonal(lin.normal)[:-1]))
+    lengths = matvec(parts, jnp.sqrt(diagonal(lin.held)[:-1]))
     squared, eps = jnp.maximum(lin.squared_norms, 0), jnp.finfo(lengths.dtype).eps
     most = precision_of(lengths.dtype).resolved
     resolved = every(eps * lengths**2 <= most * squared)
-    moves = matvec(parts, _touched(lin)) > 0
-    return Columns(lin.hessian, lin.gradient, squared, moves, resolved)
+    return Columns(
+        hessian=lin.hessian,
+        gradient=matvec(transpose(lin.frame), lin.rhs),
+        held_gradient=lin.gradient,
+        squared_norms=squared,
+        moves=matvec(parts, _touched(lin)) > 0,
+        resolved=resolved,
+    )
 
 
 def _touched(lin: Linearization) -> Vector:
     """Zero for columns without any product, of all there are, that is not zero."""
-    return total(jnp.abs(lin.normal[:, :-1]))
+    return total(jnp.abs(lin.held[:, :-1]))
 
 
 def _out_of(frame: Matrix, matrix: Matrix) -> Matrix:
@@ -192,50 +235,73 @@ def carried(words: Int[Array, "2 *lanes"]) -> Int[Array, "2 *lanes"]:
     return jnp.stack([words[0] + words[1] // COUNT_BASE, words[1] % COUNT_BASE])
 
 
-def sums(linearization: Linearization) -> tuple[Array, ...]:
-    """What adds up over rows, the count apart."""
-    robust = linearization.robust
-    if robust is None:
-        return (linearization.normal,)
-    return linearization.normal, robust.gram, robust.cost
+class Sums(NamedTuple):
+    """What adds up over rows."""
+
+    numbers: tuple[Array, ...]
+    counts: tuple[Int[Array, "2 *lanes"], ...]  # in words
+
+    def plus(self, other: "Sums") -> "Sums":
+        """The sums of both."""
+        counts = map(operator.add, self.counts, other.counts)
+        return Sums(
+            tuple(map(operator.add, self.numbers, other.numbers)),
+            tuple(map(carried, counts)),
+        )
+
+
+def sums(linearization: Linearization) -> Sums:
+    """What adds up over rows."""
+    lin = linearization
+    numbers, counts = [lin.normal], [lin.counted]
+    if lin.robust is not None:
+        numbers += [lin.robust.gram, lin.robust.cost]
+    if lin.swept is not None:
+        numbers += [lin.swept.held]
+        counts += [lin.swept.parameters, lin.swept.uncertified]
+    return Sums(tuple(numbers), tuple(counts))
 
 
 def with_sums(
-    linearization: Linearization,
-    sums: Sequence[Array],
-    counted: Int[Array, "2 *lanes"],
-    influence: Scalar,
+    linearization: Linearization, sums: Sums, influence: Scalar
 ) -> Linearization:
     """The inverse of `sums`, with what else depends on the rows."""
-    robust = None
+    numbers, counts = list(sums.numbers), list(sums.counts)
+    normal, counted = numbers.pop(0), counts.pop(0)
+    robust = swept = None
     if linearization.robust is not None:
-        robust = Robust(sums[1], sums[2], influence)
-    return Linearization(sums[0], linearization.frame, counted, robust)
+        robust = Robust(numbers.pop(0), numbers.pop(0), influence)
+    if linearization.swept is not None:
+        swept = Swept(numbers.pop(0), *counts)
+    return Linearization(normal, linearization.frame, counted, robust, swept)
 
 
 def merge(a: Linearization, b: Linearization) -> Linearization:
     """The linearization of the rows of `a` and `b` together, taken in one frame."""
-    return _merged(a, b, jax.tree.map(operator.add, sums(a), sums(b)))
+    return _merged(a, b, sums(a).plus(sums(b)))
 
 
-def _merged(a: Linearization, b: Linearization, sums: Sequence[Array]) -> Linearization:
-    counted = carried(a.counted + b.counted)
-    return with_sums(a, sums, counted, jnp.maximum(a.influence, b.influence))
+def _merged(a: Linearization, b: Linearization, sums: Sums) -> Linearization:
+    return with_sums(a, sums, jnp.maximum(a.influence, b.influence))
 
 
-def without_rows(x: Vector, inverse: Matrix, is_linear: bool) -> Linearization:
+def without_rows(
+    x: Vector, inverse: Matrix, is_linear: bool, is_swept: bool = False
+) -> Linearization:
     """The linearization of no rows at points like x.
 
     Args:
         inverse: P⁻¹, its frame.
         is_linear: without a loss.
+        is_swept: with local parameters.
     """
     zeros = jnp.zeros_like(x)
     size, zero = len(x) + 1, zeros[0]
     normal = jnp.zeros((size, size, *zero.shape), x.dtype) + zero
     counted = jnp.zeros((2, *zero.shape), jnp.int32) + zero.astype(jnp.int32)
     robust = None if is_linear else Robust(jnp.zeros_like(inverse), zero, zero)
-    return Linearization(normal, inverse, counted, robust)
+    swept = Swept(normal, counted, counted) if is_swept else None
+    return Linearization(normal, inverse, counted, robust, swept)
 
 
 class RunningSum(NamedTuple):
@@ -249,23 +315,26 @@ class RunningSum(NamedTuple):
     lost: tuple[Array, ...]  # what rounding took from its sums
 
     @classmethod
-    def of_nothing(cls, x: Vector, inverse: Matrix, is_linear: bool) -> "RunningSum":
+    def of_nothing(
+        cls, x: Vector, inverse: Matrix, is_linear: bool, is_swept: bool = False
+    ) -> "RunningSum":
         """The sum of no terms, in one frame."""
-        nothing = without_rows(x, inverse, is_linear)
-        return cls(nothing, jax.tree.map(jnp.zeros_like, sums(nothing)))
+        nothing = without_rows(x, inverse, is_linear, is_swept)
+        return cls(nothing, jax.tree.map(jnp.zeros_like, sums(nothing).numbers))
 
     def plus(self, more: Linearization) -> "RunningSum":
         """The sum with another term."""
         old, new = sums(self.linearization), sums(more)
-        added = jax.tree.map(operator.add, old, new)
-        lost = jax.tree.map(_lost, self.lost, old, new, added)
+        added = old.plus(new)
+        lost = tuple(map(_lost, self.lost, old.numbers, new.numbers, added.numbers))
         return RunningSum(_merged(self.linearization, more, added), lost)
 
     def total(self) -> Linearization:
         """The sum."""
         lin = self.linearization
-        exact = jax.tree.map(operator.add, sums(lin), self.lost)
-        return with_sums(lin, exact, lin.counted, lin.influence)
+        rounded = sums(lin)
+        exact = tuple(map(operator.add, rounded.numbers, self.lost))
+        return with_sums(lin, rounded._replace(numbers=exact), lin.influence)
 
 
 def _lost(so_far: Array, a: Array, b: Array, added: Array) -> Array:

@@ -37,7 +37,7 @@ def is_linear(loss: Loss | None) -> bool:
     return loss is None or type(loss) is Linear
 
 
-class _Weighted(NamedTuple):
+class Weighted(NamedTuple):
     """Rows times the roots of their weights."""
 
     residual: Float[Array, "m *lanes"]  # √w r
@@ -45,27 +45,27 @@ class _Weighted(NamedTuple):
     counts: Bool[Array, "m *lanes"] | None  # which rows count; None: all
 
 
-def _weighted(
+def weighted_rows(
     residual: Float[Array, "m *lanes"],
     columns: Any,
     weights: Float[Array, "m *lanes"] | None,
     counts: Bool[Array, "m *lanes"] | None,
-) -> _Weighted:
+) -> Weighted:
     """Rows and their weights; what does not count may be NaN."""
     root = 1
     if weights is not None:
         root = jnp.sqrt(weights)
         counts = weights != 0 if counts is None else counts & (weights != 0)
     if counts is None:
-        return _Weighted(residual, columns, None)
+        return Weighted(residual, columns, None)
 
     def weighted(rows: Array) -> Array:
         return jnp.where(counts, root * rows, 0)
 
-    return _Weighted(weighted(residual), jax.tree.map(weighted, columns), counts)
+    return Weighted(weighted(residual), jax.tree.map(weighted, columns), counts)
 
 
-class _LossTerms(NamedTuple):
+class LossTerms(NamedTuple):
     """Factors of the rows, and the cost, of a robust loss."""
 
     gradient: Float[Array, "m *lanes"]  # √ρ', with which JᵀWr is the gradient
@@ -74,11 +74,11 @@ class _LossTerms(NamedTuple):
     influence: Scalar  # the largest ρ'
 
 
-def _apply_loss(
+def apply_loss(
     loss: Loss | None,
     residual: Float[Array, "m *lanes"],
     counts: Bool[Array, "m *lanes"] | None,
-) -> _LossTerms:
+) -> LossTerms:
     """What a robust loss makes of weighted residuals.
 
     The model Hessian is that of Triggs et al., "Bundle adjustment: a modern synthesis"
@@ -93,7 +93,7 @@ def _apply_loss(
     hessian = jnp.maximum(slope + 2 * curvature * z, jnp.finfo(dtype).eps)
     if counts is not None:
         rho, slope = jnp.where(counts, rho, 0), jnp.where(counts, slope, 0)
-    return _LossTerms(
+    return LossTerms(
         gradient=jnp.sqrt(jnp.maximum(slope, 0)),
         hessian=jnp.sqrt(hessian),
         cost=0.5 * scale**2 * jnp.sum(rho, axis=0),
@@ -118,24 +118,35 @@ def reduce_rows(
         frame: the directions.
         counts: which residuals count at all; None: all.
     """
-    rows = _weighted(residual, columns, weights, counts)
+    rows = weighted_rows(residual, columns, weights, counts)
+    terms = None if is_linear(loss) else apply_loss(loss, rows.residual, rows.counts)
+    return reduced(rows, terms, frame)
+
+
+def reduced(rows: Weighted, terms: LossTerms | None, frame: Frame) -> Linearization:
+    """Weighted rows, and what a robust loss makes of them, as n x n."""
     residual, counts = rows.residual, rows.counts
     if counts is None:
         words = divmod(len(residual), COUNT_BASE)
         counted = jnp.stack([jnp.full(residual.shape[1:], n, jnp.int32) for n in words])
     else:
         counted = _count(counts)
-    if is_linear(loss):
-        normal = gram([*rows.columns, residual])
+    normal = normal_matrix(rows, terms)
+    if terms is None:
         return Linearization(normal, frame.inverse, counted, None)
-    terms = _apply_loss(loss, residual, counts)
-
-    def scaled(factor: Array) -> Any:
-        return jax.tree.map(lambda column: factor * column, rows.columns)
-
-    normal = gram([*scaled(terms.gradient), terms.gradient * residual])
-    robust = Robust(gram([*scaled(terms.hessian)]), terms.cost, terms.influence)
+    columns = [terms.hessian * column for column in rows.columns]
+    robust = Robust(gram(columns), terms.cost, terms.influence)
     return Linearization(normal, frame.inverse, counted, robust)
+
+
+def normal_matrix(
+    rows: Weighted, terms: LossTerms | None
+) -> Float[Array, "k k *lanes"]:
+    """(JP r)ᵀ W (JP r)."""
+    whole = [*rows.columns, rows.residual]
+    if terms is not None:
+        whole = [terms.gradient * row for row in whole]
+    return gram(whole)
 
 
 def robust_cost(
@@ -145,10 +156,10 @@ def robust_cost(
     counts: Bool[Array, " m"] | None,
 ) -> Scalar:
     """Half the sum of the loss."""
-    rows = _weighted(residual, [], weights, counts)
+    rows = weighted_rows(residual, [], weights, counts)
     if is_linear(loss):
         return 0.5 * jnp.sum(rows.residual**2)
-    return _apply_loss(loss, rows.residual, rows.counts).cost
+    return apply_loss(loss, rows.residual, rows.counts).cost
 
 
 def scaled_for_loss(
@@ -158,8 +169,8 @@ def scaled_for_loss(
     loss: Loss | None,
 ) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
     """The weighted residuals, and J_s, the Jacobian with rows scaled for the loss."""
-    rows = _weighted(residual, columns, weights, None)
+    rows = weighted_rows(residual, columns, weights, None)
     columns = rows.columns
     if not is_linear(loss):
-        columns = _apply_loss(loss, rows.residual, rows.counts).hessian * columns
+        columns = apply_loss(loss, rows.residual, rows.counts).hessian * columns
     return rows.residual, columns.T

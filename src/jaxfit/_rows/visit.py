@@ -6,7 +6,6 @@ chosen.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from jaxfit._linalg.branches import varying_with
 from jaxfit._linalg.kernels import Matrix, Scalar, Vector, identity
 from jaxfit._programs.memory import Budget, budget
 from jaxfit._programs.one_function import can_be_one_function, holds
+from jaxfit._rows.chunks import Chunks, Piece
 from jaxfit._rows.devices import of_first, over_devices
 from jaxfit._rows.linearization import Frame, Linearization, RunningSum
 from jaxfit._rows.reduction import is_linear, reduce_rows, robust_cost, scaled_for_loss
@@ -102,8 +102,8 @@ class Rows(NamedTuple):
     def linearize(self, x: Vector, frame: Frame) -> Linearization:
         """The linearization of all rows."""
         varied = varying_with((x, frame), self.like)
-        if self._is_one:
-            lin = self._linearization(self._one, *varied)
+        if self.chunks.is_one:
+            lin = self._linearization(self._chunk(self.chunks.whole), *varied)
         else:
             inverse = varied[1].inverse
             nothing = RunningSum.of_nothing(varied[0], inverse, is_linear(self.loss))
@@ -130,7 +130,7 @@ class Rows(NamedTuple):
 
     def evaluated(self, x: Vector, directions: Matrix) -> Evaluated:
         """Residuals and derivatives of rows whole."""
-        pieces = self._one.pieces
+        pieces = self.chunks.whole.rows
         residual, columns = self.residuals.evaluate(x, directions, pieces)
         return Evaluated(residual, columns, self.weights(pieces, x.dtype))
 
@@ -188,66 +188,24 @@ class Rows(NamedTuple):
         return self._replace(residuals=self.residuals._replace(in_columns=choice))
 
     @property
-    def valid_chunks(self) -> Int[Array, ""]:
-        """The number of chunks that have valid rows."""
-        rows = self.table.number if self.valid is None else self.valid
-        return jnp.asarray(-(-rows // self._size), jnp.int32)
-
-    @property
-    def _size(self) -> int:
-        """Rows of a chunk."""
-        return self.table.number if self.size is None else self.size
-
-    @property
-    def _is_one(self) -> bool:
-        """Whether all rows are one chunk."""
-        return self.size is None or self.size == self.table.number
-
-    @property
-    def _one(self) -> Chunk:
-        """All rows as one chunk."""
-        if self.size is None:
-            return Chunk(self.table.rows, None)
-        return self._chunk(0)
+    def chunks(self) -> Chunks:
+        """The rows in chunks."""
+        return Chunks(self.table, self.size, self.valid, self.omit)
 
     def _over_chunks(self, add: Callable, total: PyTree, number: Any = None) -> PyTree:
-        """(total, chunk) -> total, for one chunk after the other.
+        """(total, chunk) -> total, for one chunk after the other."""
 
-        In reverse mode a chunk is evaluated again, instead of kept.
-        """
-        if self._is_one:
-            return add(total, self._one)
-        if number is None:
-            number = np.int32(-(-self.table.number // self._size))
+        def added(total: PyTree, piece: Piece) -> PyTree:
+            return add(total, self._chunk(piece))
 
-        def step(i: Any, total: PyTree) -> PyTree:
-            return add(total, self._chunk(i))
+        return self.chunks.over(added, total, number)
 
-        total = varying_with(total, self.table.rows)
-        step = jax.checkpoint(step, prevent_cse=False)
-        return lax.fori_loop(np.int32(0), number, step, total)
-
-    def _chunk(self, chunk: Any) -> Chunk:
-        """One chunk, and which of its residuals count: not those of the chunk before,
-        nor of rows that are not valid."""
-        rows, size = self.table.number, self._size
-        index = index_dtype(rows)
-        begin = jnp.asarray(chunk, index) * index(size)
-        first = jnp.minimum(begin, index(rows - size))
-        pieces = [
-            lax.dynamic_slice_in_dim(leaf, first, size) for leaf in self.table.rows
-        ]
-        counts = None
-        if rows % size or self.valid is not None:
-            end = index(rows) if self.valid is None else self.valid.astype(index)
-            place = jnp.arange(size, dtype=index)
-            counts = (place >= begin - first) & (place < end - first)
-        if self.omit:
-            whole = _without_nan(pieces)
-            counts = whole if counts is None else counts & whole
+    def _chunk(self, piece: Piece) -> Chunk:
+        """A piece of the rows, and which of its residuals count."""
+        counts = piece.counts
         if counts is not None:
             counts = row_vector(counts, self.residuals.structure)
-        return Chunk(pieces, counts)
+        return Chunk(piece.rows, counts)
 
     def _linearization(self, chunk: Chunk, x: Vector, frame: Frame) -> Linearization:
         pieces, directions = chunk.pieces, frame.directions
@@ -261,15 +219,6 @@ class Rows(NamedTuple):
         if weights is None:
             return None
         return weight_vector(weights, self.residuals.structure, dtype)
-
-
-def _without_nan(rows: list[Array]) -> Bool[Array, " rows"]:
-    flags = [
-        jnp.all(~jnp.isnan(leaf), axis=range(1, leaf.ndim))
-        for leaf in rows
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    return functools.reduce(jnp.logical_and, flags, jnp.ones(len(rows[0]), bool))
 
 
 def trace_rows(
@@ -308,21 +257,6 @@ def trace_rows(
                 "residual array has the rows as its leading axis."
             )
     return Rows(table, residuals, model.loss, size, valid, omit)
-
-
-def index_dtype(rows: int) -> type:
-    """Integers that count so many rows."""
-    if rows < 2**31:
-        return np.int32
-    if jax.dtypes.canonicalize_dtype(np.int64) == np.int64:
-        return np.int64
-    if rows < 2**32:
-        return np.uint32
-    raise ValueError(
-        f"There are {rows} rows on one device, and JAX counts to 2^32 unless x64 is "
-        "on. Turn it on, jax.config.update('jax_enable_x64', True), or use more "
-        "devices, or solve_stream."
-    )
 
 
 def default_size(table: RowTable, n: int, dtype: Any) -> int:

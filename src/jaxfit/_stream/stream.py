@@ -200,7 +200,7 @@ def _accumulated(
     table, x = split_rows(request.data, request.weights), state.trial.x
     size = default_size(table, len(x), x.dtype)
     traced = trace_rows(model, table, x, size, rows, omit.value)
-    return traced.add_to(running, x, frame_of(state), traced.valid_chunks)
+    return traced.add_to(running, x, frame_of(state), traced.chunks.number_with_valid)
 
 
 def _decided(

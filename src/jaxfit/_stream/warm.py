@@ -18,9 +18,10 @@ from jaxfit._programs.arrays import ordinary, refuse_masks
 from jaxfit._programs.call import Static
 from jaxfit._programs.compiled import compiled
 from jaxfit._programs.errors import explained
+from jaxfit._rows.chunks import index_dtype
 from jaxfit._rows.linearization import Frame
 from jaxfit._rows.table import RowTable, split_rows
-from jaxfit._rows.visit import ResidualModel, index_dtype, trace_rows
+from jaxfit._rows.visit import ResidualModel, trace_rows
 from jaxfit.losses import Loss
 
 if TYPE_CHECKING:

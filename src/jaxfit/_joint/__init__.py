@@ -1,0 +1,1 @@
+"""Parameters that all blocks of rows share, and others of each block alone."""

@@ -1,0 +1,37 @@
+"""Whether residuals are affine in some of their arguments, seen from their trace."""
+
+from typing import Any
+
+import jax
+from jax.interpreters import partial_eval
+from jaxtyping import Array, PyTree
+
+from jaxfit._linalg.kernels import Vector
+from jaxfit._rows.residuals import Residuals
+
+
+def check_affine(residuals: Residuals, u: Vector, rows: list) -> None:
+    """Refuse residuals that are not affine in u, as far as can be seen."""
+    if not is_affine(residuals, u, rows):
+        raise ValueError(
+            "linear=True, but fn(x, u, data) is not seen to be affine in u: its "
+            "derivative by u depends on u. Let u enter as a sum of terms, each one "
+            "number of u times what depends on x and data alone, or leave out "
+            "linear=True."
+        )
+
+
+def is_affine(residuals: Residuals, u: Vector, rows: list) -> bool:
+    """Whether the derivative of the residuals by u does not depend on u."""
+
+    def slope(u: Array, direction: Array, rows: PyTree) -> Array:
+        return jax.jvp(lambda u: residuals.value(u, rows), (u,), (direction,))[1]
+
+    return 0 not in _used(jax.make_jaxpr(slope)(u, u, rows))
+
+
+def _used(closed: Any) -> set[int]:
+    """The places of the inputs on which the results depend."""
+    jaxpr = closed.jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return {place for place, is_used in enumerate(used) if is_used}

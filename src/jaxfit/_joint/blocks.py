@@ -1,0 +1,438 @@
+"""Blocks of rows with parameters of their own, seen as a function of what they share.
+
+For every point of the shared parameters x each block is fitted: its local parameters u
+start where the last step lets them be expected, and go to their minimum by the very
+loop of a single fit (`_core/fit.py`), inside their bounds, in a region of their own. If
+they enter linearly they are found at once (`linear=True`: variable projection). What is
+left of the block's rows, swept, adds up over blocks as rows do over chunks.
+
+A block that must step back, at a bound or in a valley, so does not hold up the others;
+and the shared fit sees a function without any local parameters.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxfit._core.bounds import Bounds, active_set
+from jaxfit._core.certificate import Status
+from jaxfit._core.derivative import Outcome, differentiable
+from jaxfit._core.fit import Setup, run
+from jaxfit._core.trip import no_frame
+from jaxfit._joint.sweep import Sweep, linear_minimum, sweep
+from jaxfit._linalg.branches import varying_with
+from jaxfit._linalg.kernels import Flags, Scalar, Vector, identity
+from jaxfit._programs.many import alone_or_many
+from jaxfit._rows.chunks import Chunks, Piece
+from jaxfit._rows.devices import of_first, over_devices
+from jaxfit._rows.linearization import (
+    Frame,
+    Linearization,
+    RunningSum,
+    Sums,
+    Swept,
+    carried,
+    in_words,
+    sums,
+    with_sums,
+)
+from jaxfit._rows.reduction import is_linear
+from jaxfit._rows.table import RowTable, whole_rows
+from jaxfit._rows.visit import Rows
+
+WORDS = 2**14  # so many can be added up in 32 bits
+
+
+class Local(NamedTuple):
+    """The local parameters of blocks, which have a leading axis."""
+
+    u: Float[Array, "*blocks l"]
+    response: Float[Array, "*blocks l n"]  # du/dx
+    status: Int[Array, "*blocks"]  # how the block's own fit ended
+
+    @classmethod
+    def start(cls, u: Float[Array, "B l"], x: Vector) -> "Local":
+        """Before the first trip."""
+        zeros = jnp.zeros((*u.shape, len(x)), u.dtype)
+        return cls(u, zeros, jnp.full(len(u), Status.MAX_STEPS, jnp.int32))
+
+    def moved(self, step: Vector, bounds: Bounds | None) -> "Local":
+        """The local parameters that are expected after a step of x."""
+        u = self.u + jnp.sum(self.response * step, axis=-1)
+        if bounds is not None:
+            u = bounds.project(u)
+        return self._replace(u=jnp.where(jnp.isfinite(u), u, self.u))
+
+
+class Factors(NamedTuple):
+    """What the errors of the local parameters are made of, all that may move following.
+
+    The columns J_u P are orthonormal, but for those that depend on others, which are
+    zero: a Gram matrix in a frame, as in `Linearization`.
+    """
+
+    gram: Float[Array, "*blocks l l"]
+    frame: Float[Array, "*blocks l l"]  # P⁻¹
+    response: Float[Array, "*blocks l n"]  # du/dx
+    gradient: Float[Array, "*blocks l"]
+    is_used: Bool[Array, "*blocks"]  # whether any residual counts
+    active: Int[Array, "*blocks l"]
+
+    @classmethod
+    def of(cls, swept: Sweep, u: Vector, bounds: Bounds | None) -> "Factors":
+        """Those of one block."""
+        kept = swept.basis.kept.astype(u.dtype)
+        active = jnp.zeros(u.shape, jnp.int32)
+        return cls(
+            gram=identity(u) * kept,
+            frame=swept.basis.triangle,
+            response=swept.response,
+            gradient=swept.gradient,
+            is_used=swept.is_used,
+            active=active if bounds is None else active_set(u, bounds),
+        )
+
+
+class _Block(NamedTuple):
+    """The rows of one block at a point x, as a function of either parameters."""
+
+    setup: Setup  # of its own fit; the first of the arrays of its rows is x
+    frame: Frame  # the directions of x
+
+    @property
+    def x(self) -> Vector:
+        """The shared parameters."""
+        return self.setup.rows.table.rows[0]
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """Those of the local parameters."""
+        return self.setup.setting.bounds
+
+    def across(self, u: Vector) -> Rows:
+        """The rows as a function of x."""
+        rows = self.setup.rows
+        vector, table = rows.residuals.vector, rows.table
+
+        def swapped(x: Vector, pieces: list, *constants: Any) -> Array:
+            return vector(pieces[0], [x, *pieces[1:]], *constants)
+
+        return rows._replace(
+            table=table._replace(rows=[u, *table.rows[1:]]),
+            residuals=rows.residuals._replace(vector=swapped),
+        )
+
+    def swept(self, u: Vector, free: Flags) -> Sweep:
+        """The block with these local parameters following x."""
+        rows = self.setup.rows
+        own = rows.evaluated(u, identity(u))
+        across = self.across(u).evaluated(self.x, self.frame.directions)
+        return sweep(own, across, free, rows.loss, self.frame)
+
+    @property
+    def free(self) -> Flags:
+        """Local parameters that may move."""
+        start = self.setup.start
+        return jnp.ones(start.shape, bool) if self.bounds is None else self.bounds.free
+
+    def linearization(
+        self, swept: Sweep, is_certified: Any = True, is_proper: Any = True
+    ) -> Linearization:
+        """What the block adds to the sum over all.
+
+        Args:
+            is_certified: its local parameters pass the certificate.
+            is_proper: it could be fitted at all.
+        """
+        lin, used = swept.linearization, swept.is_used
+        number = jnp.sum(self.free, dtype=jnp.int32)
+        zero = jnp.zeros_like(number)
+        uncertified = used & ~jnp.asarray(is_certified)
+        return dataclasses.replace(
+            lin,
+            normal=jnp.where(is_proper, lin.normal, jnp.nan),
+            swept=Swept(
+                held=swept.held,
+                parameters=in_words(jnp.where(used, number, zero)),
+                uncertified=in_words(jnp.where(uncertified, 1, zero)),
+            ),
+        )
+
+    def minimum(self) -> Vector:
+        """Local parameters that enter linearly, at their minimum."""
+        zeros = jnp.zeros_like(self.setup.start)
+        return linear_minimum(self.setup.rows.evaluated(zeros, identity(zeros)))
+
+
+class _Fitted(NamedTuple):
+    """The report of a block's own fit: the block, swept."""
+
+    frame: Frame
+
+    def __call__(self, setup: Setup, outcome: Outcome) -> tuple[Linearization, Local]:
+        block, u, bounds = _Block(setup, self.frame), outcome.x, setup.setting.bounds
+        free = block.free
+        if bounds is not None:
+            slope = outcome.linearization.gradient
+            held = ((u <= bounds.lower) & (slope > 0)) | (
+                (u >= bounds.upper) & (slope < 0)
+            )
+            free = free & ~held
+        swept = block.swept(u, free)
+        is_proper = outcome.status != jnp.int32(Status.INVALID_BOUNDS)
+        lin = block.linearization(swept, outcome.certified, is_proper)
+        return lin, Local(u, swept.response, outcome.status)
+
+
+class Blocks(NamedTuple):
+    """All blocks: a pytree of arrays and of what is none.
+
+    In the place of `Rows` in derivatives: there the local parameters `u` are known, and
+    follow what moves.
+    """
+
+    table: RowTable  # a block is a row of it
+    template: Setup  # of the own fit of one block
+    is_affine: bool  # in the local parameters
+    size: int | None = None  # blocks of a chunk; None: all
+    valid: Int[Array, ""] | None = None  # how many of the first count; None: all
+    axes: tuple[str, ...] | None = None  # of the devices that have the others
+    like: Vector | None = None  # varies over devices as the blocks do
+    u: Float[Array, "B l"] | None = None
+
+    # During a fit
+
+    def fitted(
+        self, x: Vector, frame: Frame, start: Local
+    ) -> tuple[Linearization, Local]:
+        """The sum over all blocks, each at its minimum, and the local parameters."""
+
+        def of_block(block: _Block) -> tuple[Linearization, Local]:
+            if not self.is_affine:
+                return run(block.setup, _Fitted(block.frame))
+            u = block.minimum()
+            swept = block.swept(u, block.free)
+            status = jnp.asarray(Status.COST, jnp.int32)
+            return block.linearization(swept), Local(u, swept.response, status)
+
+        kernel = self._alone_or_many(of_block) if self.is_affine else of_block
+        return self._over_blocks(kernel, x, frame, start.u)
+
+    def agreed(self, joint: Any) -> Any:
+        """A joint state, the same on all devices but for its local parameters."""
+        if self.axes is None:
+            return joint
+        return joint._replace(state=of_first(self.axes, joint.state))
+
+    # At the end of it
+
+    def report(
+        self, x: Vector, frame: Frame, u: Float[Array, "B l"], is_plain: bool = False
+    ) -> tuple[Linearization, Factors]:
+        """The sum over all blocks, at parameters that are known.
+
+        Args:
+            is_plain: as what derivatives can be taken of.
+        """
+
+        def of_block(block: _Block) -> tuple[Linearization, Factors]:
+            u = block.setup.start
+            swept = block.swept(u, block.free)
+            return block.linearization(swept), Factors.of(swept, u, block.bounds)
+
+        kernel = of_block if is_plain else self._alone_or_many(of_block)
+        return self._over_blocks(kernel, x, frame, u)
+
+    # Derivatives
+
+    def near(self, u: Float[Array, "B l"]) -> "Blocks":
+        """With local parameters that are known."""
+        return self._replace(u=u)
+
+    def linearize(self, x: Vector, frame: Frame) -> Linearization:
+        """The sum over all blocks."""
+        return self.report(x, frame, self.followed(x), is_plain=True)[0]
+
+    def followed(self, x: Vector) -> Float[Array, "B l"]:
+        """The local parameters as a function of all that they depend on."""
+
+        def of_block(block: _Block) -> tuple[Scalar, Vector]:
+            return 0 * block.x[0], self._following(block)
+
+        return self._visited(of_block, x, no_frame(x), self.u, 0 * x[0], operator.add)[
+            1
+        ]
+
+    def slope(self, x: Vector) -> Vector:
+        """The gradient of the cost by x, the local parameters at their minimum."""
+
+        def of_block(block: _Block) -> tuple[Vector, None]:
+            rows = block.across(self._following(block))
+            return rows.slope(block.x), None
+
+        slope, _ = self._visited(
+            of_block, x, no_frame(x), self.u, jnp.zeros_like(x), operator.add
+        )
+        return slope if self.axes is None else lax.psum(slope, self.axes)
+
+    def _following(self, block: _Block) -> Vector:
+        """The local parameters of a block, which move with what they depend on."""
+        if self.is_affine:
+            return block.minimum()
+        arrays, rest = eqx.partition(block.setup, eqx.is_array)
+
+        def rebuilt(arrays: PyTree) -> Setup:
+            return eqx.combine(arrays, rest)
+
+        def known(arrays: PyTree) -> Outcome:
+            setup = rebuilt(arrays)
+            u = setup.start
+            zero, count = 0 * u[0], jnp.asarray(Status.COST, jnp.int32)
+            return Outcome(
+                x=u,
+                linearization=setup.rows.linearize(u, no_frame(u)),
+                status=count,
+                optimality=zero,
+                steps=count,
+                nfev=count,
+                start_cost=zero,
+                certified=zero == 0,
+            )
+
+        return differentiable(known, lambda arrays: rebuilt(arrays).differentiable)(
+            arrays
+        ).x
+
+    # One block after the other
+
+    def _alone_or_many(self, kernel: Callable) -> Callable:
+        """A function of a block as one function of the machine, where it can be."""
+        template = self.template
+
+        def of_block(block: _Block) -> Any:
+            arrays, rest = eqx.partition(block, eqx.is_array)
+
+            def of_arrays(arrays: PyTree) -> Any:
+                return kernel(eqx.combine(arrays, rest))
+
+            def at_once(each: PyTree, shared: PyTree, _: Any, number: int) -> Any:
+                one = functools.partial(eqx.combine, shared)
+                return jax.vmap(lambda leaf: of_arrays(one(leaf)), axis_size=number)(
+                    each
+                )
+
+            return alone_or_many(
+                of_arrays,
+                arrays,
+                None,
+                in_one_function=template.is_one_function,
+                in_parts=template.in_parts,
+                lanes=at_once,
+                is_lanes=False,
+            )
+
+        return of_block
+
+    def _over_blocks(
+        self, kernel: Callable, x: Vector, frame: Frame, u: Float[Array, "B l"]
+    ) -> tuple[Linearization, Any]:
+        """The sum of linearizations, and what else a kernel gives of each block."""
+        x, frame = varying_with((x, frame), self.like)
+        nothing = RunningSum.of_nothing(
+            x, frame.inverse, is_linear(self.template.rows.loss), is_swept=True
+        )
+        running, each = self._visited(
+            kernel, x, frame, u, nothing, lambda running, lin: running.plus(lin)
+        )
+        lin = running.total()
+        if self.axes is not None:
+            lin = over_devices(self.axes, lin)
+        return dataclasses.replace(lin, frame=frame.inverse), each
+
+    def _visited(
+        self,
+        kernel: Callable,
+        x: Vector,
+        frame: Frame,
+        u: Float[Array, "B l"],
+        nothing: PyTree,
+        plus: Callable,
+    ) -> tuple[Any, Any]:
+        """A kernel of all blocks: the sum of the first of its results, and the second.
+
+        Args:
+            kernel: a block -> what is added up, and what is kept of it.
+            u: local parameters at which the blocks start.
+        """
+        x, frame, nothing = varying_with((x, frame, nothing), self.like)
+
+        def of_block(rows: list, u: Vector) -> Any:
+            return kernel(_Block(self._setup(x, rows, u), frame))
+
+        def added(total: tuple, piece: Piece) -> tuple:
+            amount, kept = total
+            size = len(piece.rows[0])
+            own = lax.dynamic_slice_in_dim(u, piece.first, size)
+            terms, each = jax.vmap(of_block)(piece.rows, own)
+            amount = plus(amount, _total(terms, piece.counts))
+            kept = jax.tree.map(
+                lambda whole, part: lax.dynamic_update_slice_in_dim(
+                    whole, part, piece.first, 0
+                ),
+                kept,
+                each,
+            )
+            return amount, kept
+
+        first = [leaf[0] for leaf in self.table.rows]
+        _, shapes = jax.eval_shape(of_block, first, u[0])
+        number = self.table.number
+        kept = jax.tree.map(lambda s: jnp.zeros((number, *s.shape), s.dtype), shapes)
+        chunks = Chunks(self.table, self.size or number, self.valid)
+        kept = varying_with(kept, self.like)
+        return chunks.over(added, (nothing, kept))
+
+    def _setup(self, x: Vector, rows: list, u: Vector) -> Setup:
+        """The fit of one block's local parameters, from a start."""
+        data, weights = self.table.with_rows(rows)
+        template = self.template
+        table = whole_rows((x, data), weights)
+        return template._replace(start=u, rows=template.rows._replace(table=table))
+
+
+def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
+    """The sum over blocks of those that count."""
+    if counts is not None:
+
+        def proper(leaf: Array) -> Array:
+            flags = counts.reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.where(flags, leaf, jnp.zeros_like(leaf))
+
+        terms = jax.tree.map(proper, terms)
+    if not isinstance(terms, Linearization):
+        return jax.tree.map(functools.partial(jnp.sum, axis=0), terms)
+    of_all = sums(terms)
+    added = Sums(
+        tuple(jnp.sum(number, axis=0) for number in of_all.numbers),
+        tuple(_total_words(words) for words in of_all.counts),
+    )
+    influence = 0 * added.numbers[0][0, 0]
+    if terms.robust is not None:
+        influence = jnp.max(terms.robust.influence, axis=0)
+    return with_sums(terms, added, influence)
+
+
+def _total_words(words: Int[Array, "c 2"]) -> Int[Array, "2"]:
+    parts = range(0, len(words), WORDS)
+    totals = [
+        carried(jnp.sum(words[k : k + WORDS], axis=0, dtype=jnp.int32)) for k in parts
+    ]
+    return functools.reduce(lambda a, b: carried(a + b), totals)
