@@ -67,8 +67,9 @@ class Local(NamedTuple):
     def moved(self, step: Vector, bounds: Bounds | None) -> "Local":
         """The local parameters that are expected after a step of x."""
         u = self.u + jnp.sum(self.response * step, axis=-1)
-        if bounds is not None:
-            u = bounds.project(u)
+        if bounds is not None:  # a start outside of them stays there, and is told
+            inside = (self.u >= bounds.lower) & (self.u <= bounds.upper)
+            u = jnp.where(inside, bounds.project(u), self.u)
         return self._replace(u=jnp.where(jnp.isfinite(u), u, self.u))
 
 
@@ -220,8 +221,10 @@ class Blocks(NamedTuple):
                 return run(block.setup, _Fitted(block.frame))
             u = block.minimum()
             swept = block.swept(u, block.free)
-            status = jnp.asarray(Status.COST, jnp.int32)
-            return block.linearization(swept), Local(u, swept.response, status)
+            lin = block.linearization(swept)
+            is_finite = jnp.isfinite(jnp.sum(lin.normal))
+            status = jnp.where(is_finite, Status.COST, Status.NONFINITE_START)
+            return lin, Local(u, swept.response, status.astype(jnp.int32))
 
         kernel = self._alone_or_many(of_block) if self.is_affine else of_block
         return self._over_blocks(kernel, x, frame, start.u)

@@ -54,7 +54,9 @@ class JointSolution(Solution):
         if np.ndim(message) or self.success:
             return message
         status = np.asarray(self.local_status)
-        failed = np.flatnonzero((status <= 0) & (status != Status.MAX_STEPS))
+        is_bad = (status <= 0) & (status != Status.MAX_STEPS)
+        is_idle = (status == Status.STALLED) & ~np.asarray(self.factors.is_used)
+        failed = np.flatnonzero(is_bad & ~is_idle)
         if failed.size == 0:
             return message
         named = ", ".join(str(block) for block in failed[:8])

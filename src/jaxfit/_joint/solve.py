@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
@@ -54,6 +54,7 @@ from jaxfit._programs.compiled import compiled
 from jaxfit._programs.errors import explained
 from jaxfit._programs.memory import Budget, budget
 from jaxfit._programs.one_function import is_possible
+from jaxfit._programs.spread import is_explicit
 from jaxfit._rows.devices import on_each_device
 from jaxfit._rows.linearization import Frame, Linearization
 from jaxfit._rows.reduction import is_linear
@@ -120,11 +121,16 @@ def solve_joint(
     request = joint_request(
         fn, x0, u0, data, bounds, local_bounds, weights, loss, options, rows, linear
     )
-    if isinstance(rows, Sharded):
-        rows, data, weights = distributed(rows, request.data, request.weights)
-        request = request._replace(rows=rows, data=data, weights=weights)
+    if not isinstance(rows, Sharded):
+        with explained(fn):
+            return compiled(_solve_joint, request)
+    _, u0, table = _tables(request)
+    both = request.data, u0
+    rows, (data, u0), weights = distributed(rows, both, request.weights)
+    request = request._replace(rows=rows, u0=u0, data=data, weights=weights)
     with explained(fn):
-        return compiled(_solve_joint, request)
+        solution = compiled(_solve_joint, request)
+    return _of_first_blocks(solution, table.number)
 
 
 class JointRequest(NamedTuple):
@@ -407,23 +413,18 @@ def joint_outcome(setup: JointSetup, joint: JointState) -> Outcome:
 
 def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:
     """The result in the user's structure, with what its errors are made of."""
-    frame_inverse = outcome.linearization.frame
-
-    def report(operands: tuple, is_plain: bool) -> tuple[Linearization, Factors]:
-        blocks, x, u = operands
-        directions = transpose(inverse_of(frame_inverse))
-        return blocks.report(x, Frame(frame_inverse, directions), u, is_plain)
-
-    arrays, rest = eqx.partition(setup.blocks, eqx.is_array)
+    blocks, rest = eqx.partition(setup.blocks, eqx.is_array)
 
     def reported(operands: tuple, is_plain: bool) -> tuple[Linearization, Factors]:
-        blocks, *point = operands
-        return report((eqx.combine(blocks, rest), *point), is_plain)
+        blocks, x, u, inverse = operands
+        frame = Frame(inverse, transpose(inverse_of(inverse)))
+        return eqx.combine(blocks, rest).report(x, frame, u, is_plain)
 
+    inverse = lax.stop_gradient(outcome.linearization.frame)
     lin, factors = derived_from(
         lambda operands: reported(operands, False),
         lambda operands: reported(operands, True),
-    )((arrays, outcome.x, outcome.local))
+    )((blocks, outcome.x, outcome.local, inverse))
     failed = outcome.status <= jnp.int32(Status.NONFINITE_START)
     failed = failed & (outcome.status != jnp.int32(Status.STALLED))
     lin = choose(failed, outcome.linearization, lin)
@@ -448,9 +449,7 @@ def whole_solution(
 
 def _on_mesh(request: JointRequest, rows: Sharded, mesh: Mesh) -> JointSolution:
     """The same fit on all devices, each with blocks of its own."""
-    number = split_rows(request.data, request.weights).number
-    _, u0, _ = _tables(request)
-    table = split_rows((request.data, u0), request.weights)
+    table = split_rows((request.data, request.u0), request.weights)
     shared = request._replace(fn=None, u0=None, data=None, weights=None, rows=None)
 
     def fit(
@@ -464,17 +463,37 @@ def _on_mesh(request: JointRequest, rows: Sharded, mesh: Mesh) -> JointSolution:
             )
         )
 
-    def place(path: tuple, _: Any) -> P:
-        named = path[0].name
-        return P(rows.axes) if named in ("local", "local_status", "factors") else P()
+    def shapes(data: PyTree, u0: PyTree, weights: PyTree) -> JointSolution:
+        placed = {"data": data, "u0": u0, "weights": weights}
+        return _solve_joint(request._replace(rows=Whole(), **placed))
 
-    example = jax.eval_shape(lambda: _solve_joint(request._replace(rows=Whole())))
-    specs = jax.tree.map_with_path(place, example)
-    solution = on_each_device(
+    without_places = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)),
+        (request.data, request.u0, request.weights),
+    )
+    example = jax.eval_shape(shapes, *without_places)
+    specs = jax.tree.map_with_path(
+        lambda path, _: P(rows.axes) if _is_of_blocks(path) else P(), example
+    )
+    return on_each_device(
         mesh, rows.axes, rows.counts, fit, table, shared, out_specs=specs
     )
 
+
+def _is_of_blocks(path: tuple) -> bool:
+    """Whether a leaf of a `JointSolution` has a leading axis of blocks."""
+    return path[0].name in ("local", "local_status", "factors")
+
+
+def _of_first_blocks(solution: JointSolution, number: int) -> JointSolution:
+    """The solution without the blocks that filled up the devices."""
+
     def cut(path: tuple, leaf: Array) -> Array:
-        return leaf if place(path, leaf) == P() else leaf[:number]
+        if not _is_of_blocks(path) or len(leaf) == number:
+            return leaf
+        if is_explicit(leaf):  # which has no part of another length
+            sharding = jax.typeof(leaf).sharding
+            leaf = jax.reshard(leaf, NamedSharding(sharding.mesh, P()))
+        return leaf[:number]
 
     return jax.tree.map_with_path(cut, solution)
