@@ -22,6 +22,7 @@ FLOORS = (  # each imports from those before it
     "_rows",
     "_core",
     "_batch",
+    "_joint",
     "_stream",
     "_scipy",
     "models",

@@ -22,14 +22,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxfit._core.bounds import Bounds, active_set
 from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import Outcome, differentiable
 from jaxfit._core.fit import Setup, run
 from jaxfit._core.trip import no_frame
-from jaxfit._joint.sweep import Sweep, linear_minimum, sweep
+from jaxfit._joint.block import Block, Factors, Fitted, Local
 from jaxfit._linalg.branches import varying_with
-from jaxfit._linalg.kernels import Flags, Scalar, Vector, identity
+from jaxfit._linalg.kernels import Scalar, Vector
 from jaxfit._programs.many import alone_or_many
 from jaxfit._rows.chunks import Chunks, Piece
 from jaxfit._rows.devices import of_first, over_devices
@@ -38,159 +37,14 @@ from jaxfit._rows.linearization import (
     Linearization,
     RunningSum,
     Sums,
-    Swept,
     carried,
-    in_words,
     sums,
     with_sums,
 )
 from jaxfit._rows.reduction import is_linear
 from jaxfit._rows.table import RowTable, whole_rows
-from jaxfit._rows.visit import Rows
 
 WORDS = 2**14  # so many can be added up in 32 bits
-
-
-class Local(NamedTuple):
-    """The local parameters of blocks, which have a leading axis."""
-
-    u: Float[Array, "*blocks l"]
-    response: Float[Array, "*blocks l n"]  # du/dx
-    status: Int[Array, "*blocks"]  # how the block's own fit ended
-
-    @classmethod
-    def start(cls, u: Float[Array, "B l"], x: Vector) -> "Local":
-        """Before the first trip."""
-        zeros = jnp.zeros((*u.shape, len(x)), u.dtype)
-        return cls(u, zeros, jnp.full(len(u), Status.MAX_STEPS, jnp.int32))
-
-    def moved(self, step: Vector, bounds: Bounds | None) -> "Local":
-        """The local parameters that are expected after a step of x."""
-        u = self.u + jnp.sum(self.response * step, axis=-1)
-        if bounds is not None:  # a start outside of them stays there, and is told
-            inside = (self.u >= bounds.lower) & (self.u <= bounds.upper)
-            u = jnp.where(inside, bounds.project(u), self.u)
-        return self._replace(u=jnp.where(jnp.isfinite(u), u, self.u))
-
-
-class Factors(NamedTuple):
-    """What the errors of the local parameters are made of, all that may move following.
-
-    The columns J_u P are orthonormal, but for those that depend on others, which are
-    zero: a Gram matrix in a frame, as in `Linearization`.
-    """
-
-    gram: Float[Array, "*blocks l l"]
-    frame: Float[Array, "*blocks l l"]  # P⁻¹
-    response: Float[Array, "*blocks l n"]  # du/dx
-    gradient: Float[Array, "*blocks l"]
-    is_used: Bool[Array, "*blocks"]  # whether any residual counts
-    active: Int[Array, "*blocks l"]
-
-    @classmethod
-    def of(cls, swept: Sweep, u: Vector, bounds: Bounds | None) -> "Factors":
-        """Those of one block."""
-        kept = swept.basis.kept.astype(u.dtype)
-        active = jnp.zeros(u.shape, jnp.int32)
-        return cls(
-            gram=identity(u) * kept,
-            frame=swept.basis.triangle,
-            response=swept.response,
-            gradient=swept.gradient,
-            is_used=swept.is_used,
-            active=active if bounds is None else active_set(u, bounds),
-        )
-
-
-class _Block(NamedTuple):
-    """The rows of one block at a point x, as a function of either parameters."""
-
-    setup: Setup  # of its own fit; the first of the arrays of its rows is x
-    frame: Frame  # the directions of x
-
-    @property
-    def x(self) -> Vector:
-        """The shared parameters."""
-        return self.setup.rows.table.rows[0]
-
-    @property
-    def bounds(self) -> Bounds | None:
-        """Those of the local parameters."""
-        return self.setup.setting.bounds
-
-    def across(self, u: Vector) -> Rows:
-        """The rows as a function of x."""
-        rows = self.setup.rows
-        vector, table = rows.residuals.vector, rows.table
-
-        def swapped(x: Vector, pieces: list, *constants: Any) -> Array:
-            return vector(pieces[0], [x, *pieces[1:]], *constants)
-
-        return rows._replace(
-            table=table._replace(rows=[u, *table.rows[1:]]),
-            residuals=rows.residuals._replace(vector=swapped),
-        )
-
-    def swept(self, u: Vector, free: Flags) -> Sweep:
-        """The block with these local parameters following x."""
-        rows = self.setup.rows
-        own = rows.evaluated(u, identity(u))
-        across = self.across(u).evaluated(self.x, self.frame.directions)
-        return sweep(own, across, free, rows.loss, self.frame)
-
-    @property
-    def free(self) -> Flags:
-        """Local parameters that may move."""
-        start = self.setup.start
-        return jnp.ones(start.shape, bool) if self.bounds is None else self.bounds.free
-
-    def linearization(
-        self, swept: Sweep, is_certified: Any = True, is_proper: Any = True
-    ) -> Linearization:
-        """What the block adds to the sum over all.
-
-        Args:
-            is_certified: its local parameters pass the certificate.
-            is_proper: it could be fitted at all.
-        """
-        lin, used = swept.linearization, swept.is_used
-        number = jnp.sum(self.free, dtype=jnp.int32)
-        zero = jnp.zeros_like(number)
-        uncertified = used & ~jnp.asarray(is_certified)
-        return dataclasses.replace(
-            lin,
-            normal=jnp.where(is_proper, lin.normal, jnp.nan),
-            swept=Swept(
-                held=swept.held,
-                parameters=in_words(jnp.where(used, number, zero)),
-                uncertified=in_words(jnp.where(uncertified, 1, zero)),
-            ),
-        )
-
-    def minimum(self) -> Vector:
-        """Local parameters that enter linearly, at their minimum."""
-        zeros = jnp.zeros_like(self.setup.start)
-        return linear_minimum(self.setup.rows.evaluated(zeros, identity(zeros)))
-
-
-class _Fitted(NamedTuple):
-    """The report of a block's own fit: the block, swept."""
-
-    frame: Frame
-
-    def __call__(self, setup: Setup, outcome: Outcome) -> tuple[Linearization, Local]:
-        block, u, bounds = _Block(setup, self.frame), outcome.x, setup.setting.bounds
-        free = block.free
-        if bounds is not None:
-            slope = outcome.linearization.gradient
-            held = ((u <= bounds.lower) & (slope > 0)) | (
-                (u >= bounds.upper) & (slope < 0)
-            )
-            free = free & ~held
-        swept = block.swept(u, free)
-        is_proper = outcome.status != jnp.int32(Status.INVALID_BOUNDS)
-        lin = block.linearization(swept, outcome.certified, is_proper)
-        return lin, Local(u, swept.response, outcome.status)
 
 
 class Blocks(NamedTuple):
@@ -216,9 +70,9 @@ class Blocks(NamedTuple):
     ) -> tuple[Linearization, Local]:
         """The sum over all blocks, each at its minimum, and the local parameters."""
 
-        def of_block(block: _Block) -> tuple[Linearization, Local]:
+        def of_block(block: Block) -> tuple[Linearization, Local]:
             if not self.is_affine:
-                return run(block.setup, _Fitted(block.frame))
+                return run(block.setup, Fitted(block.frame))
             u = block.minimum()
             swept = block.swept(u, block.free)
             lin = block.linearization(swept)
@@ -246,7 +100,7 @@ class Blocks(NamedTuple):
             is_plain: as what derivatives can be taken of.
         """
 
-        def of_block(block: _Block) -> tuple[Linearization, Factors]:
+        def of_block(block: Block) -> tuple[Linearization, Factors]:
             u = block.setup.start
             swept = block.swept(u, block.free)
             return block.linearization(swept), Factors.of(swept, u, block.bounds)
@@ -260,6 +114,11 @@ class Blocks(NamedTuple):
         """With local parameters that are known."""
         return self._replace(u=u)
 
+    @property
+    def _known(self) -> Float[Array, "B l"]:
+        assert self.u is not None
+        return self.u
+
     def linearize(self, x: Vector, frame: Frame) -> Linearization:
         """The sum over all blocks."""
         return self.report(x, frame, self.followed(x), is_plain=True)[0]
@@ -267,26 +126,26 @@ class Blocks(NamedTuple):
     def followed(self, x: Vector) -> Float[Array, "B l"]:
         """The local parameters as a function of all that they depend on."""
 
-        def of_block(block: _Block) -> tuple[Scalar, Vector]:
+        def of_block(block: Block) -> tuple[Scalar, Vector]:
             return 0 * block.x[0], self._following(block)
 
-        return self._visited(of_block, x, no_frame(x), self.u, 0 * x[0], operator.add)[
-            1
-        ]
+        return self._visited(
+            of_block, x, no_frame(x), self._known, 0 * x[0], operator.add
+        )[1]
 
     def slope(self, x: Vector) -> Vector:
         """The gradient of the cost by x, the local parameters at their minimum."""
 
-        def of_block(block: _Block) -> tuple[Vector, None]:
+        def of_block(block: Block) -> tuple[Vector, None]:
             rows = block.across(self._following(block))
             return rows.slope(block.x), None
 
         slope, _ = self._visited(
-            of_block, x, no_frame(x), self.u, jnp.zeros_like(x), operator.add
+            of_block, x, no_frame(x), self._known, jnp.zeros_like(x), operator.add
         )
         return slope if self.axes is None else lax.psum(slope, self.axes)
 
-    def _following(self, block: _Block) -> Vector:
+    def _following(self, block: Block) -> Vector:
         """The local parameters of a block, which move with what they depend on."""
         if self.is_affine:
             return block.minimum()
@@ -320,7 +179,7 @@ class Blocks(NamedTuple):
         """A function of a block as one function of the machine, where it can be."""
         template = self.template
 
-        def of_block(block: _Block) -> Any:
+        def of_block(block: Block) -> Any:
             arrays, rest = eqx.partition(block, eqx.is_array)
 
             def of_arrays(arrays: PyTree) -> Any:
@@ -378,7 +237,7 @@ class Blocks(NamedTuple):
         x, frame, nothing = varying_with((x, frame, nothing), self.like)
 
         def of_block(rows: list, u: Vector) -> Any:
-            return kernel(_Block(self._setup(x, rows, u), frame))
+            return kernel(Block(self._setup(x, rows, u), frame))
 
         def added(total: tuple, piece: Piece) -> tuple:
             amount, kept = total

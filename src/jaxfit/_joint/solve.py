@@ -10,27 +10,20 @@ The cost as a function of x alone, at the minimum over all u, is what is fitted:
 does not. Global fits over many data sets, variable projection and errors in x are this.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import (
-    Differentiable,
-    Outcome,
-    derived_from,
     differentiable,
 )
-from jaxfit._core.fit import Request, set_up, setting_of, solution_of
 from jaxfit._core.options import (
     DEFAULTS,
     Options,
@@ -38,32 +31,25 @@ from jaxfit._core.options import (
     check_callable,
     without_callable,
 )
-from jaxfit._core.parameters import Parameters
-from jaxfit._core.setting import Setting, initial_state
-from jaxfit._core.state import State, is_running
-from jaxfit._core.trip import decide, frame_of
-from jaxfit._joint.affine import check_affine
-from jaxfit._joint.blocks import Blocks, Factors, Local
+from jaxfit._joint.fit import (
+    JointRequest,
+    JointSetup,
+    joint_solution,
+    run_joint,
+    set_up_joint,
+    tables,
+)
 from jaxfit._joint.solution import JointSolution
-from jaxfit._linalg.branches import choose, varying_with
-from jaxfit._linalg.kernels import every, is_large, transpose
-from jaxfit._linalg.rotations import inverse_of
 from jaxfit._programs.arrays import ordinary
 from jaxfit._programs.call import Static
 from jaxfit._programs.compiled import compiled
 from jaxfit._programs.errors import explained
-from jaxfit._programs.memory import Budget, budget
-from jaxfit._programs.one_function import is_possible
 from jaxfit._programs.spread import is_explicit
 from jaxfit._rows.devices import on_each_device
-from jaxfit._rows.linearization import Frame, Linearization
 from jaxfit._rows.reduction import is_linear
-from jaxfit._rows.table import RowTable, Shared, split_rows
+from jaxfit._rows.table import split_rows
 from jaxfit._rows.ways import Chunked, Sharded, Whole, distributed
 from jaxfit.losses import Loss
-
-# Blocks that are worked on at once, by what one of them takes.
-CPU, OTHER = Budget(2**22, 64, 4096), Budget(2**28, 1024, 2**20)
 
 
 def solve_joint(
@@ -124,29 +110,13 @@ def solve_joint(
     if not isinstance(rows, Sharded):
         with explained(fn):
             return compiled(_solve_joint, request)
-    _, u0, table = _tables(request)
+    _, u0, table = tables(request)
     both = request.data, u0
     rows, (data, u0), weights = distributed(rows, both, request.weights)
     request = request._replace(rows=rows, u0=u0, data=data, weights=weights)
     with explained(fn):
         solution = compiled(_solve_joint, request)
     return _of_first_blocks(solution, table.number)
-
-
-class JointRequest(NamedTuple):
-    """What is asked of a joint fit, checked; a pytree."""
-
-    fn: Any
-    x0: PyTree
-    u0: PyTree
-    data: PyTree
-    bounds: Any
-    local_bounds: Any
-    weights: PyTree
-    loss: Loss | None
-    options: Options
-    rows: Whole | Chunked | Sharded | None
-    is_affine: Static  # a bool: in the local parameters
 
 
 def joint_request(
@@ -200,145 +170,6 @@ def joint_request(
     )
 
 
-class JointSetup(NamedTuple):
-    """A joint fit before its first trip: a pytree of arrays and of what is none."""
-
-    parameters: Parameters  # of x
-    local_parameters: Parameters  # of the u of one block
-    setting: Setting
-    blocks: Blocks
-    start: Float[Array, " n"]
-    local_start: Float[Array, "B l"]
-    gauss_newton: bool
-
-    @property
-    def differentiable(self) -> Differentiable:
-        """What derivatives are taken of."""
-        return Differentiable(self.blocks, self.setting.bounds, self.gauss_newton)
-
-
-class JointState(NamedTuple):
-    """The whole fit between two trips."""
-
-    state: State
-    local: Local  # at the point where the fit stands
-
-
-def set_up_joint(request: JointRequest) -> JointSetup:
-    """Trace the residuals of one block, and flatten the parameters."""
-    x0, u0, table = _tables(request)
-    parameters = Parameters(x0)
-    start = parameters.ravel(x0, "x0")
-    of_one = Parameters(jax.tree.map(lambda leaf: leaf[0], u0))
-    local_start = jax.vmap(lambda u: of_one.ravel(u, "u0"))(u0)
-    numbers = (table.rows, request.bounds, request.local_bounds, local_start)
-    start = varying_with(start, numbers)
-    local_start = varying_with(local_start, (numbers, start))
-    fn, unravel = request.fn, parameters.unravel
-
-    def residual(u: PyTree, both: tuple) -> PyTree:
-        return fn(unravel(both[0]), u, both[1])
-
-    data, weights = table.with_rows([leaf[0] for leaf in table.rows])
-    options = request.options
-    own_options = dataclasses.replace(options, x_scale="jac", max_steps=None)
-    own_options, jac = without_callable(own_options)
-    template = set_up(
-        Request(
-            fn=residual,
-            jac=jac,
-            x0=of_one.unravel(local_start[0]),
-            data=(start, data),
-            bounds=request.local_bounds,
-            weights=weights,
-            loss=request.loss,
-            options=own_options,
-        )
-    )
-    if request.is_affine.value:
-        check_affine(template.rows.residuals, template.start, template.rows.table.rows)
-    own = dataclasses.replace(template.setting, is_smooth=True)
-    template = template._replace(setting=own)
-    setting = dataclasses.replace(
-        setting_of(parameters, _of_shared(request)),
-        is_smooth=True,
-        is_swept=True,
-        in_one_function=is_possible(options.one_function) and not is_large(start),
-    )
-    rows, size, valid = request.rows, None, None
-    if rows is None:
-        each = template.rows.residuals.number * (len(start) + of_one.size + 2)
-        size = budget(CPU, OTHER).holds(each * start.dtype.itemsize)
-    elif not isinstance(rows, Whole):
-        size = rows.size
-    if isinstance(rows, Sharded) and rows.counts is not None:
-        valid = rows.counts[0]
-    blocks = Blocks(
-        table=table,
-        template=template,
-        is_affine=request.is_affine.value,
-        size=None if size is None else min(size, table.number),
-        valid=valid,
-        axes=rows.axes if isinstance(rows, Sharded) else None,
-        like=start,
-    )
-    return JointSetup(
-        parameters=parameters,
-        local_parameters=of_one,
-        setting=setting,
-        blocks=blocks,
-        start=start,
-        local_start=local_start,
-        gauss_newton=options.derivative == "gauss-newton",
-    )
-
-
-def _tables(request: JointRequest) -> tuple[PyTree, PyTree, RowTable]:
-    """The starts, in one dtype, and the data of all blocks."""
-    table = split_rows(request.data, request.weights)
-    number = table.number
-    if number == 0:
-        raise ValueError("data has no blocks; a fit needs at least one.")
-
-    def of_blocks(path: Any, leaf: Any) -> Array:
-        if isinstance(leaf, Shared):
-            whole = jnp.asarray(leaf.leaf)
-            return jnp.broadcast_to(whole, (number, *whole.shape))
-        if np.shape(leaf)[:1] != (number,):
-            raise ValueError(
-                f"u0{jax.tree_util.keystr(path)} has the shape {np.shape(leaf)}, and "
-                f"data has {number} blocks: give starts with the blocks as their "
-                "leading axis, or Shared(start) for one that is the same for all."
-            )
-        return jnp.asarray(leaf)
-
-    def is_shared(node: Any) -> bool:
-        return isinstance(node, Shared)
-
-    u0 = jax.tree.map_with_path(of_blocks, request.u0, is_leaf=is_shared)
-    first = Parameters(jax.tree.map(lambda leaf: leaf[0], u0)).dtype
-    dtype = jnp.promote_types(first, Parameters(request.x0).dtype)
-    x0, u0 = (
-        jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
-        for tree in (request.x0, u0)
-    )
-    return x0, u0, table
-
-
-def _of_shared(request: JointRequest) -> Request:
-    """What is asked of the fit of x."""
-    return Request(
-        fn=None,
-        jac=None,
-        x0=request.x0,
-        data=None,
-        bounds=request.bounds,
-        weights=None,
-        loss=request.loss,
-        options=without_callable(request.options)[0],
-    )
-
-
 def _solve_joint(request: JointRequest) -> JointSolution:
     """`solve_joint` without its compilation."""
     rows = request.rows
@@ -355,96 +186,6 @@ def _solve_joint(request: JointRequest) -> JointSolution:
         lambda arrays: rebuilt(arrays).differentiable,
     )(arrays)
     return joint_solution(setup, outcome)
-
-
-def run_joint(setup: JointSetup) -> Outcome:
-    """From the start to the end of a joint fit."""
-    blocks = setup.blocks
-
-    def goes_on(joint: JointState) -> Any:
-        return is_running(joint.state)
-
-    def after_trip(joint: JointState) -> JointState:
-        return blocks.agreed(joint_trip(setup, joint))
-
-    state = initial_state(setup.setting, setup.start)
-    first = JointState(state, Local.start(setup.local_start, setup.start))
-    first = varying_with(first, setup.start)
-    last = lax.while_loop(goes_on, after_trip, blocks.agreed(first))
-    return joint_outcome(setup, last)
-
-
-def joint_trip(setup: JointSetup, joint: JointState) -> JointState:
-    """One trip: every block at the trial point, and what follows from their sum."""
-    state = joint.state
-    expected = expected_local(setup, joint)
-    lin, local = setup.blocks.fitted(state.trial.x, frame_of(state), expected)
-    return after_sum(setup.setting, joint, lin, local)
-
-
-def expected_local(setup: JointSetup, joint: JointState) -> Local:
-    """The local parameters as they are expected at the trial point."""
-    step = joint.state.trial.x - joint.state.point.x
-    return joint.local.moved(step, setup.blocks.template.setting.bounds)
-
-
-def after_sum(
-    setting: Setting, joint: JointState, lin: Linearization, local: Local
-) -> JointState:
-    """What follows from the sum over all blocks; local parameters of what is refused
-    are forgotten."""
-    after = decide(setting, joint.state, lin)
-    moved = every(after.point.x == joint.state.trial.x)
-    return JointState(after, choose(moved, local, joint.local))
-
-
-def joint_outcome(setup: JointSetup, joint: JointState) -> Outcome:
-    """What was found."""
-    outcome, local = Outcome.of(joint.state), joint.local
-    crossed = jnp.any(local.status == jnp.int32(Status.INVALID_BOUNDS))
-    if setup.blocks.axes is not None:
-        crossed = lax.psum(crossed.astype(jnp.int32), setup.blocks.axes) > 0
-    fails = outcome.status == jnp.int32(Status.NONFINITE_START)
-    status = jnp.where(
-        crossed & fails, jnp.int32(Status.INVALID_BOUNDS), outcome.status
-    )
-    return outcome._replace(status=status, local=local.u, local_status=local.status)
-
-
-def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:
-    """The result in the user's structure, with what its errors are made of."""
-    blocks, rest = eqx.partition(setup.blocks, eqx.is_array)
-
-    def reported(operands: tuple, is_plain: bool) -> tuple[Linearization, Factors]:
-        blocks, x, u, inverse = operands
-        frame = Frame(inverse, transpose(inverse_of(inverse)))
-        return eqx.combine(blocks, rest).report(x, frame, u, is_plain)
-
-    inverse = lax.stop_gradient(outcome.linearization.frame)
-    lin, factors = derived_from(
-        lambda operands: reported(operands, False),
-        lambda operands: reported(operands, True),
-    )((blocks, outcome.x, outcome.local, inverse))
-    failed = outcome.status <= jnp.int32(Status.NONFINITE_START)
-    failed = failed & (outcome.status != jnp.int32(Status.STALLED))
-    lin = choose(failed, outcome.linearization, lin)
-    return whole_solution(setup, outcome._replace(linearization=lin), factors)
-
-
-def whole_solution(
-    setup: JointSetup, outcome: Outcome, factors: Factors
-) -> JointSolution:
-    """A `JointSolution` of what is known."""
-    shared = solution_of(setup.parameters, setup.setting.bounds, outcome)
-    bounds = setup.blocks.template.setting.bounds
-    number = setup.local_parameters.size
-    return JointSolution(
-        **{f.name: getattr(shared, f.name) for f in dataclasses.fields(shared)},
-        local=jax.vmap(setup.local_parameters.unravel)(outcome.local),
-        local_status=outcome.local_status,
-        local_free=jnp.ones(number, bool) if bounds is None else bounds.free,
-        factors=factors,
-    )
 
 
 def _on_mesh(request: JointRequest, rows: Sharded, mesh: Mesh) -> JointSolution:

@@ -1,0 +1,158 @@
+"""One block of rows at a point x, and its local parameters u."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfit._core.bounds import Bounds, active_set
+from jaxfit._core.certificate import Status
+from jaxfit._core.derivative import Outcome
+from jaxfit._core.fit import Setup
+from jaxfit._joint.sweep import Sweep, linear_minimum, sweep
+from jaxfit._linalg.kernels import Flags, Vector, identity
+from jaxfit._rows.linearization import Frame, Linearization, Swept, in_words
+from jaxfit._rows.visit import Rows
+
+
+class Local(NamedTuple):
+    """The local parameters of blocks, which have a leading axis."""
+
+    u: Float[Array, "*blocks l"]
+    response: Float[Array, "*blocks l n"]  # du/dx
+    status: Int[Array, "*blocks"]  # how the block's own fit ended
+
+    @classmethod
+    def start(cls, u: Float[Array, "B l"], x: Vector) -> "Local":
+        """Before the first trip."""
+        zeros = jnp.zeros((*u.shape, len(x)), u.dtype)
+        return cls(u, zeros, jnp.full(len(u), Status.MAX_STEPS, jnp.int32))
+
+    def moved(self, step: Vector, bounds: Bounds | None) -> "Local":
+        """The local parameters that are expected after a step of x."""
+        u = self.u + jnp.sum(self.response * step, axis=-1)
+        if bounds is not None:  # a start outside of them stays there, and is told
+            inside = (self.u >= bounds.lower) & (self.u <= bounds.upper)
+            u = jnp.where(inside, bounds.project(u), self.u)
+        return self._replace(u=jnp.where(jnp.isfinite(u), u, self.u))
+
+
+class Factors(NamedTuple):
+    """What the errors of the local parameters are made of, all that may move following.
+
+    The columns J_u P are orthonormal, but for those that depend on others, which are
+    zero: a Gram matrix in a frame, as in `Linearization`.
+    """
+
+    gram: Float[Array, "*blocks l l"]
+    frame: Float[Array, "*blocks l l"]  # P⁻¹
+    response: Float[Array, "*blocks l n"]  # du/dx
+    gradient: Float[Array, "*blocks l"]
+    is_used: Bool[Array, "*blocks"]  # whether any residual counts
+    active: Int[Array, "*blocks l"]
+
+    @classmethod
+    def of(cls, swept: Sweep, u: Vector, bounds: Bounds | None) -> "Factors":
+        """Those of one block."""
+        kept = swept.basis.kept.astype(u.dtype)
+        active = jnp.zeros(u.shape, jnp.int32)
+        return cls(
+            gram=identity(u) * kept,
+            frame=swept.basis.triangle,
+            response=swept.response,
+            gradient=swept.gradient,
+            is_used=swept.is_used,
+            active=active if bounds is None else active_set(u, bounds),
+        )
+
+
+class Block(NamedTuple):
+    """The rows of one block at a point x, as a function of either parameters."""
+
+    setup: Setup  # of its own fit; the first of the arrays of its rows is x
+    frame: Frame  # the directions of x
+
+    @property
+    def x(self) -> Vector:
+        """The shared parameters."""
+        return self.setup.rows.table.rows[0]
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """Those of the local parameters."""
+        return self.setup.setting.bounds
+
+    def across(self, u: Vector) -> Rows:
+        """The rows as a function of x."""
+        rows = self.setup.rows
+        vector, table = rows.residuals.vector, rows.table
+
+        def swapped(x: Vector, pieces: list, *constants: Any) -> Array:
+            return vector(pieces[0], [x, *pieces[1:]], *constants)
+
+        return rows._replace(
+            table=table._replace(rows=[u, *table.rows[1:]]),
+            residuals=rows.residuals._replace(vector=swapped),
+        )
+
+    def swept(self, u: Vector, free: Flags) -> Sweep:
+        """The block with these local parameters following x."""
+        rows = self.setup.rows
+        own = rows.evaluated(u, identity(u))
+        across = self.across(u).evaluated(self.x, self.frame.directions)
+        return sweep(own, across, free, rows.loss, self.frame)
+
+    @property
+    def free(self) -> Flags:
+        """Local parameters that may move."""
+        start = self.setup.start
+        return jnp.ones(start.shape, bool) if self.bounds is None else self.bounds.free
+
+    def linearization(
+        self, swept: Sweep, is_certified: Any = True, is_proper: Any = True
+    ) -> Linearization:
+        """What the block adds to the sum over all.
+
+        Args:
+            is_certified: its local parameters pass the certificate.
+            is_proper: it could be fitted at all.
+        """
+        lin, used = swept.linearization, swept.is_used
+        number = jnp.sum(self.free, dtype=jnp.int32)
+        zero = jnp.zeros_like(number)
+        uncertified = used & ~jnp.asarray(is_certified)
+        return dataclasses.replace(
+            lin,
+            normal=jnp.where(is_proper, lin.normal, jnp.nan),
+            swept=Swept(
+                held=swept.held,
+                parameters=in_words(jnp.where(used, number, zero)),
+                uncertified=in_words(jnp.where(uncertified, 1, zero)),
+            ),
+        )
+
+    def minimum(self) -> Vector:
+        """Local parameters that enter linearly, at their minimum."""
+        zeros = jnp.zeros_like(self.setup.start)
+        return linear_minimum(self.setup.rows.evaluated(zeros, identity(zeros)))
+
+
+class Fitted(NamedTuple):
+    """The report of a block's own fit: the block, swept."""
+
+    frame: Frame
+
+    def __call__(self, setup: Setup, outcome: Outcome) -> tuple[Linearization, Local]:
+        block, u, bounds = Block(setup, self.frame), outcome.x, setup.setting.bounds
+        free = block.free
+        if bounds is not None:
+            slope = outcome.linearization.gradient
+            held = ((u <= bounds.lower) & (slope > 0)) | (
+                (u >= bounds.upper) & (slope < 0)
+            )
+            free = free & ~held
+        swept = block.swept(u, free)
+        is_proper = outcome.status != jnp.int32(Status.INVALID_BOUNDS)
+        lin = block.linearization(swept, outcome.certified, is_proper)
+        return lin, Local(u, swept.response, outcome.status)
