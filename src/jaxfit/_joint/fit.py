@@ -29,7 +29,7 @@ from jaxfit._joint.affine import check_affine
 from jaxfit._joint.blocks import Blocks, Factors, Local
 from jaxfit._joint.solution import JointSolution
 from jaxfit._linalg.branches import choose, varying_with
-from jaxfit._linalg.kernels import every, is_large, transpose
+from jaxfit._linalg.kernels import MANY, every, is_large, transpose
 from jaxfit._linalg.rotations import inverse_of
 from jaxfit._programs.call import Static
 from jaxfit._programs.memory import Budget, budget
@@ -118,6 +118,8 @@ def set_up_joint(request: JointRequest) -> JointSetup:
         check_affine(template.rows.residuals, template.start, template.rows.table.rows)
     own = dataclasses.replace(template.setting, is_smooth=True)
     template = template._replace(setting=own)
+    if len(start) + of_one.size > MANY:  # products of matrices, from a library
+        template = template._replace(is_one_function=False, in_parts=False)
     setting = dataclasses.replace(
         setting_of(parameters, _of_shared(request)),
         is_smooth=True,
