@@ -47,7 +47,6 @@ class Factors(NamedTuple):
     gram: Float[Array, "*blocks l l"]
     frame: Float[Array, "*blocks l l"]  # P⁻¹
     response: Float[Array, "*blocks l n"]  # du/dx
-    gradient: Float[Array, "*blocks l"]
     is_used: Bool[Array, "*blocks"]  # whether any residual counts
     active: Int[Array, "*blocks l"]
 
@@ -59,7 +58,6 @@ class Factors(NamedTuple):
             gram=swept.local.gram,
             frame=swept.local.frame,
             response=swept.response,
-            gradient=swept.gradient,
             is_used=swept.is_used,
             active=active if bounds is None else active_set(u, bounds),
         )

@@ -203,7 +203,6 @@ class Sweep(NamedTuple):
     held: Float[Array, "k k"]  # its normal matrix with J_x in the place of C
     local: Projection  # of J_x on J_u
     response: Float[Array, "l n"]  # du/dx
-    gradient: Float[Array, " l"]  # of the cost along u
     is_used: Bool[Array, ""]  # whether any residual counts
 
 
@@ -244,7 +243,6 @@ def sweep(
         held=whole[size:, size:],
         local=onto,
         response=matmul(response.T, frame.inverse),
-        gradient=whole[:size, -1],
         is_used=jnp.any(lin.counted > 0),
     )
 
