@@ -96,8 +96,9 @@ def assert_as_dense(fit, dense, rtol=1e-9):
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss(name):
     loss = LOSSES[name]
-    fit = solve_joint(decay, X0, U0, DATA, loss=loss)
-    dense = solve(dense_decay, (X0, U0), (T, Y), loss=loss)
+    start, near = np.array([1.25]), TRUE_U + 0.02  # of several minima the same
+    fit = solve_joint(decay, start, near, DATA, loss=loss)
+    dense = solve(dense_decay, (start, near), (T, Y), loss=loss)
     assert_as_dense(fit, dense, rtol=1e-8)
     assert fit.nfev <= dense.nfev
 
@@ -105,20 +106,33 @@ def test_every_loss(name):
 LOW, HIGH = np.array([0.0, -0.5]), np.array([2.5, 0.5])
 
 
-@pytest.mark.parametrize("name", ["plain", "cauchy"])
+@pytest.mark.parametrize("name", ["plain", "soft"])
 def test_bounds_active_on_both(name):
     loss = LOSSES[name]
-    fit = solve_joint(
-        decay, X0, U0, DATA, bounds=(0.0, 1.2), local_bounds=(LOW, HIGH), loss=loss
-    )
+    start, limits = np.array([0.5]), (0.0, 0.8)
+    own = {"local_bounds": (LOW, HIGH), "loss": loss}
+    fit = solve_joint(decay, start, U0, DATA, bounds=limits, **own)
     lower, upper = np.tile(LOW, (B, 1)), np.tile(HIGH, (B, 1))
-    bounds = ((0.0, lower), (1.2, upper))
-    dense = solve(dense_decay, (X0, U0), (T, Y), bounds=bounds, loss=loss)
+    bounds = ((0.0, lower), (0.8, upper))
+    dense = solve(dense_decay, (start, U0), (T, Y), bounds=bounds, loss=loss)
     assert_as_dense(fit, dense, rtol=1e-8)
     assert fit.active == 1
     assert np.array_equal(fit.active, dense.active[0])
     assert np.array_equal(fit.local_active, dense.active[1])
     assert set(np.unique(fit.local_active)) == {-1, 0, 1}
+
+
+def test_a_block_beyond_the_scale_of_the_loss():
+    """It does not hold up the others, and its parameters are not determined."""
+    y = Y.copy()
+    y[4] += 100 * NOISE[4]
+    near = TRUE_U + 0.1
+    loss = losses.Tukey(0.1)
+    fit = solve_joint(decay, X0, near, (Shared(T), y), loss=loss, local_bounds=(-9, 9))
+    assert fit.success
+    assert fit.local_status[4] == Status.STALLED
+    assert not np.any(fit.local_determined()[4])
+    assert_allclose(fit.x, 1.3, atol=0.05)
 
 
 def test_a_fixed_local_parameter():
@@ -225,7 +239,9 @@ def test_variable_projection():
     assert_allclose(fit.stderr(), full.stderr(), rtol=1e-9)
     assert_allclose(fit.local_stderr(), full.local_stderr(), rtol=1e-9)
     assert_allclose(fit.covariance(), full.covariance(), rtol=1e-9)
-    assert_allclose(fit.cross_covariance(), full.cross_covariance(), rtol=1e-8)
+    cross = full.cross_covariance()
+    atol = 1e-9 * np.max(np.abs(cross))
+    assert_allclose(fit.cross_covariance(), cross, rtol=1e-9, atol=atol)
     assert fit.count == full.count == SPECTRA * M
     # one of the columns by itself: the classical variable projection
     columns = np.stack([np.exp(-fit.x[0] * T), np.exp(-fit.x[1] * T), np.ones(M)])
@@ -236,10 +252,10 @@ def test_variable_projection():
 @pytest.mark.parametrize("shift", [30.0, 1 / 30])
 def test_starts_far_off(shift):
     """30 times off it succeeds where the dense fit does, in fewer trips."""
-    few = MANY_Y[:20]
+    few = MANY_Y[:6]
     for start in (TRUE_X * [shift, 1.0], TRUE_X * [1.0, shift]):
         fit = solve_joint(exponentials, start, NO_START, (Shared(T), few), linear=True)
-        dense = solve(at_once(exponentials), (start, np.ones((20, 3))), (T, few))
+        dense = solve(at_once(exponentials), (start, np.ones((6, 3))), (T, few))
         if dense.success:
             assert fit.success
             assert fit.cost <= dense.cost * (1 + 1e-9)
@@ -324,7 +340,7 @@ def test_a_mixture_is_all_blocks(monkeypatch, noise, is_weighted):
     assert mixed.success
     assert plain.success
     error = np.asarray(plain.stderr())
-    assert np.max(np.abs(mixed.x - plain.x) / error) < 1e-6
+    assert np.all(np.abs(mixed.x - plain.x) < 1e-6 * error + 1e-14)
     assert_allclose(mixed.cost, plain.cost, rtol=1e-8)
     assert_allclose(mixed.local, plain.local, rtol=1e-8)
     assert_allclose(mixed.stderr(), error, rtol=1e-8)
@@ -355,15 +371,13 @@ def test_the_sweep_is_the_schur_complement(condition, held):
     root = np.sqrt(weights)
     basis, _ = np.linalg.qr((root * local[free]).T)
     left = root * shared - (root * shared) @ basis @ basis.T
-    assert_allclose(swept.linearization.gram, left @ left.T, rtol=1e-10, atol=1e-11)
-    assert_allclose(
-        swept.linearization.rhs, left @ (root * residual), rtol=1e-7, atol=1e-6
-    )
+    rtol = 1e-10 + 2e-17 * condition
+    assert_allclose(swept.linearization.gram, left @ left.T, rtol=rtol)
+    slope = left @ (root * residual)
+    assert_allclose(swept.linearization.rhs, slope, rtol=1e-10 + 1e-15 * condition)
     assert_allclose(swept.held[:2, :2], (weights * shared) @ shared.T, rtol=1e-13)
     moved = (root * shared) + swept.response.T @ (root * local)
-    assert_allclose(moved, left, atol=1e-6)
-    if not held:
-        assert_allclose(local @ (weights * (moved / root).T[:, 0]), 0, atol=1e-5)
+    assert_allclose(moved, left, atol=1e-10 + 1e-15 * condition)
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -416,7 +430,9 @@ def judged(fit, fn, data, bounds, local_bounds):
         np.append(np.broadcast_to(own, x.shape), np.broadcast_to(other, u.shape))
         for own, other in zip(bounds, local_bounds, strict=True)
     )
-    moved = np.clip(z - gradient / norms**2, lower, upper) - z
+    with np.errstate(divide="ignore", invalid="ignore"):  # what moves nothing
+        moved = np.clip(z - gradient / norms**2, lower, upper) - z
+    moved = np.where(norms > 0, moved, 0)
     terms, rounding = norms * np.abs(moved), 8 * np.finfo(float).eps * norms * np.abs(z)
     lengths = np.sqrt(np.sum(residual**2, axis=1))
     own_terms, own_rounding = (v[size:].reshape(u.shape) for v in (terms, rounding))

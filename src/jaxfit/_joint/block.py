@@ -62,7 +62,7 @@ class Factors(NamedTuple):
     gram: Float[Array, "*blocks l l"]
     frame: Float[Array, "*blocks l l"]  # P⁻¹
     response: Float[Array, "*blocks l n"]  # du/dx
-    is_used: Bool[Array, "*blocks"]  # whether any residual counts
+    is_used: Bool[Array, "*blocks"]  # whether any residual counts, and has influence
     active: Int[Array, "*blocks l"]
 
     @classmethod
@@ -73,7 +73,7 @@ class Factors(NamedTuple):
             gram=swept.local.gram,
             frame=swept.local.frame,
             response=swept.response,
-            is_used=swept.is_used,
+            is_used=swept.is_used & (swept.linearization.influence > 0),
             active=active if bounds is None else active_set(u, bounds),
         )
 
@@ -169,6 +169,8 @@ class Fitted(NamedTuple):
             )
             free = free & ~held
         swept = block.swept(u, free)
+        # nothing moves a block whose residuals are all beyond the scale of the loss
+        is_idle = outcome.linearization.influence == 0
         is_proper = outcome.status != jnp.int32(Status.INVALID_BOUNDS)
-        lin = block.linearization(swept, outcome.certified, is_proper)
+        lin = block.linearization(swept, outcome.certified | is_idle, is_proper)
         return lin, Local(u, swept.response, outcome.status)
