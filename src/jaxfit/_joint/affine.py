@@ -1,6 +1,6 @@
 """Whether residuals are affine in some of their arguments, seen from their trace."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 from jax.interpreters import partial_eval
@@ -12,7 +12,7 @@ from jaxfit._rows.residuals import Residuals
 
 def check_affine(residuals: Residuals, u: Vector, rows: list) -> None:
     """Refuse residuals that are not affine in u, as far as can be seen."""
-    if not is_affine(residuals, u, rows):
+    if not is_affine(lambda u: residuals.value(u, rows), u):
         raise ValueError(
             "linear=True, but fn(x, u, data) is not seen to be affine in u: its "
             "derivative by u depends on u. Let u enter as a sum of terms, each one "
@@ -21,17 +21,22 @@ def check_affine(residuals: Residuals, u: Vector, rows: list) -> None:
         )
 
 
-def is_affine(residuals: Residuals, u: Vector, rows: list) -> bool:
-    """Whether the derivative of the residuals by u does not depend on u."""
+def is_affine(function: Callable[[Array], PyTree], u: Vector) -> bool:
+    """Whether the derivative of a function is seen not to depend on its argument."""
 
-    def slope(u: Array, direction: Array, rows: PyTree) -> Array:
-        return jax.jvp(lambda u: residuals.value(u, rows), (u,), (direction,))[1]
+    def slope(u: Array, direction: Array) -> PyTree:
+        return jax.jvp(function, (u,), (direction,))[1]
 
-    return 0 not in _used(jax.make_jaxpr(slope)(u, u, rows))
+    return not any(0 in used for used in inputs_used(slope, u, u))
 
 
-def _used(closed: Any) -> set[int]:
-    """The places of the inputs on which the results depend."""
-    jaxpr = closed.jaxpr
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return {place for place, is_used in enumerate(used) if is_used}
+def inputs_used(function: Callable[..., PyTree], *arguments: Array) -> list[set[int]]:
+    """The places of the arguments on which each result is seen to depend."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+
+    def used_by(result: int) -> set[int]:
+        wanted = [place == result for place in range(len(jaxpr.outvars))]
+        _, used = partial_eval.dce_jaxpr(jaxpr, wanted)
+        return {place for place, is_used in enumerate(used) if is_used}
+
+    return [used_by(result) for result in range(len(jaxpr.outvars))]

@@ -134,18 +134,26 @@ class Problem:
 
     def about_origin(self, x: Vector) -> ByName:
         """All parameters by name, in the model's order, for x from the origin."""
-        values = dict(zip(self.varied, x, strict=True))
+        return self.completed(dict(zip(self.varied, x, strict=True)))
+
+    def completed(self, varied: ByName) -> ByName:
+        """`about_origin`, of the parameters that vary by name."""
+        dtype = next(iter(varied.values())).dtype
         fixed = self.counted(self.fixed)
-        values |= {name: xp.asarray(v, x.dtype) for name, v in fixed.items()}
+        values = varied | {name: xp.asarray(v, dtype) for name, v in fixed.items()}
         values = _tied(self.ties, values)
         return {name: values[name] for name in self.names}
 
     def parameters(self, x: Vector) -> ByName:
         """All parameters by name, in the model's order."""
-        values = self.about_origin(x)
+        return self.for_x_as_it_is(self.about_origin(x))
+
+    def for_x_as_it_is(self, values: ByName) -> ByName:
+        """All parameters, from those for x from the origin."""
         if self.origin is None:
             return values
-        fixed = {name: xp.asarray(v, x.dtype) for name, v in self.fixed.items()}
+        dtype = next(iter(values.values())).dtype
+        fixed = {name: xp.asarray(v, dtype) for name, v in self.fixed.items()}
         return values | (self.model.moved(values, -self.origin) or {}) | fixed
 
     def of_varied(self, x: Vector) -> Vector:
