@@ -22,21 +22,16 @@ def check_affine(residuals: Residuals, u: Vector, rows: list) -> None:
 
 
 def is_affine(function: Callable[[Array], PyTree], u: Vector) -> bool:
-    """Whether the derivative of a function is seen not to depend on its argument."""
+    """Whether the derivative of a function is seen not to depend on where it is."""
 
     def slope(u: Array, direction: Array) -> PyTree:
         return jax.jvp(function, (u,), (direction,))[1]
 
-    return not any(0 in used for used in inputs_used(slope, u, u))
+    return 0 not in used_inputs(slope, u, u)
 
 
-def inputs_used(function: Callable[..., PyTree], *arguments: Array) -> list[set[int]]:
-    """The places of the arguments on which each result is seen to depend."""
+def used_inputs(function: Callable, *arguments: PyTree) -> set[int]:
+    """The places, among all leaves of its arguments, on which a function depends."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-
-    def used_by(result: int) -> set[int]:
-        wanted = [place == result for place in range(len(jaxpr.outvars))]
-        _, used = partial_eval.dce_jaxpr(jaxpr, wanted)
-        return {place for place, is_used in enumerate(used) if is_used}
-
-    return [used_by(result) for result in range(len(jaxpr.outvars))]
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return {place for place, is_used in enumerate(used) if is_used}

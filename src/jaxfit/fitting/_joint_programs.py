@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxfit._joint.affine import inputs_used, is_affine
+from jaxfit._joint.affine import is_affine, used_inputs
 from jaxfit._joint.solution import JointSolution
 from jaxfit._joint.solve import solve_joint
 from jaxfit._programs.call import Static
@@ -69,7 +69,10 @@ class JointInputs(NamedTuple):
 
     def residuals(self, x: Array, u: Array, data: Points) -> dict[str, Any]:
         """The residuals of one data set."""
-        return self.problem.residuals(self.split.value.joined(x, u), data)
+        split, names = self.split.value, self.problem.varied
+        places = *split.shared, *split.local
+        by_name = {names[k]: v for k, v in zip(places, [*x, *u], strict=True)}
+        return self.problem.residuals(by_name, data)
 
     @property
     def has_sigmas(self) -> bool:
@@ -129,18 +132,20 @@ def joint_fit(inputs: JointInputs) -> JointEnd:
 
 def single_names(problem: Problem, split: Split) -> tuple[str, ...]:
     """All quantities that depend on shared parameters, and on these alone."""
+    varied, shared = problem.varied, {*split.shared}
+
+    def quantities(*values: Array) -> dict[str, Any]:
+        by_name = dict(zip(varied, values, strict=True))
+        return problem.parameters(by_name) | problem.derived(by_name)
+
+    ones = jnp.ones(len(varied))
     names = *problem.names, *problem.derived_names
 
-    def quantities(*varied: Array) -> list[Any]:
-        values = problem.completed(dict(zip(problem.varied, varied, strict=True)))
-        derived = problem.model.derived(values, problem.origin)
-        everything = problem.for_x_as_it_is(values) | derived
-        return [everything[name] for name in names]
+    def is_single(name: str) -> bool:
+        used = used_inputs(lambda *values: quantities(*values)[name], *ones)
+        return bool(used) and used <= shared
 
-    used = inputs_used(quantities, *map(jnp.float64, np.ones(len(problem.varied))))
-    shared = {*split.shared}
-    pairs = zip(names, used, strict=True)
-    return tuple(name for name, places in pairs if places and places <= shared)
+    return tuple(filter(is_single, names))
 
 
 def _shared(tree: PyTree) -> PyTree:
@@ -159,7 +164,6 @@ class _Each(NamedTuple):
     u: Float[Array, "*B l"]
     status: Int[Array, "*B"]
     active: Int[Array, "*B l"]
-    gradient: Float[Array, "*B l"]
     determined: Bool[Array, "*B l"]
     covariances: Any  # `Covariances` of it alone; None for those that are shared
 
@@ -179,7 +183,6 @@ def _vectors(inputs: JointInputs, solution: JointSolution) -> Float[Array, "B k"
         u=solution.local,
         status=_status_of_each(solution),
         active=solution.local_active,
-        gradient=solution.factors.gradient,
         determined=solution.local_determined(),
         covariances=None,
     )
@@ -208,7 +211,7 @@ def _vectors(inputs: JointInputs, solution: JointSolution) -> Float[Array, "B k"
             status=one.status,
             nfev=solution.nfev,
             count=part.number,
-            gradient=jnp.concatenate([solution.gradient, one.gradient])[places],
+            gradient=jnp.full(len(places), jnp.nan),  # of it alone, which is not fitted
         )
         return pack(finished(problem, end))
 

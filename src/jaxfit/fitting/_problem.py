@@ -26,7 +26,8 @@ from jaxfit.models._guess import far_middle
 
 Numeric = Array | np.ndarray
 ByName = dict[str, Any]  # arrays, and numbers of NumPy's
-Vector = Float[Numeric, "n *many"]  # the parameters that vary, as the solver has them
+# The parameters that vary, as the solver has them, or by name
+Vector = Float[Numeric, "n *many"] | ByName
 
 
 class Method(NamedTuple):
@@ -134,25 +135,19 @@ class Problem:
 
     def about_origin(self, x: Vector) -> ByName:
         """All parameters by name, in the model's order, for x from the origin."""
-        return self.completed(dict(zip(self.varied, x, strict=True)))
-
-    def completed(self, varied: ByName) -> ByName:
-        """`about_origin`, of the parameters that vary by name."""
-        dtype = next(iter(varied.values())).dtype
+        values = x if isinstance(x, dict) else dict(zip(self.varied, x, strict=True))
+        dtype = _dtype(values)
         fixed = self.counted(self.fixed)
-        values = varied | {name: xp.asarray(v, dtype) for name, v in fixed.items()}
+        values = values | {name: xp.asarray(v, dtype) for name, v in fixed.items()}
         values = _tied(self.ties, values)
         return {name: values[name] for name in self.names}
 
     def parameters(self, x: Vector) -> ByName:
         """All parameters by name, in the model's order."""
-        return self.for_x_as_it_is(self.about_origin(x))
-
-    def for_x_as_it_is(self, values: ByName) -> ByName:
-        """All parameters, from those for x from the origin."""
+        values = self.about_origin(x)
         if self.origin is None:
             return values
-        dtype = next(iter(values.values())).dtype
+        dtype = _dtype(values)
         fixed = {name: xp.asarray(v, dtype) for name, v in self.fixed.items()}
         return values | (self.model.moved(values, -self.origin) or {}) | fixed
 
@@ -250,6 +245,11 @@ def _derived_names(model: Model) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _dtype(values: ByName) -> Any:
+    """The dtype of parameters."""
+    return next(iter(values.values())).dtype
+
+
 def _tied(ties: Mapping[str, Callable], free: Mapping[str, Any]) -> ByName:
     """The free parameters and those tied to them, in any order."""
     known, waiting = dict(free), dict(ties)
@@ -257,7 +257,7 @@ def _tied(ties: Mapping[str, Callable], free: Mapping[str, Any]) -> ByName:
         done = {}
         for name, tie in waiting.items():
             try:
-                done[name] = xp.asarray(tie(known), next(iter(known.values())).dtype)
+                done[name] = xp.asarray(tie(known), _dtype(known))
             except KeyError as error:
                 if error.args[0] not in waiting:
                     raise ValueError(
