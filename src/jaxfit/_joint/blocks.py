@@ -272,7 +272,7 @@ class Blocks(NamedTuple):
         kept = varying_with(kept, self.like)
         return chunks.over(added, (nothing, kept))
 
-    def _setup(self, x: Vector, rows: list, u: Vector) -> Setup:
+    def _setup(self, x: Vector, rows: list, u: Float[Array, " l"]) -> Setup:
         """The fit of one block's local parameters, from a start."""
         data, weights = self.table.with_rows(rows)
         template = self.template
@@ -299,7 +299,8 @@ def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
     influence = 0 * added.numbers[0][0, 0]
     if terms.robust is not None:
         influence = jnp.max(terms.robust.influence, axis=0)
-    return with_sums(terms, added, influence)
+    first = jax.tree.map(lambda leaf: leaf[0], terms)  # in the same frame as all
+    return with_sums(first, added, influence)
 
 
 def _total_words(words: Int[Array, "c 2"]) -> Int[Array, "2"]:

@@ -36,7 +36,12 @@ def shared_names(
     Args:
         starts: what was given as p0, by name.
     """
-    asked = [shared] if isinstance(shared, str) else list(shared)
+    asked = [shared] if isinstance(shared, str) else shared
+    if not isinstance(asked, Iterable):
+        raise TypeError(
+            f"shared is {shared!r}; give names: {', '.join(problem.names)}."
+        )
+    asked = list(asked)
     if not asked:
         return ()
     for name in asked:
