@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 import jaxfit
 from jaxfit import Status, losses, models
 from jaxfit.fitting import _joint_programs
-from tests.test_first import compilations
+from test_first import compilations
 
 T = np.linspace(0, 5, 30)
 SHAPE = (2, 3)
@@ -20,14 +20,17 @@ NAMES = MODEL.names  # amplitude, rate, c
 NOISE = 0.05
 
 
-def curves(seed=0, shape=SHAPE):
+def curves(seed=0, shape=SHAPE, rate=0.7):
     random = np.random.default_rng(seed)
     amplitude, c = random.uniform(1, 3, shape), random.uniform(0, 1, shape)
-    y = amplitude[..., None] * np.exp(-0.7 * T) + c[..., None]
+    if np.ndim(rate):  # in place of amplitudes
+        amplitude = np.full(shape, 2.0)
+    y = amplitude[..., None] * np.exp(-np.multiply.outer(rate, T)) + c[..., None]
     return y + NOISE * random.normal(size=y.shape)
 
 
 Y = curves()
+EQUAL = curves(rate=np.linspace(0.5, 0.9, 6).reshape(SHAPE))
 OUTLIERS = np.where(np.random.default_rng(5).random(Y.shape) < 0.1, Y + 1, Y)
 HOLES = np.where(np.random.default_rng(6).random(Y.shape) < 0.2, np.nan, Y)
 SIGMA = NOISE * np.random.default_rng(7).uniform(0.5, 2, Y.shape)
@@ -59,7 +62,7 @@ def dense(
     sigma = np.broadcast_to(sigma, (*SHAPE, len(T))).reshape(y.shape)
     fixed, tie = fixed or {}, tie or {}
     is_local = [n not in shared for n in NAMES]
-    number, start = len(y), {"amplitude": 2.0, "rate": 0.7, "c": 0.5} | fixed
+    number, start = len(y), {"amplitude": 2.0, "rate": 0.8, "c": 0.5} | fixed
     p0 = {
         name: np.full(number, start[name]) if local else np.float64(start[name])
         for name, local in zip(NAMES, is_local, strict=True)
@@ -125,15 +128,12 @@ def assert_alike(fits, expected, rtol=1e-7):
     assert fits.success.all()
     for name in NAMES:
         value, error = np.asarray(values[name]), np.asarray(errors[name])
-        shape = SHAPE if value.ndim else ()
+        shape = () if fits.is_single(name) else SHAPE
         assert np.shape(fits[name]) == np.shape(fits.errors[name]) == shape
-        scale = np.max(error) + 1e-300
-        np.testing.assert_allclose(
-            fits[name], value.reshape(shape), rtol=rtol, atol=1e-2 * rtol * scale
-        )
-        np.testing.assert_allclose(
-            fits.errors[name], error.reshape(shape), rtol=rtol, atol=0
-        )
+        value, error = (v.reshape(SHAPE if v.ndim else ()) for v in (value, error))
+        atol = 1e-2 * rtol * np.max(error)
+        np.testing.assert_allclose(fits[name], value, rtol=rtol, atol=atol)
+        np.testing.assert_allclose(fits.errors[name], error, rtol=rtol, atol=0)
     free = sum(np.size(leaf) for leaf in jax.tree.leaves(solution.x))
     assert fits.dof == int(solution.count) - free
     chi_square = 2 * float(solution.cost)
@@ -143,19 +143,15 @@ def assert_alike(fits, expected, rtol=1e-7):
 
 CASES = {
     "plain": {},
-    "two": {"shared": ("c", "rate")},
-    "nonlinear": {"shared": "amplitude"},
-    "sigma": {"sigma": SIGMA, "absolute_sigma": True},
-    "holes": {"y": HOLES, "sigma": SIGMA},
+    "two": {"shared": ("c", "rate"), "y": HOLES, "sigma": SIGMA},
+    "nonlinear": {"shared": "amplitude", "y": EQUAL, "absolute_sigma": True},
     "bounds": {"bounds": {"rate": (0.75, 9.0), "c": (0.3, 0.8)}},
-    "priors": {"prior": {"rate": (0.6, 0.005), "c": (0.5, 0.1)}, "sigma": NOISE},
+    "priors": {"prior": {"rate": (0.6, 0.01), "c": (0.5, 0.1)}, "sigma": SIGMA},
     "fixed": {"fixed": {"c": 0.5}},
-    "tied": {"tie": {"c": lambda p: 0.3 * p["amplitude"]}},
-    "tied to shared": {"tie": {"c": lambda p: p["rate"] ** 2}},
+    "tied": {"tie": {"c": lambda p: p["rate"] ** 2}},
     "sandwich": {"y": HOLES, "covariance": "sandwich"},
-    "gram": {"y": OUTLIERS, "loss": losses.SoftL1(2 * NOISE), "covariance": "gram"},
+    "gram": {"y": OUTLIERS, "loss": losses.Cauchy(0.1), "covariance": "gram"},
     "huber": {"y": OUTLIERS, "loss": losses.Huber(1.5), "sigma": NOISE},
-    "cauchy": {"y": OUTLIERS, "loss": losses.Cauchy(1.5), "sigma": NOISE},
 }
 
 
@@ -166,9 +162,8 @@ def test_it_is_the_dense_fit(case):
     fits = jaxfit.fit_batch(MODEL, T, y, shared=shared, **settings)
     names = (shared,) if isinstance(shared, str) else shared
     values, errors, solution = dense(y, names, **settings)
-    rtol = 1e-6 if case in ("huber", "cauchy", "gram") else 1e-7
-    if case == "tied to shared":  # c then has one value, too
-        assert isinstance(fits["c"], float)
+    rtol = 1e-6 if case in ("huber", "gram") else 1e-7
+    assert isinstance(fits["c"], float) == (case in ("two", "tied"))
     assert_alike(fits, (values, errors, solution), rtol)
 
 
@@ -219,7 +214,7 @@ def test_parameters_that_enter_linearly_are_eliminated(
 
     with pytest.raises((StopIteration, RuntimeError)):
         jaxfit.fit_batch(decay, T, Y, **{"shared": "rate", **settings})
-    assert asked == [is_linear]
+    assert set(asked) == {is_linear}
 
 
 def test_other_data_compile_nothing():
@@ -407,7 +402,8 @@ def test_a_dataarray_keeps_its_names():
 
 def test_complex_curves_share_too():
     def ringing(t, a, rate, omega):
-        return a * jnp.exp((1j * omega - rate) * t)
+        size = a * jnp.exp(-rate * t)
+        return jax.lax.complex(size * jnp.cos(omega * t), size * jnp.sin(omega * t))
 
     random = np.random.default_rng(1)
     a = random.uniform(1, 2, 4)

@@ -1,7 +1,7 @@
 """`fit_batch`: one model and many data sets, from start to result."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +49,7 @@ def fit_batch(
     prior: Mapping[str, Any] | None = None,
     absolute_sigma: bool = False,
     covariance: str | None = None,
-    shared: str | Iterable[str] = (),
+    shared: Any = (),
     rowwise: bool = False,
     progress: bool = False,
     host: bool = False,

@@ -29,7 +29,7 @@ class JointNumbers(NamedTuple):
 
 
 def shared_names(
-    problem: Problem, shared: str | Iterable[str], starts: dict[str, Any]
+    problem: Problem, shared: Any, starts: dict[str, Any]
 ) -> tuple[str, ...]:
     """The parameters that data sets share, in the model's order; checked.
 
@@ -138,7 +138,8 @@ def _weights(
     counted: Bool[np.ndarray, " N"],
 ) -> dict[str, np.ndarray] | None:
     """The weights of all residuals; a prior of what is shared counts only once."""
-    is_of_all = [name in shared for name in problem.prior]
+    # in a program priors are sorted by name, as all dictionaries in pytrees
+    is_of_all = [name in shared for name in sorted(problem.prior)]
     valid = data_sets.valid
     if valid is None and not any(is_of_all):
         return None
@@ -191,16 +192,14 @@ def _start(
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(np.diagonal(end.covariance, axis1=1, axis2=2))
     for place, name in enumerate(problem.varied):
-        values = start[:, place]
-        if place in split.shared:
-            if name not in data_sets.starts:
-                known = finite & apart.determined[:, problem.names.index(name)]
-                values = _common(
-                    end.x[:, place], errors[:, place], known, guess[:, place]
-                )
-            start[:, place] = values
-        else:
+        values, given = start[:, place], guess[:, place]
+        if place in split.local:
             start[:, place] = np.where(np.isfinite(values), values, _median(values))
+        elif name in data_sets.starts:
+            start[:, place] = given
+        else:
+            known = finite & apart.determined[:, problem.names.index(name)]
+            start[:, place] = _common(end.x[:, place], errors[:, place], known, given)
     return start
 
 
