@@ -7,11 +7,11 @@ import pytest
 import scipy.optimize
 import xarray
 from jax.flatten_util import ravel_pytree
+from test_first import compilations
 
 import jaxfit
 from jaxfit import Status, losses, models
 from jaxfit.fitting import _joint_programs
-from test_first import compilations
 
 T = np.linspace(0, 5, 30)
 SHAPE = (2, 3)

@@ -85,28 +85,24 @@ def joint_numbers(
     """The numbers of data sets that share parameters, and those of all.
 
     Each is fitted by itself first. What they share then starts at the mean of what was
-    found, weighted by errors, or where p0 says.
+    found, weighted by errors, or where p0 says; if it does of all, and the others enter
+    linearly, no other start is needed.
     """
-    split = Split.of(problem, shared)
-    counted = _counted(data_sets)
+    counted, traced = _counted(data_sets), traced_function(problem.model)
     row = int(np.argmax(counted))
-    guess = start_vectors(problem, data_sets, axes)
-    apart = numbers_from(problem, data_sets, axes, guess, method, progress=progress)
-    start = _start(problem, split, data_sets, guess, apart, counted)
-    inputs = JointInputs(
-        problem=problem,
-        split=Static(split),
-        points=data_sets.data,
-        weights=_weights(problem, shared, data_sets, counted),
-        x0=start[row, list(split.shared)],
-        u0=start[:, list(split.local)],
-        bounds=_bounds(problem, split.shared),
-        local_bounds=_bounds(problem, split.local),
-        method=method._replace(options=_options(method.options, problem, split)),
-    )
-    traced, is_hasty = traced_function(problem.model), data_sets.data.y.size <= HASTY
+    inputs = _unstarted(problem, shared, data_sets, counted, method)
+    split = inputs.split.value
+    start = _given_start(inputs, data_sets)
+    if start is None:
+        guess = start_vectors(problem, data_sets, axes)
+        apart = numbers_from(problem, data_sets, axes, guess, method, progress=progress)
+        start = _start(problem, split, data_sets, guess, apart, counted)
+        inputs = inputs._replace(u0=start[:, list(split.local)])
+    inputs = inputs._replace(x0=start[row, list(split.shared)])
+    is_hasty = data_sets.data.y.size <= HASTY
     end = computed(joint_fit, inputs, traced=traced, is_hasty=is_hasty)
     numbers = Numbers.unpacked(end.vectors, Numbers.shapes(problem, None))
+    start = np.where(np.isnan(start), numbers.at_solver.x, start)
     with double_precision(traced):
         single = single_names(problem, split)
     together = Together(
@@ -121,6 +117,28 @@ def joint_numbers(
         nfev=int(end.nfev),
     )
     return JointNumbers(numbers._replace(start=of_varied(problem, start)), together)
+
+
+def _unstarted(
+    problem: Problem,
+    shared: tuple[str, ...],
+    data_sets: DataSet,
+    counted: Bool[np.ndarray, " N"],
+    method: Method,
+) -> JointInputs:
+    """What the program is given, with any start."""
+    split = Split.of(problem, shared)
+    return JointInputs(
+        problem=problem,
+        split=Static(split),
+        points=data_sets.data,
+        weights=_weights(problem, shared, data_sets, counted),
+        x0=np.ones(len(split.shared)),
+        u0=np.ones((len(counted), len(split.local))),
+        bounds=_bounds(problem, split.shared),
+        local_bounds=_bounds(problem, split.local),
+        method=method._replace(options=_options(method.options, problem, split)),
+    )
 
 
 def _counted(data_sets: DataSet) -> Bool[np.ndarray, " N"]:
@@ -174,6 +192,20 @@ def _options(options: Options | None, problem: Problem, split: Split) -> Options
 
 
 # Where it starts
+
+
+def _given_start(
+    inputs: JointInputs, data_sets: DataSet
+) -> Float[np.ndarray, "N n"] | None:
+    """The solver's vectors, if p0 says all that matters: NaN for what does not."""
+    problem, shared = inputs.problem, inputs.split.value.shared
+    start = np.full((len(inputs.u0), len(problem.varied)), np.nan)
+    for place in shared:
+        if problem.varied[place] not in data_sets.starts:
+            return None
+        start[:, place] = data_sets.starts[problem.varied[place]]
+    with double_precision(traced_function(problem.model)):
+        return start if inputs.is_linear else None
 
 
 def _start(
