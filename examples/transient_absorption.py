@@ -7,8 +7,8 @@ trace alone says little about the lifetimes, and all of them together say much.
 
 `fit_batch(..., shared=("rate1", "rate2"))` fits all traces as one problem. Amplitudes
 enter linearly, and are eliminated: variable projection, without being asked for. Their
-maps are the decay-associated spectra. Prints the lifetimes, beside those of traces alone,
-and saves `transient_absorption.png`.
+maps are the decay-associated spectra. Prints the lifetimes, beside those of traces by
+themselves, and saves `transient_absorption.png`.
 """
 
 import time

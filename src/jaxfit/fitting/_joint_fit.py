@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options
 from jaxfit._programs.call import Static
 from jaxfit._programs.host import computed, double_precision
@@ -113,7 +114,7 @@ def joint_numbers(
         cost=float(end.cost),
         count=int(end.count),
         dof=int(end.dof),
-        status=int(end.status),
+        status=int(end.status if counted.any() else Status.NONFINITE_START),
         nfev=int(end.nfev),
     )
     return JointNumbers(numbers._replace(start=of_varied(problem, start)), together)
