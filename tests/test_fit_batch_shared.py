@@ -218,7 +218,8 @@ def test_parameters_that_enter_linearly_are_eliminated(
 
 
 def test_other_data_compile_nothing():
-    jaxfit.fit_batch(MODEL, T, Y, shared="rate")
+    for start in (None, {"rate": 1.0}):
+        jaxfit.fit_batch(MODEL, T, Y, shared="rate", p0=start)
     with compilations() as names:
         jaxfit.fit_batch(MODEL, T, curves(3), shared="rate", p0={"rate": 2.0})
         jaxfit.fit_batch(MODEL, T + 0.1, curves(4), shared="rate")

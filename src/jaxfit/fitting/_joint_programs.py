@@ -67,7 +67,7 @@ class JointInputs(NamedTuple):
     local_bounds: tuple[Any, Any] | None
     method: Method
 
-    def residuals(self, x: Array, u: Array, data: Points) -> dict[str, Any]:
+    def residuals(self, x: Any, u: Any, data: Points) -> dict[str, Any]:
         """The residuals of one data set."""
         split, names = self.split.value, self.problem.varied
         places = *split.shared, *split.local
@@ -88,7 +88,8 @@ class JointInputs(NamedTuple):
             return False
         x, sigma = self.points.x, self.points.sigma
         first = Points(x, self.points.y[0], sigma[0] if self.has_sigmas else sigma)
-        return is_affine(lambda u: self.residuals(self.x0, u, first), self.u0[0])
+        u0 = jnp.asarray(self.u0[0])
+        return is_affine(lambda u: self.residuals(self.x0, u, first), u0)
 
 
 class JointEnd(NamedTuple):
