@@ -30,6 +30,10 @@ EXAMPLES = {  # and what is smaller in them
     "quickstart": {},
     "t2_map": {"SIZE = 160": "SIZE = 32"},
     "three_peaks": {},
+    "transient_absorption": {
+        "430, 720, 120)": "430, 720, 24)",
+        "(15, 40, 60, 90)": "(3, 8, 12, 18)",
+    },
 }
 
 

@@ -12,7 +12,7 @@ from jaxfit._rows.residuals import Residuals
 
 def check_affine(residuals: Residuals, u: Own, rows: list) -> None:
     """Refuse residuals that are not affine in u, as far as can be seen."""
-    if not is_affine(residuals, u, rows):
+    if not is_affine(lambda u: residuals.value(u, rows), u):
         raise ValueError(
             "linear=True, but fn(x, u, data) is not seen to be affine in u: its "
             "derivative by u depends on u. Let u enter as a sum of terms, each one "
@@ -21,13 +21,13 @@ def check_affine(residuals: Residuals, u: Own, rows: list) -> None:
         )
 
 
-def is_affine(residuals: Residuals, u: Own, rows: list) -> bool:
-    """Whether the derivative of the residuals by u does not depend on u."""
+def is_affine(function: Callable[[Array], PyTree], u: Own) -> bool:
+    """Whether the derivative of a function is seen not to depend on where it is."""
 
-    def slope(u: Array, direction: Array, rows: PyTree) -> Array:
-        return jax.jvp(lambda u: residuals.value(u, rows), (u,), (direction,))[1]
+    def slope(u: Array, direction: Array) -> PyTree:
+        return jax.jvp(function, (u,), (direction,))[1]
 
-    return 0 not in used_inputs(slope, u, u, rows)
+    return 0 not in used_inputs(slope, u, u)
 
 
 def used_inputs(function: Callable, *arguments: PyTree) -> set[int]:

@@ -17,6 +17,7 @@ from jaxfit.fitting._batch_record import Labels
 from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._dates import Dated
 from jaxfit.fitting._functions import Asked, with_functions
+from jaxfit.fitting._joint_fit import for_sharing, joint_numbers, shared_names
 from jaxfit.fitting._points import Axes, DataSet, Observed, observed
 from jaxfit.fitting._problem import from_middle, starts_about
 from jaxfit.fitting._record import Numbers
@@ -24,6 +25,12 @@ from jaxfit.fitting._run import batch_numbers
 from jaxfit.interop.lmfit import Terms, without_lmfit
 from jaxfit.losses import Loss
 from jaxfit.models import as_model
+
+ON_HOST = (
+    "the model is a function that NumPy computes on the host, and data sets that share "
+    "parameters are fitted by compiled ones. Write it in jax.numpy, or in NumPy so "
+    "that it can be traced; HostModelWarning tells why it cannot."
+)
 
 
 def fit_batch(
@@ -42,6 +49,7 @@ def fit_batch(
     prior: Mapping[str, Any] | None = None,
     absolute_sigma: bool = False,
     covariance: str | None = None,
+    shared: Any = (),
     rowwise: bool = False,
     progress: bool = False,
     host: bool = False,
@@ -64,7 +72,14 @@ def fit_batch(
             a DataArray `Y`, DataArrays of sigma and p0 go by their dimensions.
         nan_policy: "omit" leaves NaN of Y out, and gives NaN where none is left;
             "raise" refuses it. What is masked is left out in any case.
-        progress: show a bar.
+        shared: parameters that have one value for all data sets, a name or several: a
+            rate, a width, an instrument's response. All data sets are then fitted
+            together (`jaxfit.solve_joint`), each first by itself for a start. What has
+            one value is a number in `fits[name]` and `fits.errors[name]`, with its
+            error from all data, and all else a map. Parameters of each that enter
+            linearly, such as heights, are eliminated (variable projection). A prior of
+            what is shared counts once. Models on the host are refused.
+        progress: show a bar; with `shared`, of the fits of each by itself.
 
     Returns:
         A `BatchFit`, of NumPy arrays with the leading dimensions of `Y`. Fits that fail
@@ -92,6 +107,7 @@ def fit_batch(
     terms = {"bounds": given.bounds, "fixed": given.fixed, "tie": given.tie}
     terms |= {"prior": prior}
     asked = problem_from(model, p0=p0, rowwise=rowwise, **terms)
+    names = shared_names(asked.problem, shared, asked.starts)
     starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
     settings = terms | {
         "sigma": seen.of_points(seen.data.sigma),
@@ -107,14 +123,16 @@ def fit_batch(
     def fitted(spoken: Asked) -> BatchFit:
         given = asked.starts
         problem = from_middle(spoken.problem.for_data(seen), given, seen.data.x)
+        if names and spoken.is_on_host:
+            raise ValueError(f"shared={names!r}: {ON_HOST}")
+        problem, together = for_sharing(problem, names), None
         flat = _flat(seen, starts_about(problem, starts), lead)
-        numbers = batch_numbers(
-            problem,
-            flat.data_sets,
-            flat.axes,
-            spoken.method(method),
-            progress=progress,
-        )
+        inputs = problem, flat.data_sets, flat.axes, spoken.method(method)
+        if names and flat.data_sets.data.y.size:
+            joint = joint_numbers(*inputs, names, progress=progress)
+            numbers, together = joint.numbers, joint.together
+        else:
+            numbers = batch_numbers(*inputs, progress=progress)
         spoken.check(seen.data, numbers)
         _forget_empty(numbers, flat.data_sets.valid)
         return BatchFit(
@@ -126,6 +144,7 @@ def fit_batch(
             numbers=numbers,
             shape=lead,
             labels=plain.labels,
+            together=together,
         )
 
     return with_functions(asked, seen.data.x, fitted, bool(host))

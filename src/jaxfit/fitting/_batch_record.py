@@ -11,11 +11,13 @@ from jaxtyping import Bool, Float, Int, PyTree
 from jaxfit.fitting._dates import Dates
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._record import Numbers
+from jaxfit.fitting._together import Together
 from jaxfit.models import Model
 
 Map = Float[np.ndarray, "..."]
 IntegerMap = Int[np.ndarray, "..."]
 BooleanMap = Bool[np.ndarray, "..."]
+Values = Any  # a map, or one number of what all data sets share
 
 
 class Labels(NamedTuple):
@@ -38,6 +40,7 @@ class BatchRecord:
         shape: the leading dimensions.
         labels: what those are called, of a DataArray.
         dates: what x counts, if it had dates.
+        together: the whole of the fit, where parameters are shared.
     """
 
     problem: Problem
@@ -48,6 +51,7 @@ class BatchRecord:
     shape: tuple[int, ...]
     labels: Labels | None = None
     dates: Dates | None = None
+    together: Together | None = None
 
     @property
     def model(self) -> Model:
@@ -60,32 +64,35 @@ class BatchRecord:
         return self.problem.names
 
     @functools.cached_property
-    def values(self) -> dict[str, Map]:
-        """The values of the parameters by name; NaN where they are not determined."""
+    def values(self) -> dict[str, Values]:
+        """The values of the parameters by name; NaN where they are not determined.
+
+        Maps, and single numbers of what is shared; so in all that follows.
+        """
         return self._of_parameters(self._determined_values)
 
     @functools.cached_property
-    def determined(self) -> dict[str, BooleanMap]:
+    def determined(self) -> dict[str, Values]:
         """Where the data determine a parameter, by name: see `Fit.determined`."""
         return self._of_parameters(self.numbers.determined)
 
     @functools.cached_property
-    def errors(self) -> dict[str, Map]:
+    def errors(self) -> dict[str, Values]:
         """Their standard errors by name; infinite where undetermined."""
         return self._of_parameters(self.numbers.errors)
 
     @functools.cached_property
-    def derived(self) -> dict[str, Map]:
+    def derived(self) -> dict[str, Values]:
         """Derived quantities by name; NaN where they are not determined."""
         return self._of_derived(self._determined_values)
 
     @functools.cached_property
-    def derived_errors(self) -> dict[str, Map]:
+    def derived_errors(self) -> dict[str, Values]:
         """Their standard errors by name."""
         return self._of_derived(self.numbers.errors)
 
     @property
-    def at_bound(self) -> dict[str, IntegerMap]:
+    def at_bound(self) -> dict[str, Values]:
         """For each varied parameter -1 at its lower bound, 1 at its upper one, or 0."""
         return self._named(self.problem.varied, self.numbers.active)
 
@@ -112,22 +119,31 @@ class BatchRecord:
 
     @property
     def count(self) -> IntegerMap:
-        """Points that count, and priors."""
+        """Points that count, and priors; those of what is shared stand nowhere."""
         return self.numbers.count.reshape(self.shape)
 
     @property
     def chi_square(self) -> Map:
-        """Twice the costs."""
+        """Twice the costs: the part of each data set where they share parameters."""
         return 2 * self.numbers.cost.reshape(self.shape)
 
     @property
-    def reduced_chi_square(self) -> Map:
-        """Chi-square for each degree of freedom."""
-        dof = self.count - len(self.problem.varied)
+    def dof(self) -> Values:
+        """Degrees of freedom; one number of all where parameters are shared."""
+        if self.together is not None:
+            return self.together.dof
+        return self.count - len(self.problem.varied)
+
+    @property
+    def reduced_chi_square(self) -> Values:
+        """Chi-square for each degree of freedom; likewise."""
+        if self.together is not None:
+            return self.together.reduced_chi_square
+        dof = self.dof
         return np.where(dof > 0, self.chi_square / np.where(dof > 0, dof, 1), np.nan)
 
-    def __getitem__(self, name: str) -> Map:
-        """The values of a parameter or a derived quantity."""
+    def __getitem__(self, name: str) -> Values:
+        """The values of a parameter or a derived quantity: a map, or one if shared."""
         maps = self.values | self.derived
         if name not in maps:
             raise KeyError(f"{name!r}; there are {', '.join(maps)}")
@@ -137,14 +153,26 @@ class BatchRecord:
     def _determined_values(self) -> Float[np.ndarray, "N k"]:
         return np.where(self.numbers.determined, self.numbers.values, np.nan)
 
-    def _of_parameters(self, columns: np.ndarray) -> dict[str, np.ndarray]:
+    def is_single(self, name: str) -> bool:
+        """Whether a quantity has one value for all data sets, which is shared."""
+        return self.together is not None and name in self.together.single
+
+    def map_of(self, values: Any) -> np.ndarray:
+        """A map, or what is the same for all data sets as a map of it."""
+        return np.broadcast_to(values, self.shape)
+
+    def _of_parameters(self, columns: np.ndarray) -> dict[str, Any]:
         return self._named(self.names, columns)
 
-    def _of_derived(self, columns: np.ndarray) -> dict[str, np.ndarray]:
+    def _of_derived(self, columns: np.ndarray) -> dict[str, Any]:
         return self._named(self.problem.derived_names, columns[:, len(self.names) :])
 
-    def _named(
-        self, names: tuple[str, ...], columns: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """The first columns of an array as maps by name."""
-        return {name: columns[:, k].reshape(self.shape) for k, name in enumerate(names)}
+    def _named(self, names: tuple[str, ...], columns: np.ndarray) -> dict[str, Any]:
+        """The first columns of an array by name: as maps, or one number if shared."""
+
+        def quantity(column: np.ndarray, name: str) -> Any:
+            if self.together is not None and self.is_single(name):
+                return column[self.together.row].item()
+            return column.reshape(self.shape)
+
+        return {name: quantity(columns[:, k], name) for k, name in enumerate(names)}

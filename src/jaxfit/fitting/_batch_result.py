@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Inexact, PyTree
 
+from jaxfit.fitting._arguments import method_from
 from jaxfit.fitting._batch_record import BatchRecord
 from jaxfit.fitting._dates import Dated
-from jaxfit.fitting._fit import fit
+from jaxfit.fitting._fit import FitError, fit
+from jaxfit.fitting._points import observed
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting.inference import _bands
 from jaxfit.fitting.output import _plot_batch, _report, _tables
@@ -27,6 +29,7 @@ class BatchFit(BatchRecord):
         shape: the leading dimensions.
         labels: what those are called, of a DataArray.
         dates: what x counts, if it had dates.
+        together: the whole of the fit, where parameters are shared.
     """
 
     def predict(self, x: PyTree = None) -> Inexact[np.ndarray, "..."]:
@@ -36,23 +39,58 @@ class BatchFit(BatchRecord):
     def fit(self, index: Any, **settings: Any) -> Fit:
         """The whole `Fit` of one data set, in the same manner; from where it ended.
 
+        Where parameters are shared nothing is fitted anew: their values and errors,
+        and the rows of the covariance, are those of the joint fit.
+
         Args:
             index: a number, or a tuple for several leading dimensions.
-            **settings: of `fit`, in place of the batch's.
+            **settings: of `fit`, in place of the batch's; none where parameters are
+                shared.
 
         Raises:
             FitError: that fit did not succeed.
         """
+        if self.together is not None:
+            return self._part_of_all(index, settings)
         problem, values = self.problem, self._of_parameters(self.numbers.values)
         untied = [name for name in self.names if name not in problem.ties]
         ended = {name: values[name][index] for name in untied}
         if problem.origin is not None:  # an amplitude at x = 0 may be beyond any number
             ended = {name: v for name, v in ended.items() if np.isfinite(v)}
         same = {**self.settings, "p0": ended, "nan_policy": "omit"}
-        if same["sigma"] is not None:
-            same["sigma"] = np.broadcast_to(same["sigma"], self.y.shape)[index]
+        same["sigma"] = self._sigma(index)
         x = Dated(self.x, self.dates)
         return fit(problem.model, x, self.y[index], **(same | settings))
+
+    def _sigma(self, index: Any) -> Any:
+        """The standard errors of one data set."""
+        sigma = self.settings["sigma"]
+        return None if sigma is None else np.broadcast_to(sigma, self.y.shape)[index]
+
+    def _part_of_all(self, index: Any, settings: dict[str, Any]) -> Fit:
+        """One data set as the joint fit has it."""
+        if settings:
+            raise TypeError(
+                f"fit({index!r}, {', '.join(settings)}=...): this data set was fitted "
+                "together with others. Give settings to fit_batch, or the data to fit."
+            )
+        x, own = Dated(self.x, self.dates), self.settings
+        seen = observed(x, self.y[index], self._sigma(index), "omit")
+        number = int(np.ravel_multi_index(np.atleast_1d(index), self.shape, "wrap"))
+        numbers = self.numbers.nth(number)
+        best = _bands.at_data(self.problem, seen, numbers)
+        result = Fit(
+            problem=self.problem,
+            observed=seen,
+            method=method_from(
+                own["loss"], own["options"], own["absolute_sigma"], own["covariance"]
+            ),
+            numbers=numbers._replace(best=best),
+            together=self.together,
+        )
+        if not result.success:
+            raise FitError(_report.failure(result), result)
+        return result
 
     def __str__(self) -> str:
         return _report.batch(self)

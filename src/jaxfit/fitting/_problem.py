@@ -26,7 +26,8 @@ from jaxfit.models._guess import far_middle
 
 Numeric = Array | np.ndarray
 ByName = dict[str, Any]  # arrays, and numbers of NumPy's
-Vector = Float[Numeric, "n *many"]  # the parameters that vary, as the solver has them
+# The parameters that vary, as the solver has them, or by name
+Vector = Float[Numeric, "n *many"] | ByName
 
 
 class Method(NamedTuple):
@@ -134,9 +135,10 @@ class Problem:
 
     def about_origin(self, x: Vector) -> ByName:
         """All parameters by name, in the model's order, for x from the origin."""
-        values = dict(zip(self.varied, x, strict=True))
+        values = x if isinstance(x, dict) else dict(zip(self.varied, x, strict=True))
+        dtype = _dtype(values)
         fixed = self.counted(self.fixed)
-        values |= {name: xp.asarray(v, x.dtype) for name, v in fixed.items()}
+        values = values | {name: xp.asarray(v, dtype) for name, v in fixed.items()}
         values = _tied(self.ties, values)
         return {name: values[name] for name in self.names}
 
@@ -145,7 +147,8 @@ class Problem:
         values = self.about_origin(x)
         if self.origin is None:
             return values
-        fixed = {name: xp.asarray(v, x.dtype) for name, v in self.fixed.items()}
+        dtype = _dtype(values)
+        fixed = {name: xp.asarray(v, dtype) for name, v in self.fixed.items()}
         return values | (self.model.moved(values, -self.origin) or {}) | fixed
 
     def of_varied(self, x: Vector) -> Vector:
@@ -242,6 +245,11 @@ def _derived_names(model: Model) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _dtype(values: ByName) -> Any:
+    """The dtype of parameters."""
+    return next(iter(values.values())).dtype
+
+
 def _tied(ties: Mapping[str, Callable], free: Mapping[str, Any]) -> ByName:
     """The free parameters and those tied to them, in any order."""
     known, waiting = dict(free), dict(ties)
@@ -249,7 +257,7 @@ def _tied(ties: Mapping[str, Callable], free: Mapping[str, Any]) -> ByName:
         done = {}
         for name, tie in waiting.items():
             try:
-                done[name] = xp.asarray(tie(known), next(iter(known.values())).dtype)
+                done[name] = xp.asarray(tie(known), _dtype(known))
             except KeyError as error:
                 if error.args[0] not in waiting:
                     raise ValueError(

@@ -17,6 +17,7 @@ from jaxfit._core.certificate import Status
 from jaxfit._programs.host import unpack
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Method, Problem
+from jaxfit.fitting._together import Together
 from jaxfit.fitting.inference._statistics import Goodness, goodness
 from jaxfit.models import Model
 
@@ -145,6 +146,7 @@ class Record:
         numbers: what was computed, as NumPy arrays.
         minima: of several starts, the minima as (cost, how many ended there).
         remarks: sentences about how it came to its end.
+        together: of one of many data sets that share parameters, the whole fit.
     """
 
     problem: Problem
@@ -153,6 +155,7 @@ class Record:
     numbers: Numbers
     minima: list[tuple[float, int]] | None = None
     remarks: tuple[str, ...] = ()
+    together: Together | None = None
 
     @property
     def absolute_sigma(self) -> bool:
@@ -315,7 +318,7 @@ class Record:
             return observed.counted(observed.standardized(values))
 
         y = observed.data.y
-        return goodness(
+        measures = goodness(
             chi_square=2 * self.numbers.cost,
             count=int(self.numbers.count),
             varied=len(self.varied),
@@ -325,6 +328,9 @@ class Record:
             units=list(map(counted, observed.constants)),
             log_sigma=observed.log_sigma,
         )
+        if self.together is None:
+            return measures
+        return measures.within(self.together.dof, self.together.reduced_chi_square)
 
     @property
     def ndata(self) -> int:
@@ -333,7 +339,11 @@ class Record:
 
     @property
     def dof(self) -> int:
-        """Degrees of freedom: points and priors less varied parameters."""
+        """Degrees of freedom: points and priors less varied parameters.
+
+        Of one of many data sets that share parameters those of all, as is the next but
+        one; there are no likelihood and no criteria of one alone.
+        """
         return self.goodness.dof
 
     @property

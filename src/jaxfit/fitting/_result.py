@@ -33,6 +33,7 @@ class Fit(Record):
         numbers: what was computed, as NumPy arrays.
         minima: of several starts, the minima as (cost, how many ended there).
         remarks: sentences about how it came to its end.
+        together: of one of many data sets that share parameters, the whole fit.
     """
 
     # Curves; of several data sets `data_set` says which, from 1

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
+from jaxfit._programs.call import Static
 from jaxfit._programs.host import computed
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.arguments import coordinates, real_array
 from jaxfit.fitting._batch_record import BatchRecord
 from jaxfit.fitting._dates import Dated, Dates
+from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Numeric, Problem, traced_function
 from jaxfit.fitting._programs import propagated
-from jaxfit.fitting._record import AtSolver, Record
+from jaxfit.fitting._record import AtSolver, Numbers, Record
 from jaxfit.fitting.inference._statistics import quantile
 from jaxfit.models import Model
 
@@ -93,6 +95,19 @@ def curves(record: BatchRecord, x: PyTree) -> Curve:
     return values.reshape(*record.shape, *values.shape[1:])
 
 
+def at_data(problem: Problem, seen: Observed, numbers: Numbers) -> Curve:
+    """The model at the data of one fit, as `Numbers.best`: flat, complex in parts."""
+    values = computed(
+        _at_data,
+        problem,
+        numbers.at_solver.x,
+        seen.data.x,
+        Static(seen.data.y.shape),
+        traced=traced_function(problem.model),
+    )
+    return values.ravel()
+
+
 def _around(record: Record, values: _Values, level: float) -> Band:
     reach = quantile(level, record.dof, record.absolute_sigma) * values.stderr
     band = Band(
@@ -125,6 +140,12 @@ def _converted(x: PyTree, dates: Dates | None) -> PyTree:
 
 
 # Programs
+
+
+def _at_data(
+    problem: Problem, x: Float[Array, " n"], points: PyTree, shape: Static
+) -> Float[Array, "..."]:
+    return jnp.asarray(problem.values(x, points, shape.value))
 
 
 def _values_and_errors(problem: Problem, points: PyTree, solution: AtSolver) -> _Values:

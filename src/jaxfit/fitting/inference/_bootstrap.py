@@ -9,6 +9,7 @@ from jaxtyping import Float
 from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._record import Record
 from jaxfit.fitting._run import numbers_from
+from jaxfit.fitting._together import check_alone
 
 NUMBERS = 2**22  # of the samples in memory
 KINDS = "residual", "case", "parametric"
@@ -50,6 +51,7 @@ def bootstrap(
         raise ValueError(f"resample is {resample!r}; give one of {', '.join(KINDS)}.")
     if not (isinstance(number, int) and number >= 2):
         raise ValueError(f"number is {number!r}; give at least 2.")
+    check_alone(record.together, "A bootstrap")
     problem = record.problem
     if problem.prior:
         raise ValueError(

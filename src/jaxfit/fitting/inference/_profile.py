@@ -17,6 +17,7 @@ from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._problem import Method, Problem
 from jaxfit.fitting._record import Record
 from jaxfit.fitting._run import numbers_from, of_varied
+from jaxfit.fitting._together import check_alone
 
 MAX_ROUNDS = 30
 FARTHEST = 1e3  # times where a linear model would be: no end is looked for beyond
@@ -38,6 +39,7 @@ class Refit(NamedTuple):
     @classmethod
     def of(cls, record: Record) -> "Refit":
         """The refits of a fit."""
+        check_alone(record.together, "A profile")
         observed = record.observed
         return cls(
             problem=record.problem,

@@ -20,6 +20,21 @@ class Goodness(NamedTuple):
     aicc: float
     bic: float
 
+    def within(self, dof: int, reduced_chi_square: float) -> "Goodness":
+        """Those of one of many data sets that are fitted together.
+
+        Degrees of freedom and the scale of errors are those of all, and what compares
+        models is for the whole fit.
+        """
+        return self._replace(
+            dof=dof,
+            reduced_chi_square=reduced_chi_square,
+            log_likelihood=math.nan,
+            aic=math.nan,
+            aicc=math.nan,
+            bic=math.nan,
+        )
+
 
 def goodness(
     chi_square: float,

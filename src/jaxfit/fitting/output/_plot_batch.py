@@ -21,13 +21,15 @@ from jaxfit.fitting.output._plot import (
 def maps(record: BatchRecord, names: Iterable[str] | None, errors: bool) -> Any:
     """A figure of maps, see `BatchFit.plot`."""
     plt = pyplot()
-    chosen = list(record.names if names is None else names)
+    chosen = list(record.names) if names is None else list(names)
+    if names is None:
+        chosen = [name for name in chosen if not record.is_single(name)]
     source = record.values | record.derived
     if errors:
         source = record.errors | record.derived_errors
     grid = grid_of(plt, len(chosen) + 1, 3.1, 2.7, columns=3)
     for axis, name in zip(grid.axes, chosen, strict=False):
-        values = np.where(record.success, source[name], np.nan)
+        values = np.where(record.success, record.map_of(source[name]), np.nan)
         title = f"{name}, standard error" if errors else name
         _draw_map(grid.figure, axis, values, title)
     _draw_status(grid.figure, grid.axes[len(chosen)], record)

@@ -10,7 +10,8 @@ import numpy as np
 from jaxfit._core.certificate import Status
 from jaxfit.fitting import _several
 from jaxfit.fitting._batch_record import BatchRecord
-from jaxfit.fitting._record import Parameter, Record
+from jaxfit.fitting._record import Parameter, Record, listed
+from jaxfit.fitting._together import Together
 from jaxfit.fitting.inference._statistics import quantile
 from jaxfit.fitting.output._warnings import warnings
 
@@ -77,10 +78,13 @@ def failure(record: Record) -> str:
 def batch(record: BatchRecord) -> str:
     """What `print` shows of many fits: how many ended how, and medians."""
     good, total = int(record.success.sum()), record.success.size
-    lines = [
-        f"{record.model.label}: {total} fits {record.shape}, {good} with success "
-        f"({good / max(total, 1):.2%})"
-    ]
+    if record.together is not None:
+        lines = _of_all(record, record.together)
+    else:
+        lines = [
+            f"{record.model.label}: {total} fits {record.shape}, {good} with success "
+            f"({good / max(total, 1):.2%})"
+        ]
     if record.dates is not None:
         lines.append(f"x: {record.dates.words}.")
     codes, counts = np.unique(record.status, return_counts=True)
@@ -92,6 +96,8 @@ def batch(record: BatchRecord) -> str:
     lines.append(f"{'':<20}{'median':>13}{'16 %':>13}{'84 %':>13}{'median error':>15}")
     errors = record.errors | record.derived_errors
     for name, values in (record.values | record.derived).items():
+        if record.is_single(name):
+            continue
         is_good = record.success & np.isfinite(values)
         if not is_good.any():
             continue
@@ -101,12 +107,51 @@ def batch(record: BatchRecord) -> str:
             f"{name[:19]:<20}{middle:>13.5g}{low:>13.5g}{high:>13.5g}{error:>15.3g}"
         )
     for name, determined in record.determined.items():
+        if record.is_single(name):
+            continue
         number = int(np.sum(record.success & ~determined))
         if number:
             lines.append(
                 f"! The data do not determine {name} in {number} of {good} fits."
             )
     return "\n".join(lines)
+
+
+def _of_all(record: BatchRecord, together: Together) -> list[str]:
+    """The head of what `print` shows where parameters are shared, and their values."""
+    evaluations = _counted(together.nfev, "evaluation")
+    head = (
+        f"{record.model.label}: {record.success.size} data sets {record.shape} that "
+        f"share {listed(list(together.shared))}, {evaluations}. "
+        f"{Status(together.status).message}"
+    )
+    values, errors = record.values | record.derived, record.errors
+    errors, at_bound = errors | record.derived_errors, record.at_bound
+    single = {
+        name: Parameter(
+            name=name,
+            value=values[name],
+            stderr=errors[name],
+            kind="varied" if name in at_bound else "derived",
+            at_bound=at_bound.get(name, 0),
+        )
+        for name in together.single
+    }
+    width = min(max(map(len, [*single, "shared"])) + 2, 34)
+    table = [f"{'shared':<{width}}{'value':>16}{'std. error':>14}"]
+    table += [_row(parameter, width) for parameter in single.values()]
+    open_ones = [
+        name for name, is_known in record.determined.items() if not np.all(is_known)
+    ]
+    open_ones = [name for name in open_ones if name in single]
+    if open_ones:
+        table.append(f"! The data do not determine {listed(open_ones)}.")
+    measures = (
+        f"{_counted(together.count, 'point')}, {_counted(together.dof, 'degree')} of "
+        f"freedom, chi² {together.chi_square:.5g} "
+        f"(reduced {together.reduced_chi_square:.4g})"
+    )
+    return [*_wrapped(head), measures, "", *table, ""]
 
 
 def _warned(record: Record) -> list[str]:
@@ -118,6 +163,12 @@ def _warned(record: Record) -> list[str]:
 def _notes(record: Record) -> list[str]:
     """Lines about the data."""
     sentences = [*record.observed.notes, *_several.notes(record)]
+    if record.together is not None:
+        shared, number = record.together.shared, record.together.number
+        sentences.append(
+            f"One of {number} data sets that share {listed(list(shared))}: degrees of "
+            "freedom, reduced chi² and all errors are those of the joint fit."
+        )
     return [line for note in sentences for line in _wrapped(note)]
 
 

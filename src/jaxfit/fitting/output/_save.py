@@ -36,6 +36,11 @@ class _File(NamedTuple):
 
 def save(record: Record, path: Any) -> None:
     """Write a fit to one file, see `Fit.save`."""
+    if record.together is not None:
+        raise ValueError(
+            "This is one of many data sets that share parameters, and a file holds one "
+            "fit alone. Keep all: fit_batch(...).to_xarray().to_netcdf(path)."
+        )
     problem, method, observed = record.problem, record.method, record.observed
     x_leaves, x_structure = jax.tree.flatten(observed.data.x)
     head = {

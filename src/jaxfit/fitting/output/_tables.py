@@ -93,10 +93,11 @@ def batch_dataframe(record: BatchRecord) -> Any:
     errors = record.errors | record.derived_errors
     columns: dict[str, Any] = {}
     for name, values in (record.values | record.derived).items():
-        columns[name] = values.ravel()
-        columns[f"{name}_stderr"] = errors[name].ravel()
+        columns[name] = record.map_of(values).ravel()
+        columns[f"{name}_stderr"] = record.map_of(errors[name]).ravel()
     columns["status"] = record.status.ravel()
-    columns["reduced_chi_square"] = record.reduced_chi_square.ravel()
+    reduced = record.map_of(record.reduced_chi_square)
+    columns["reduced_chi_square"] = reduced.ravel()
     index = None
     if len(record.shape) > 1:
         index = pandas.MultiIndex.from_product([range(n) for n in record.shape])
@@ -115,7 +116,10 @@ def batch_dataset(record: BatchRecord) -> Any:
     for name in ("status", "success", "nfev", "chi_square", "reduced_chi_square"):
         maps[name] = getattr(record, name)
     return xarray.Dataset(
-        {name: (labels.dims, values) for name, values in maps.items()},
+        {
+            name: (labels.dims if np.ndim(values) else (), values)
+            for name, values in maps.items()
+        },
         coords=labels.coords,
         attrs={"model": record.model.label},
     )

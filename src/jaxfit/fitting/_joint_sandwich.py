@@ -1,0 +1,146 @@
+"""The sandwich of data sets that share parameters, swept as their fit is."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfit._joint.solution import JointSolution
+from jaxfit._rows.residuals import jacobian
+from jaxfit.losses import Linear, Loss
+
+_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+class Covariances(NamedTuple):
+    """The covariances of shared and local parameters; of one data set or of all."""
+
+    shared: Float[Array, "s s"]
+    cross: Float[Array, "*B l s"]
+    local: Float[Array, "*B l l"]
+
+    @property
+    def whole(self) -> Float[Array, "n n"]:
+        """The covariance of one data set's parameters, the shared ones first."""
+        return jnp.block([[self.shared, self.cross.T], [self.cross, self.local]])
+
+    @property
+    def unknown(self) -> "Covariances":
+        """Where there is no finite number, as flags."""
+        shared = ~jnp.isfinite(jnp.diagonal(self.shared))
+        local = ~jnp.isfinite(jnp.diagonal(self.local, axis1=-2, axis2=-1))
+        return Covariances(
+            shared[:, None] | shared,
+            local[..., :, None] | shared,
+            local[..., :, None] | local[..., None, :],
+        )
+
+
+class Sums(NamedTuple):
+    """What a data set adds to the sandwich, the shared parameters first."""
+
+    hessian: Float[Array, "*B n n"]  # Jᵀ diag(ψ') J
+    filling: Float[Array, "*B n n"]  # the sum of g gᵀ
+
+
+class Part(NamedTuple):
+    """Some of the residuals of a data set."""
+
+    number: Int[Array, ""]  # that count
+    cost: Float[Array, ""]
+
+
+class RowsAt(NamedTuple):
+    """The residuals of a data set as a function of its parameters, and a point."""
+
+    function: Callable
+    x: Float[Array, " n"]  # the shared parameters first
+    counts: Bool[Array, " m"] | None  # None: all do
+
+    def _counted(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
+        rows = self.function(x)
+        return rows if self.counts is None else jnp.where(self.counts, rows, 0)
+
+    def part(self, is_own: Bool[np.ndarray, " m"], loss: Loss | None) -> Part:
+        """How many of some residuals count, and their cost."""
+        loss = Linear() if loss is None else loss
+        rho, _, _ = loss.evaluate((self._counted(self.x) / loss.scale) ** 2)
+        counts = is_own if self.counts is None else is_own & self.counts
+        cost = 0.5 * loss.scale**2 * jnp.sum(jnp.where(counts, rho, 0))
+        return Part(jnp.sum(counts), cost)
+
+    def sums(self, loss: Loss | None) -> Sums:
+        """What they add to the sandwich."""
+        loss = Linear() if loss is None else loss
+        r, slopes = self._counted(self.x), jacobian(self._counted, self.x)
+        z = (r / loss.scale) ** 2
+        _, slope, curvature = loss.evaluate(z)
+        gradients = (slope * r)[:, None] * slopes
+        return Sums(
+            hessian=_dot(slopes.T, (slope + 2 * z * curvature)[:, None] * slopes),
+            filling=_dot(gradients.T, gradients),
+        )
+
+
+def joint_sandwich(
+    sums: Sums, plain: Covariances, solution: JointSolution
+) -> Covariances:
+    """H⁻¹ (sum of g gᵀ) H⁻¹ m / (m - n) of all parameters, see `sandwich`.
+
+    H is an arrow: V of the local parameters of each data set, W between these and the
+    shared ones. With R = -V⁻¹ W, T = [1; R] and F the filling of a data set,
+
+        S = sum of Tᵀ H T        x:  A = S⁻¹ (sum of Tᵀ F T) S⁻¹
+        M = V⁻¹ F_u T S⁻¹        u with x:  R A + M
+                                 u:  V⁻¹ F_uu V⁻¹ + R A Rᵀ + M Rᵀ + R Mᵀ
+
+    since a data set's u = -V⁻¹ g_u + R x, and x = -S⁻¹ times the sum of Tᵀ g.
+
+    Args:
+        sums: those of each data set.
+        plain: covariances from the inverse Gram matrix; what is unknown stays so.
+        solution: of the fit.
+    """
+    number, lin = len(plain.shared), solution.linearization
+    local_bread = jax.vmap(_inverse)(sums.hessian[:, number:, number:])
+    response = -_dot(local_bread, sums.hessian[:, number:, :number])
+    eyes = jnp.broadcast_to(jnp.eye(number), (len(response), number, number))
+    ways = jnp.concatenate([eyes, response], axis=1)  # T
+
+    def swept(whole: Float[Array, "B n n"]) -> Float[Array, "s s"]:
+        return jnp.sum(_dot(_transposed(ways), _dot(whole, ways)), axis=0)
+
+    bread = _inverse(swept(sums.hessian))
+    shared = _dot(bread, _dot(swept(sums.filling), bread))
+    own = _dot(local_bread, sums.filling[:, number:])
+    mixed = _dot(_dot(own, ways), bread)  # M
+    onward = _dot(mixed, _transposed(response))
+    local = _dot(own[..., number:], local_bread) + onward + _transposed(onward)
+    local = local + _dot(_dot(response, shared), _transposed(response))
+    dof = lin.count - lin.local_parameters - number
+    factor = jnp.where(dof > 0, lin.count / jnp.where(dof > 0, dof, 1), jnp.inf)
+    found = Covariances(shared, _dot(response, shared) + mixed, local)
+    return Covariances(
+        *(
+            jnp.where(is_unknown, before, factor * value)
+            for is_unknown, before, value in zip(
+                plain.unknown, plain, found, strict=True
+            )
+        )
+    )
+
+
+def _transposed(matrices: Float[Array, "B k l"]) -> Float[Array, "B l k"]:
+    return jnp.swapaxes(matrices, -1, -2)
+
+
+def _inverse(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """The inverse of a symmetric matrix, scaled; 0 along what it does not determine."""
+    size = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
+    size = jnp.where(size > 0, size, 1)
+    scaled = matrix / (size[:, None] * size)
+    return jnp.linalg.pinv(scaled, hermitian=True) / (size[:, None] * size)
