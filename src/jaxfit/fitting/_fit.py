@@ -10,6 +10,11 @@ from jaxtyping import PyTree
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_loss
 from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._errors_in_x import (
+    check_method_with_errors,
+    check_unwatched,
+    with_errors_in_x,
+)
 from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._multistart import best_of_many
 from jaxfit.fitting._points import DataSet, Observed, observed
@@ -43,6 +48,7 @@ def fit(
     y: Any = None,
     *,
     sigma: Any = None,
+    sigma_x: Any = None,
     p0: Any = None,
     bounds: Any = None,
     fixed: Any = None,
@@ -155,9 +161,11 @@ def fit(
         raise ValueError(f"local is {local!r}, and there is one data set.")
     else:
         seen = observed(x, y, sigma, nan_policy)
+    seen = with_errors_in_x(seen, sigma_x)
     asked = problem_from(model, rowwise=rowwise, **terms)
     seen.check_enough()
     method = method_from(loss, options, absolute_sigma, covariance)
+    check_method_with_errors(seen, method)
     runs = _Runs(asked.starts, seen, method, watch, starts, seed)
     result = with_functions(asked, seen.data.x, runs.fitted, bool(host))
     if not result.success:
@@ -180,7 +188,8 @@ class _Runs(NamedTuple):
         seen, method, watch = self.seen, asked.method(self.method), self.watch
         problem = from_middle(asked.problem.for_data(seen), self.given, seen.data.x)
         given = starts_about(problem, self.given)
-        data_set, minima = DataSet(seen.data, seen.valid, given), None
+        check_unwatched(seen, watch is not None, asked.is_on_host)
+        data_set, minima = seen.data_set._replace(starts=given), None
         if self.starts != 1:
             best = best_of_many(problem, data_set, method, self.starts, self.seed)
             data_set, minima = best.data_set, best.minima

@@ -26,6 +26,7 @@ class Observed(NamedTuple):
     is_complex: bool = False  # the last axis of y is the real and the imaginary part
     dates: Dates | None = None  # what x counts
     shapes: tuple[tuple[int, ...], ...] | None = None  # of several data sets
+    sigma_x: tuple | None = None  # errors of the leaves of x, None where one is exact
 
     @property
     def y(self) -> np.ndarray:
@@ -126,6 +127,11 @@ class Observed(NamedTuple):
         flat = np.ravel(values)
         return flat if self.valid is None else flat[self.valid.ravel()]
 
+    @property
+    def data_set(self) -> "DataSet":
+        """The points as a data set."""
+        return DataSet(self.data, self.valid, sigma_x=self.sigma_x)
+
     def check_enough(self) -> None:
         """Refuse data without a point."""
         points = self.data.y.size if self.valid is None else int(self.valid.sum())
@@ -156,6 +162,7 @@ class DataSet(NamedTuple):
     valid: Any = None  # of the shape of y, or weights; None: all count
     starts: Any = None  # by name, of parameters that are not to be guessed
     bounds: Any = None  # (lower, upper) in place of the problem's
+    sigma_x: tuple | None = None  # see `Observed`; as x the same for all
 
 
 class Axes(NamedTuple):

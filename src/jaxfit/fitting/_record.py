@@ -48,11 +48,14 @@ class Numbers(NamedTuple):
     errors: Any = None  # (k,) their standard errors
     start: Any = None  # (n,)
     best: Any = None  # (points,) the model at the data
+    moved: Any = None  # (k, points) corrections of the k coordinates with errors
     solver_x: Any = None  # (n,) where the problem has an origin, as the next
     solver_covariance: Any = None  # (n, n)
 
     @classmethod
-    def shapes(cls, problem: Problem, points: int | None) -> "Numbers":
+    def shapes(
+        cls, problem: Problem, points: int | None, corrections: int = 0
+    ) -> "Numbers":
         """What a program gives for a fit, `best` at so many points, as shapes."""
         n, k = len(problem.varied), len(problem.names) + len(problem.derived_names)
         has_origin = problem.origin is not None
@@ -70,6 +73,7 @@ class Numbers(NamedTuple):
             values=(k,),
             errors=(k,),
             best=None if points is None else (points,),
+            moved=(corrections, points) if corrections and points is not None else None,
             solver_x=(n,) if has_origin else None,
             solver_covariance=(n, n) if has_origin else None,
         )

@@ -90,7 +90,7 @@ def _samples(
     observed = record.observed
     y = observed.data.y
     valid = np.ones(y.shape, bool) if observed.valid is None else observed.valid
-    data_set = DataSet(observed.data, observed.valid)
+    data_set = observed.data_set
     if resample == "case":
         shape = y.shape[:-1] if observed.is_complex else y.shape
         index = np.flatnonzero(valid[..., 0] if observed.is_complex else valid)

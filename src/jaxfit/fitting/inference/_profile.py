@@ -38,10 +38,9 @@ class Refit(NamedTuple):
     @classmethod
     def of(cls, record: Record) -> "Refit":
         """The refits of a fit."""
-        observed = record.observed
         return cls(
             problem=record.problem,
-            data_set=DataSet(observed.data, observed.valid),
+            data_set=record.observed.data_set,
             method=record.method._replace(options=INNER, absolute=np.bool_(True)),
         )
 
