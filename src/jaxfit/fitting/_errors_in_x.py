@@ -156,7 +156,7 @@ def _numbers(error: Any, dates: Dates | None) -> Float[np.ndarray, "..."]:
 def _checked(
     error: Float[np.ndarray, "..."], leaf: Any, points: Shape
 ) -> Float[np.ndarray, "..."]:
-    """One standard error for each number of a coordinate, whose last axes are points."""
+    """One standard error for each number of a coordinate, points last."""
     shape = np.shape(leaf)
     leading = shape[: max(len(shape) - len(points), 0)]
     whole = *leading, *points

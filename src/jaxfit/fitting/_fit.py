@@ -97,6 +97,16 @@ def fit(
             With a covariance matrix L Lᵀ points that are left out are dropped from the
             result too, and chi-square, losses, sandwich and standardised residuals are
             those of L⁻¹ (y - model).
+        sigma_x: standard errors of x, for orthogonal distance regression (Boggs, Byrd
+            and Schnabel, SIAM J. Sci. Stat. Comput. 8, 1987): each point may move along
+            x too, and the sum of ((y - model(x + δ)) / sigma)² + (δ / sigma_x)² over
+            all points is the least. One number, an array of the shape of x, or for
+            several coordinates a tuple of such; None or 0 where x is exact. Needs
+            `sigma`: only the ratios of all errors count unless `absolute_sigma`. Errors
+            of parameters are those of (JᵀWJ)⁻¹ over parameters and all δ, times chi² /
+            (points - parameters) unless `absolute_sigma`, as in ODRPACK. The model
+            treats each point by itself. Not with a loss, a covariance of y, complex y
+            or several data sets. `Fit.x_corrections` has δ.
         p0: starts by name, or one for each parameter in order. What is not given is
             guessed from the data, or 1 for a plain function without defaults. Or
             lmfit's `Parameters`, with their bounds, `vary` and expressions.

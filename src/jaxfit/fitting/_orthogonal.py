@@ -26,11 +26,11 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxfit._joint.solution import JointSolution
 from jaxfit._joint.solve import solve_joint
 from jaxfit._programs.host import computed, pack
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._padding import FitInputs, Padding, padded_length
 from jaxfit.fitting._points import Axes, DataSet
-from jaxfit.fitting._problem import Method, Numeric, Problem, traced_function
+from jaxfit.fitting._problem import Method, Problem, traced_function
 from jaxfit.fitting._programs import ending, finished
-from jaxfit.fitting._record import Numbers
 
 TOGETHER = 1e-8  # relative: by how much a model may differ for points taken one by one
 
@@ -66,9 +66,9 @@ def number_of_corrections(sigma_x: Errors, shape: tuple[int, ...]) -> int:
 
 def value_at(
     problem: Problem, x: Float[Array, " n"], point: Point, corrections: Corrections
-) -> Float[Numeric, ""]:
+) -> Float[Array, ""]:
     """The model at a point that is corrected."""
-    return problem.values_about(x, point.moved(corrections), (1,))[0]
+    return jnp.asarray(problem.values_about(x, point.moved(corrections), (1,)))[0]
 
 
 def residuals(

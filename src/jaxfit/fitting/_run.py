@@ -30,6 +30,9 @@ from jaxfit._programs.memory import Budget
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._guesses import start_vectors
+from jaxfit.fitting._numbers import Numbers
+from jaxfit.fitting._orthogonal import effective_sigma, number_of_corrections
+from jaxfit.fitting._orthogonal import fits as orthogonal_fits
 from jaxfit.fitting._padding import (
     EVERYTHING,
     FitInputs,
@@ -37,8 +40,6 @@ from jaxfit.fitting._padding import (
     Parted,
     padded_length,
 )
-from jaxfit.fitting._orthogonal import effective_sigma, number_of_corrections
-from jaxfit.fitting._orthogonal import fits as orthogonal_fits
 from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._problem import Method, Numeric, Problem, traced_function
 from jaxfit.fitting._programs import (
@@ -48,7 +49,6 @@ from jaxfit.fitting._programs import (
     sandwich,
     weights_of,
 )
-from jaxfit.fitting._record import Numbers
 from jaxfit.models._guess import Tally
 
 # Numbers of y, all data sets together, up to which a program is compiled in haste; and

@@ -63,6 +63,11 @@ def bootstrap(
             "resample='case' draws points by themselves, and these have a covariance. "
             "Give 'residual' or 'parametric', which keep it."
         )
+    if record.has_errors_in_x and resample != "case":
+        raise ValueError(
+            f"resample={resample!r} draws y, and this fit has errors in x too. Give "
+            "'case', which draws points with both."
+        )
     x = record.numbers.at_solver.x
     method = record.method._replace(absolute=np.bool_(True))
     random = np.random.default_rng(seed)

@@ -118,6 +118,12 @@ def _warned(record: Record) -> list[str]:
 def _notes(record: Record) -> list[str]:
     """Lines about the data."""
     sentences = [*record.observed.notes, *_several.notes(record)]
+    if record.has_errors_in_x:
+        parts = record.sums_of_squares
+        sentences.append(
+            "x has errors (orthogonal distance regression): chi² "
+            f"{parts.y:.5g} along y, {parts.x:.5g} along x."
+        )
     return [line for note in sentences for line in _wrapped(note)]
 
 
