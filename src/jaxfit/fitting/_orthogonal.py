@@ -171,7 +171,8 @@ def _fit(
     best = jax.vmap(value_at, (None, None, 0, 0))(
         problem, solution.x, points, corrections
     )
-    end = ending(solution, method.absolute)._replace(
+    end = ending(solution, method.absolute)
+    end = end._replace(
         count=_counted(solution, blocks),
         best=best,
         moved=_in_units_of_x(points, corrections),
