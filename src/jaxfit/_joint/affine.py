@@ -1,6 +1,6 @@
 """Whether residuals are affine in some of their arguments, seen from their trace."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 from jax.interpreters import partial_eval
@@ -27,11 +27,11 @@ def is_affine(residuals: Residuals, u: Vector, rows: list) -> bool:
     def slope(u: Array, direction: Array, rows: PyTree) -> Array:
         return jax.jvp(lambda u: residuals.value(u, rows), (u,), (direction,))[1]
 
-    return 0 not in _used(jax.make_jaxpr(slope)(u, u, rows))
+    return 0 not in used_inputs(slope, u, u, rows)
 
 
-def _used(closed: Any) -> set[int]:
-    """The places of the inputs on which the results depend."""
-    jaxpr = closed.jaxpr
+def used_inputs(function: Callable, *arguments: PyTree) -> set[int]:
+    """The places, among all leaves of its arguments, on which a function depends."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return {place for place, is_used in enumerate(used) if is_used}

@@ -15,7 +15,7 @@ from jaxfit._core.certificate import (
 )
 from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
-from jaxfit._joint.sweep import Sweep, linear_minimum, sweep
+from jaxfit._joint.sweep import Sweep, newton_step, sweep
 from jaxfit._linalg.kernels import Flags, Vector, identity
 from jaxfit._rows.linearization import (
     Frame,
@@ -52,27 +52,23 @@ class Local(NamedTuple):
 class Factors(NamedTuple):
     """What the errors of the local parameters are made of, all that may move following.
 
-    The columns J_u P are orthonormal, but for those that depend on others, which are
-    zero: a Gram matrix in a frame, as in `Linearization`.
+    A Gram matrix in a frame, as in `Linearization`.
     """
 
     gram: Float[Array, "*blocks l l"]
     frame: Float[Array, "*blocks l l"]  # P⁻¹
     response: Float[Array, "*blocks l n"]  # du/dx
-    gradient: Float[Array, "*blocks l"]
     is_used: Bool[Array, "*blocks"]  # whether any residual counts
     active: Int[Array, "*blocks l"]
 
     @classmethod
     def of(cls, swept: Sweep, u: Vector, bounds: Bounds | None) -> "Factors":
         """Those of one block."""
-        kept = swept.basis.kept.astype(u.dtype)
         active = jnp.zeros(u.shape, jnp.int32)
         return cls(
-            gram=identity(u) * kept,
-            frame=swept.basis.triangle,
+            gram=swept.local.gram,
+            frame=swept.local.frame,
             response=swept.response,
-            gradient=swept.gradient,
             is_used=swept.is_used,
             active=active if bounds is None else active_set(u, bounds),
         )
@@ -144,9 +140,14 @@ class Block(NamedTuple):
         )
 
     def minimum(self) -> Vector:
-        """Local parameters that enter linearly, at their minimum."""
+        """Local parameters that enter linearly, at their minimum.
+
+        In two steps: the first may lose digits as the square of a condition does.
+        """
         zeros = jnp.zeros_like(self.setup.start)
-        return linear_minimum(self.setup.rows.evaluated(zeros, identity(zeros)))
+        rows, eye = self.setup.rows, identity(zeros)
+        first = newton_step(rows.evaluated(zeros, eye))
+        return first + newton_step(rows.evaluated(first, eye))
 
 
 class Fitted(NamedTuple):

@@ -83,6 +83,16 @@ class Blocks(NamedTuple):
         kernel = self._alone_or_many(of_block) if self.is_affine else of_block
         return self._over_blocks(kernel, x, frame, start.u)
 
+    def minima(self, x: Vector) -> Float[Array, "B l"]:
+        """The local parameters of all blocks, which enter linearly."""
+
+        def of_block(block: Block) -> tuple[Scalar, Vector]:
+            return 0 * block.x[0], block.minimum()
+
+        kernel, nothing = self._alone_or_many(of_block), 0 * x[0]
+        u = jnp.zeros((self.table.number, len(self.template.start)), x.dtype)
+        return self._visited(kernel, x, no_frame(x), u, nothing, operator.add)[1]
+
     def agreed(self, joint: Any) -> Any:
         """A joint state, the same on all devices but for its local parameters."""
         if self.axes is None:

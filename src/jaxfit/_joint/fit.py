@@ -27,9 +27,10 @@ from jaxfit._core.state import State, is_running
 from jaxfit._core.trip import decide, frame_of
 from jaxfit._joint.affine import check_affine
 from jaxfit._joint.blocks import Blocks, Factors, Local
+from jaxfit._joint.compress import Mixture, can_be_mixed
 from jaxfit._joint.solution import JointSolution
 from jaxfit._linalg.branches import choose, varying_with
-from jaxfit._linalg.kernels import every, is_large, transpose
+from jaxfit._linalg.kernels import MANY, Matrix, every, is_large, transpose
 from jaxfit._linalg.rotations import inverse_of
 from jaxfit._programs.call import Static
 from jaxfit._programs.memory import Budget, budget
@@ -69,6 +70,7 @@ class JointSetup(NamedTuple):
     start: Float[Array, " n"]
     local_start: Float[Array, "B l"]
     gauss_newton: bool
+    is_mixed: bool  # few blocks give the same fit: see `compress.py`
 
     @property
     def differentiable(self) -> Differentiable:
@@ -118,6 +120,8 @@ def set_up_joint(request: JointRequest) -> JointSetup:
         check_affine(template.rows.residuals, template.start, template.rows.table.rows)
     own = dataclasses.replace(template.setting, is_smooth=True)
     template = template._replace(setting=own)
+    if len(start) + of_one.size > MANY:  # products of matrices, from a library
+        template = template._replace(is_one_function=False, in_parts=False)
     setting = dataclasses.replace(
         setting_of(parameters, _of_shared(request)),
         is_smooth=True,
@@ -149,6 +153,7 @@ def set_up_joint(request: JointRequest) -> JointSetup:
         start=start,
         local_start=local_start,
         gauss_newton=options.derivative == "gauss-newton",
+        is_mixed=can_be_mixed(blocks, start),
     )
 
 
@@ -200,6 +205,23 @@ def _of_shared(request: JointRequest) -> Request:
 
 def run_joint(setup: JointSetup) -> Outcome:
     """From the start to the end of a joint fit."""
+    if not setup.is_mixed:
+        return _loop(setup)
+    mixture = Mixture.of(setup.blocks, setup.start)
+    start = jnp.zeros((mixture.few.table.number, setup.local_start.shape[1]))
+    start = varying_with(start.astype(setup.start.dtype), setup.start)
+    few = setup._replace(blocks=mixture.few, local_start=start)
+    outcome = _loop(few)
+    local = mixture.local(outcome.x)
+    return outcome._replace(
+        linearization=mixture.whole(outcome.linearization),
+        local=local.u,
+        local_status=local.status,
+    )
+
+
+def _loop(setup: JointSetup) -> Outcome:
+    """One trip after the other until the fit ends."""
     blocks = setup.blocks
 
     def goes_on(joint: JointState) -> Any:
@@ -256,16 +278,23 @@ def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:
     """The result in the user's structure, with what its errors are made of."""
     blocks, rest = eqx.partition(setup.blocks, eqx.is_array)
 
-    def reported(operands: tuple, is_plain: bool) -> tuple[Linearization, Factors]:
-        blocks, x, u, inverse = operands
-        frame = Frame(inverse, transpose(inverse_of(inverse)))
-        return eqx.combine(blocks, rest).report(x, frame, u, is_plain)
+    def frame_from(inverse: Matrix) -> Frame:
+        return Frame(inverse, transpose(inverse_of(inverse)))
 
-    inverse = lax.stop_gradient(outcome.linearization.frame)
-    lin, factors = derived_from(
-        lambda operands: reported(operands, False),
-        lambda operands: reported(operands, True),
-    )((blocks, outcome.x, outcome.local, inverse))
+    def reported(operands: tuple) -> tuple[Linearization, Factors]:
+        blocks, x, u, lin = operands
+        blocks, frame = eqx.combine(blocks, rest), frame_from(lin.frame)
+        if setup.is_mixed:
+            return lin, Mixture(blocks, blocks, setup.start).factors(x, frame, u)
+        return blocks.report(x, frame, u)
+
+    def plainly(operands: tuple) -> tuple[Linearization, Factors]:
+        blocks, x, u, lin = operands
+        frame = frame_from(lax.stop_gradient(lin.frame))
+        return eqx.combine(blocks, rest).report(x, frame, u, is_plain=True)
+
+    operands = blocks, outcome.x, outcome.local, outcome.linearization
+    lin, factors = derived_from(reported, plainly)(operands)
     failed = outcome.status <= jnp.int32(Status.NONFINITE_START)
     failed = failed & (outcome.status != jnp.int32(Status.STALLED))
     lin = choose(failed, outcome.linearization, lin)
