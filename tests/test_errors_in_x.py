@@ -1,4 +1,4 @@
-"""Errors in x: published values, ODRPACK, and what a fit with them shows and refuses."""
+"""Errors in x: published values, ODRPACK, what a fit shows of them and refuses."""
 
 import jax.numpy as jnp
 import matplotlib
@@ -425,7 +425,7 @@ def test_the_bootstrap_draws_points():
     scatter = fit.bootstrap(200, resample="case").stderr
     for name, error in fit.errors.items():
         assert 0.4 * error < scatter[name] < 2.5 * error
-    with pytest.raises(ValueError, match="errors in x too. Give 'case'"):
+    with pytest.raises(ValueError, match="this fit has errors in x too"):
         fit.bootstrap(10)
 
 
