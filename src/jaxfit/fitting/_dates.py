@@ -97,7 +97,7 @@ def spans_as_numbers(
             f"{name} has dates or spans of time; give numbers in the unit of x, or for "
             "dates as x spans of time."
         )
-    numbers = np.ma.getdata(times) / ONE[dates.unit]
+    numbers = np.asarray(np.ma.getdata(times) / ONE[dates.unit])
     return np.ma.MaskedArray(numbers, times.mask) if is_masked(times) else numbers
 
 
