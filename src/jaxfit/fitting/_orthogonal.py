@@ -23,16 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxfit._batch.parts import in_parts, size_on_cpu
 from jaxfit._joint.solution import JointSolution
 from jaxfit._joint.solve import solve_joint
-from jaxfit._programs.host import computed, pack
+from jaxfit._programs.backend import is_eager_on_cpu
+from jaxfit._programs.host import double_precision, pack
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._padding import FitInputs, Padding, padded_length
 from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._problem import Method, Problem, traced_function
 from jaxfit.fitting._programs import ending, finished
 
-TOGETHER = 1e-8  # relative: by how much a model may differ for points taken one by one
+TOGETHER = 1e-6  # relative: by how much a model may differ for points taken one by one
 
 Errors = tuple[Any, ...]  # of the leaves of x; None: exact
 Corrections = tuple[Any, ...]  # likewise, in units of the errors
@@ -231,10 +233,17 @@ def _in_units_of_x(points: Point, corrections: Corrections) -> Float[Array, "k m
 
 
 class Slopes(NamedTuple):
-    """What the errors of x are worth along y."""
+    """What the errors of x are worth along y, for each data set."""
 
     sigma: Any  # (N, m), of effective variance
-    apart: Any  # by how much the model differs for points one by one, relative
+    apart: Any  # (N,) by how much the model differs for points one by one, relative
+
+
+class _Each(NamedTuple):
+    """The data sets at which slopes are taken."""
+
+    sigma: Any  # (N, m)
+    x: Any  # (N, n)
 
 
 def effective_sigma(
@@ -248,21 +257,27 @@ def effective_sigma(
     shape = axes.shape(data_sets)
     points = int(np.prod(shape))
     pad = Padding(problem, shape, padded_length(problem, points, is_for_few=True))
-    sigma = pad.of(data_sets.data.sigma)
-    slopes = computed(
-        _slopes,
-        problem,
-        pad.points(data_sets.data.x),
-        pad.errors(data_sets.sigma_x),
-        np.broadcast_to(sigma, (len(x), pad.length)),
-        x,
-        traced=traced_function(problem.model),
-    )
-    if slopes.apart > TOGETHER:
+    sigma = np.broadcast_to(pad.of(data_sets.data.sigma), (len(x), pad.length))
+    at, sigma_x = pad.points(data_sets.data.x), pad.errors(data_sets.sigma_x)
+
+    def arguments(part: _Each, idle: np.ndarray) -> tuple:
+        return problem, at, sigma_x, part
+
+    size = min(size_on_cpu(pad.length), 1 << (len(x) - 1).bit_length())
+    with double_precision(traced_function(problem.model)):
+        slopes = in_parts(
+            _slopes,
+            arguments,
+            _Each(sigma, x),
+            size,
+            is_on_cpu=is_eager_on_cpu(x),
+            is_hasty=True,
+        )
+    if (apart := np.max(slopes.apart)) > TOGETHER:
         raise ValueError(
             f"The model {problem.model.label} does not treat each point by itself: for "
             "all points at once it has other values than for one after the other, by "
-            f"{slopes.apart:.1g} of the largest. sigma_x needs a function of the x of "
+            f"{apart:.1g} of the largest. sigma_x needs a function of the x of "
             "one point and of parameters."
         )
     return slopes.sigma[:, :points].reshape(len(x), *shape)
@@ -272,8 +287,7 @@ def _slopes(
     problem: Problem,
     x: PyTree,
     sigma_x: Errors,
-    sigma: Float[Array, "N m"],
-    vectors: Float[Array, "N n"],
+    each: _Each,
 ) -> Slopes:
     at = problem.points(x)
 
@@ -297,5 +311,4 @@ def _slopes(
         along_x = jnp.sqrt(jnp.where(jnp.isfinite(squares), squares, 0))
         return Slopes(jnp.hypot(sigma, along_x), apart)
 
-    each = jax.vmap(of_one)(vectors, sigma)
-    return each._replace(apart=jnp.max(each.apart))
+    return jax.vmap(of_one)(each.x, each.sigma)
