@@ -16,7 +16,7 @@ from jaxfit._core.certificate import (
 from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
 from jaxfit._joint.sweep import Sweep, newton_step, sweep
-from jaxfit._linalg.kernels import Flags, Vector, identity
+from jaxfit._linalg.kernels import Vector, identity
 from jaxfit._rows.linearization import (
     Frame,
     Linearization,
@@ -25,6 +25,9 @@ from jaxfit._rows.linearization import (
     in_words,
 )
 from jaxfit._rows.visit import Rows
+
+Own = Float[Array, " l"]  # one for each local parameter
+OwnFlags = Bool[Array, " l"]
 
 
 class Local(NamedTuple):
@@ -40,13 +43,25 @@ class Local(NamedTuple):
         zeros = jnp.zeros((*u.shape, len(x)), u.dtype)
         return cls(u, zeros, jnp.full(len(u), Status.MAX_STEPS, jnp.int32))
 
-    def moved(self, step: Vector, bounds: Bounds | None) -> "Local":
-        """The local parameters that are expected after a step of x."""
+    def moved(self, step: Vector, bounds: Bounds | None) -> "Starts":
+        """Where the local parameters may be after a step of x."""
         u = self.u + jnp.sum(self.response * step, axis=-1)
         if bounds is not None:  # a start outside of them stays there, and is told
             inside = (self.u >= bounds.lower) & (self.u <= bounds.upper)
             u = jnp.where(inside, bounds.project(u), self.u)
-        return self._replace(u=jnp.where(jnp.isfinite(u), u, self.u))
+        return Starts(expected=u, stood=self.u)
+
+
+class Starts(NamedTuple):
+    """Where the fits of blocks may begin: along a canyon the first leads astray."""
+
+    expected: Float[Array, "*blocks l"]
+    stood: Float[Array, "*blocks l"]  # at the point before
+
+    def better(self, rows: Rows) -> Own:
+        """The one at which a block costs less."""
+        costs = rows.cost(self.expected), rows.cost(self.stood)
+        return jnp.where(costs[0] <= costs[1], self.expected, self.stood)
 
 
 class Factors(NamedTuple):
@@ -62,7 +77,7 @@ class Factors(NamedTuple):
     active: Int[Array, "*blocks l"]
 
     @classmethod
-    def of(cls, swept: Sweep, u: Vector, bounds: Bounds | None) -> "Factors":
+    def of(cls, swept: Sweep, u: Own, bounds: Bounds | None) -> "Factors":
         """Those of one block."""
         active = jnp.zeros(u.shape, jnp.int32)
         return cls(
@@ -90,7 +105,7 @@ class Block(NamedTuple):
         """Those of the local parameters."""
         return self.setup.setting.bounds
 
-    def across(self, u: Vector) -> Rows:
+    def across(self, u: Own) -> Rows:
         """The rows as a function of x."""
         rows = self.setup.rows
         vector, table = rows.residuals.vector, rows.table
@@ -103,7 +118,7 @@ class Block(NamedTuple):
             residuals=rows.residuals._replace(vector=swapped),
         )
 
-    def swept(self, u: Vector, free: Flags) -> Sweep:
+    def swept(self, u: Own, free: OwnFlags) -> Sweep:
         """The block with these local parameters following x."""
         rows = self.setup.rows
         own = rows.evaluated(u, identity(u))
@@ -111,7 +126,7 @@ class Block(NamedTuple):
         return sweep(own, across, free, rows.loss, self.frame)
 
     @property
-    def free(self) -> Flags:
+    def free(self) -> OwnFlags:
         """Local parameters that may move."""
         start = self.setup.start
         return jnp.ones(start.shape, bool) if self.bounds is None else self.bounds.free
@@ -139,7 +154,7 @@ class Block(NamedTuple):
             ),
         )
 
-    def minimum(self) -> Vector:
+    def minimum(self) -> Own:
         """Local parameters that enter linearly, at their minimum.
 
         In two steps: the first may lose digits as the square of a condition does.

@@ -26,7 +26,7 @@ from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import Outcome, differentiable
 from jaxfit._core.fit import Setup, run
 from jaxfit._core.trip import no_frame
-from jaxfit._joint.block import Block, Factors, Fitted, Local
+from jaxfit._joint.block import Block, Factors, Fitted, Local, Own, Starts
 from jaxfit._linalg.branches import varying_with
 from jaxfit._linalg.kernels import Scalar, Vector
 from jaxfit._programs.many import alone_or_many
@@ -66,13 +66,15 @@ class Blocks(NamedTuple):
     # During a fit
 
     def fitted(
-        self, x: Vector, frame: Frame, start: Local
+        self, x: Vector, frame: Frame, starts: Starts
     ) -> tuple[Linearization, Local]:
         """The sum over all blocks, each at its minimum, and the local parameters."""
 
-        def of_block(block: Block) -> tuple[Linearization, Local]:
-            if not self.is_affine:
-                return run(block.setup, Fitted(block.frame))
+        def of_block(block: Block, starts: Starts) -> tuple[Linearization, Local]:
+            start = starts.better(block.setup.rows)
+            return run(block.setup._replace(start=start), Fitted(block.frame))
+
+        def of_affine(block: Block, _: Starts) -> tuple[Linearization, Local]:
             u = block.minimum()
             swept = block.swept(u, block.free)
             lin = block.linearization(swept)
@@ -80,13 +82,13 @@ class Blocks(NamedTuple):
             status = jnp.where(is_finite, Status.COST, Status.NONFINITE_START)
             return lin, Local(u, swept.response, status.astype(jnp.int32))
 
-        kernel = self._alone_or_many(of_block) if self.is_affine else of_block
-        return self._over_blocks(kernel, x, frame, start.u)
+        kernel = self._alone_or_many(of_affine) if self.is_affine else of_block
+        return self._over_blocks(kernel, x, frame, starts)
 
     def minima(self, x: Vector) -> Float[Array, "B l"]:
         """The local parameters of all blocks, which enter linearly."""
 
-        def of_block(block: Block) -> tuple[Scalar, Vector]:
+        def of_block(block: Block, _: Own) -> tuple[Scalar, Own]:
             return 0 * block.x[0], block.minimum()
 
         kernel, nothing = self._alone_or_many(of_block), 0 * x[0]
@@ -110,8 +112,7 @@ class Blocks(NamedTuple):
             is_plain: as what derivatives can be taken of.
         """
 
-        def of_block(block: Block) -> tuple[Linearization, Factors]:
-            u = block.setup.start
+        def of_block(block: Block, u: Own) -> tuple[Linearization, Factors]:
             swept = block.swept(u, block.free)
             return block.linearization(swept), Factors.of(swept, u, block.bounds)
 
@@ -136,7 +137,7 @@ class Blocks(NamedTuple):
     def followed(self, x: Vector) -> Float[Array, "B l"]:
         """The local parameters as a function of all that they depend on."""
 
-        def of_block(block: Block) -> tuple[Scalar, Vector]:
+        def of_block(block: Block, _: Own) -> tuple[Scalar, Own]:
             return 0 * block.x[0], self._following(block)
 
         return self._visited(
@@ -146,7 +147,7 @@ class Blocks(NamedTuple):
     def slope(self, x: Vector) -> Vector:
         """The gradient of the cost by x, the local parameters at their minimum."""
 
-        def of_block(block: Block) -> tuple[Vector, None]:
+        def of_block(block: Block, _: Own) -> tuple[Vector, None]:
             rows = block.across(self._following(block))
             return rows.slope(block.x), None
 
@@ -155,7 +156,7 @@ class Blocks(NamedTuple):
         )
         return slope if self.axes is None else lax.psum(slope, self.axes)
 
-    def _following(self, block: Block) -> Vector:
+    def _following(self, block: Block) -> Own:
         """The local parameters of a block, which move with what they depend on."""
         if self.is_affine:
             return block.minimum()
@@ -189,11 +190,11 @@ class Blocks(NamedTuple):
         """A function of a block as one function of the machine, where it can be."""
         template = self.template
 
-        def of_block(block: Block) -> Any:
-            arrays, rest = eqx.partition(block, eqx.is_array)
+        def of_block(block: Block, own: PyTree) -> Any:
+            arrays, rest = eqx.partition((block, own), eqx.is_array)
 
             def of_arrays(arrays: PyTree) -> Any:
-                return kernel(eqx.combine(arrays, rest))
+                return kernel(*eqx.combine(arrays, rest))
 
             def at_once(each: PyTree, shared: PyTree, _: Any, number: int) -> Any:
                 one = functools.partial(eqx.combine, shared)
@@ -214,65 +215,71 @@ class Blocks(NamedTuple):
         return of_block
 
     def _over_blocks(
-        self, kernel: Callable, x: Vector, frame: Frame, u: Float[Array, "B l"]
+        self, kernel: Callable, x: Vector, frame: Frame, each: PyTree
     ) -> tuple[Linearization, Any]:
         """The sum of linearizations, and what else a kernel gives of each block."""
         x, frame = varying_with((x, frame), self.like)
         nothing = RunningSum.of_nothing(
             x, frame.inverse, is_linear(self.template.rows.loss), is_swept=True
         )
-        running, each = self._visited(
-            kernel, x, frame, u, nothing, lambda running, lin: running.plus(lin)
+        running, kept = self._visited(
+            kernel, x, frame, each, nothing, lambda running, lin: running.plus(lin)
         )
         lin = running.total()
         if self.axes is not None:
             lin = over_devices(self.axes, lin)
-        return dataclasses.replace(lin, frame=frame.inverse), each
+        return dataclasses.replace(lin, frame=frame.inverse), kept
 
     def _visited(
         self,
         kernel: Callable,
         x: Vector,
         frame: Frame,
-        u: Float[Array, "B l"],
+        each: PyTree,
         nothing: PyTree,
         plus: Callable,
     ) -> tuple[Any, Any]:
         """A kernel of all blocks: the sum of the first of its results, and the second.
 
         Args:
-            kernel: a block -> what is added up, and what is kept of it.
-            u: local parameters at which the blocks start.
+            kernel: (a block, what it has of its own) -> what is added up, and what is
+                kept of it.
+            each: what the blocks have of their own: their local parameters, or
+                `Starts` of them, with a leading axis.
         """
         x, frame, nothing = varying_with((x, frame, nothing), self.like)
 
-        def of_block(rows: list, u: Vector) -> Any:
-            return kernel(Block(self._setup(x, rows, u), frame))
+        def of_block(rows: list, own: PyTree) -> Any:
+            u = jax.tree.leaves(own)[0]
+            return kernel(Block(self._setup(x, rows, u), frame), own)
 
         def added(total: tuple, piece: Piece) -> tuple:
             amount, kept = total
             size = len(piece.rows[0])
-            own = lax.dynamic_slice_in_dim(u, piece.first, size)
-            terms, each = jax.vmap(of_block)(piece.rows, own)
+            own = jax.tree.map(
+                lambda leaf: lax.dynamic_slice_in_dim(leaf, piece.first, size), each
+            )
+            terms, results = jax.vmap(of_block)(piece.rows, own)
             amount = plus(amount, _total(terms, piece.counts))
             kept = jax.tree.map(
                 lambda whole, part: lax.dynamic_update_slice_in_dim(
                     whole, part, piece.first, 0
                 ),
                 kept,
-                each,
+                results,
             )
             return amount, kept
 
         first = [leaf[0] for leaf in self.table.rows]
-        _, shapes = jax.eval_shape(of_block, first, u[0])
+        own = jax.tree.map(lambda leaf: leaf[0], each)
+        _, shapes = jax.eval_shape(of_block, first, own)
         number = self.table.number
         kept = jax.tree.map(lambda s: jnp.zeros((number, *s.shape), s.dtype), shapes)
         chunks = Chunks(self.table, self.size or number, self.valid)
         kept = varying_with(kept, self.like)
         return chunks.over(added, (nothing, kept))
 
-    def _setup(self, x: Vector, rows: list, u: Vector) -> Setup:
+    def _setup(self, x: Vector, rows: list, u: Own) -> Setup:
         """The fit of one block's local parameters, from a start."""
         data, weights = self.table.with_rows(rows)
         template = self.template
@@ -299,7 +306,8 @@ def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
     influence = 0 * added.numbers[0][0, 0]
     if terms.robust is not None:
         influence = jnp.max(terms.robust.influence, axis=0)
-    return with_sums(terms, added, influence)
+    first = jax.tree.map(lambda leaf: leaf[0], terms)
+    return with_sums(first, added, influence)
 
 
 def _total_words(words: Int[Array, "c 2"]) -> Int[Array, "2"]:

@@ -175,7 +175,8 @@ class Mixture(NamedTuple):
         def add(total: tuple, piece: Piece) -> tuple:
             number, amount = total
             known, counts = self._counted(piece)
-            return number + jnp.sum(counts), amount + term(known, counts)
+            more = jnp.sum(counts).astype(number.dtype)
+            return number + more, amount + term(known, counts)
 
         nothing = varying_with(nothing.astype(self.start.dtype), self.all.like)
         return self._chunks.over(add, (0 * self.start[0], nothing))

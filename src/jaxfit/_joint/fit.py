@@ -26,7 +26,8 @@ from jaxfit._core.setting import Setting, initial_state
 from jaxfit._core.state import State, is_running
 from jaxfit._core.trip import decide, frame_of
 from jaxfit._joint.affine import check_affine
-from jaxfit._joint.blocks import Blocks, Factors, Local
+from jaxfit._joint.block import Factors, Local, Starts
+from jaxfit._joint.blocks import Blocks
 from jaxfit._joint.compress import Mixture, can_be_mixed
 from jaxfit._joint.solution import JointSolution
 from jaxfit._linalg.branches import choose, varying_with
@@ -42,6 +43,10 @@ from jaxfit.losses import Loss
 
 # Blocks that are worked on at once, by what one of them takes.
 CPU, OTHER = Budget(2**22, 64, 4096), Budget(2**28, 1024, 2**20)
+
+# Evaluations of a block at one point x, at most. One that needs more goes on at the
+# next point: its minimum may lie at infinity as long as x is not the right one.
+OWN_STEPS = 25
 
 
 class JointRequest(NamedTuple):
@@ -102,7 +107,7 @@ def set_up_joint(request: JointRequest) -> JointSetup:
 
     data, weights = table.with_rows([leaf[0] for leaf in table.rows])
     options = request.options
-    own_options = dataclasses.replace(options, x_scale="jac", max_steps=None)
+    own_options = dataclasses.replace(options, x_scale="jac", max_steps=OWN_STEPS)
     own_options, jac = without_callable(own_options)
     template = set_up(
         Request(
@@ -240,13 +245,13 @@ def _loop(setup: JointSetup) -> Outcome:
 def joint_trip(setup: JointSetup, joint: JointState) -> JointState:
     """One trip: every block at the trial point, and what follows from their sum."""
     state = joint.state
-    expected = expected_local(setup, joint)
-    lin, local = setup.blocks.fitted(state.trial.x, frame_of(state), expected)
+    starts = starts_of_blocks(setup, joint)
+    lin, local = setup.blocks.fitted(state.trial.x, frame_of(state), starts)
     return after_sum(setup.setting, joint, lin, local)
 
 
-def expected_local(setup: JointSetup, joint: JointState) -> Local:
-    """The local parameters as they are expected at the trial point."""
+def starts_of_blocks(setup: JointSetup, joint: JointState) -> Starts:
+    """Where the local parameters may be at the trial point."""
     step = joint.state.trial.x - joint.state.point.x
     return joint.local.moved(step, setup.blocks.template.setting.bounds)
 

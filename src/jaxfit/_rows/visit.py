@@ -115,10 +115,10 @@ class Rows(NamedTuple):
     def slope(self, x: Vector) -> Vector:
         """The gradient of the cost by reverse mode, which derivatives of every kind
         can be taken of."""
-        slope = jax.grad(self._cost)(varying_with(x, self.like))
+        slope = jax.grad(self.cost)(varying_with(x, self.like))
         return slope if self.axes is None else lax.psum(slope, self.axes)
 
-    def _cost(self, x: Vector) -> Scalar:
+    def cost(self, x: Vector) -> Scalar:
         """Half the sum of the loss, over the rows of this device."""
 
         def add(total: Array, chunk: Chunk) -> Array:
