@@ -1,7 +1,8 @@
 """How often intervals hold the truth: `python -m bench.coverage [NUMBER]`.
 
 Data sets are simulated, and each is fitted from the model's own guess; its intervals
-come from `Fit.intervals` of each kind. The table is that of docs/coverage.md.
+come from `Fit.intervals` of each kind. The tables are those of docs/coverage.md: of
+errors in y, and of errors in x and y.
 """
 
 import sys
@@ -93,5 +94,100 @@ def table(number: int) -> str:
     return markdown(head, rows) + f"\n\nFits without success: {words}."
 
 
+# Errors in x and y
+
+
+class InBoth(NamedTuple):
+    """What is measured over and over, with errors in both."""
+
+    name: str
+    model: models.Model
+    x: np.ndarray
+    truth: dict[str, float]
+    sigma: float
+    sigma_x: float
+
+    def data(self, number: int):
+        """Independent data sets x and y (number, m), with normal errors."""
+        generator = np.random.default_rng(2026)
+        exact = np.asarray(self.model(self.x, self.truth))
+        along_x, along_y = generator.normal(size=(2, number, exact.size))
+        return self.x + self.sigma_x * along_x, exact + self.sigma * along_y
+
+
+IN_BOTH = (
+    InBoth(
+        "straight line",
+        models.Linear(),
+        np.linspace(0, 10, 20),
+        {"slope": 0.8, "intercept": 1.0},
+        0.4,
+        0.4,
+    ),
+    InBoth(
+        "decay",
+        models.Exponential(),
+        np.linspace(0, 4, 25),
+        {"amplitude": 5.0, "rate": 1.2},
+        0.15,
+        0.1,
+    ),
+    InBoth(
+        "decay, few and rough",
+        models.Exponential(),
+        np.linspace(0, 2, 8),
+        {"amplitude": 5.0, "rate": 1.2},
+        0.3,
+        0.15,
+    ),
+)
+WAYS = {  # kind of interval, and whether the errors are known
+    "wald": ("wald", False),
+    "wald, known": ("wald", True),
+    "profile": ("profile", False),
+    "without sigma_x": ("wald", False),
+}
+
+
+def covered_in_both(experiment: InBoth, number: int):
+    """`covered`, by way; the last of them fits as if x were exact."""
+    truth = np.array(list(experiment.truth.values()))
+    found = {way: np.full((number, len(LEVELS), len(truth)), np.nan) for way in WAYS}
+    for k, (x, y) in enumerate(zip(*experiment.data(number), strict=True)):
+        for way, (kind, is_known) in WAYS.items():
+            sigma_x = None if way == "without sigma_x" else experiment.sigma_x
+            try:
+                fit = jaxfit.fit(
+                    experiment.model,
+                    x,
+                    y,
+                    sigma=experiment.sigma,
+                    sigma_x=sigma_x,
+                    absolute_sigma=is_known,
+                )
+            except jaxfit.FitError:
+                continue
+            ends = fit.intervals(kind, LEVELS)
+            places = [ends.names.index(name) for name in experiment.truth]
+            low, high = ends.lower[places].T, ends.upper[places].T
+            found[way][k] = (low <= truth) & (truth <= high)
+    return found
+
+
+def table_in_both(number: int) -> str:
+    """The coverage with errors in x and y as Markdown, in per cent."""
+    head = "data", "parameter", *(f"{way} {p:.0%}" for way in WAYS for p in LEVELS)
+    rows, lost = [], {}
+    for experiment in IN_BOTH:
+        found = covered_in_both(experiment, number)
+        lost[experiment.name] = int(np.isnan(found["wald"][:, 0, 0]).sum())
+        for j, name in enumerate(experiment.truth):
+            shares = [100 * np.nanmean(found[w][:, i, j]) for w in WAYS for i in (0, 1)]
+            rows.append((experiment.name, name, *(f"{share:.1f}" for share in shares)))
+    words = ", ".join(f"{name} {count}" for name, count in lost.items())
+    return markdown(head, rows) + f"\n\nFits without success: {words}."
+
+
 if __name__ == "__main__":
-    print(table(int(sys.argv[1]) if len(sys.argv) > 1 else NUMBER))
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else NUMBER
+    print(table(wanted), table_in_both(wanted), sep="\n\n")

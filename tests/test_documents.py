@@ -21,6 +21,7 @@ ELSEWHERE = "jax.distributed", "Parquet"  # blocks that want hosts, or other lib
 
 EXAMPLES = {  # and what is smaller in them
     "bilevel": {"CURVES, BINS, WIDTH = 1000": "CURVES, BINS, WIDTH = 50"},
+    "calibration_line": {},
     "design": {},
     "dose_response": {},
     "from_scipy": {"WELLS = 384": "WELLS = 12"},

@@ -145,7 +145,8 @@ def is_certified(
     seen = largest(diagonal(linearization.held)) >= _least_square(x.dtype)
     stationary = (projected <= limit) & seen
     solved = cost < jnp.finfo(x.dtype).eps ** 1.5 * start_cost
-    not_worse = cost <= start_cost + cost_rounding(linearization)
+    noise = jnp.sqrt(linearization.squared_residual) * rounding
+    not_worse = cost <= start_cost + cost_rounding(linearization) + noise
     certified = (stationary | solved) & not_worse & (linearization.influence > 0)
     certified = certified & linearization.is_certified_locally
     if bounds is not None:

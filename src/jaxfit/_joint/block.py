@@ -7,12 +7,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfit._core.bounds import Bounds, active_set
-from jaxfit._core.certificate import Status
+from jaxfit._core.certificate import (
+    Status,
+    certificate_limit,
+    model_rounding,
+    projected_gradient,
+)
 from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
 from jaxfit._joint.sweep import Sweep, newton_step, sweep
 from jaxfit._linalg.kernels import Vector, identity
-from jaxfit._rows.linearization import Frame, Linearization, Swept, in_words
+from jaxfit._rows.linearization import (
+    Frame,
+    Linearization,
+    Swept,
+    columns_of,
+    in_words,
+)
 from jaxfit._rows.visit import Rows
 
 Own = Float[Array, " l"]  # one for each local parameter
@@ -172,5 +183,21 @@ class Fitted(NamedTuple):
         # nothing moves a block whose residuals are all beyond the scale of the loss
         is_idle = outcome.linearization.influence == 0
         is_proper = outcome.status != jnp.int32(Status.INVALID_BOUNDS)
-        lin = block.linearization(swept, outcome.certified | is_idle, is_proper)
+        is_certified = outcome.certified | is_idle | _is_rounding(block, outcome, swept)
+        lin = block.linearization(swept, is_certified, is_proper)
         return lin, Local(u, swept.response, outcome.status)
+
+
+def _is_rounding(block: Block, outcome: Outcome, swept: Sweep) -> Any:
+    """Whether the slope along the local parameters is what rounding all of them does.
+
+    The residuals of a block that is fitted to its last digits are rounding of x as well
+    as of u.
+    """
+    u, own = outcome.x, outcome.linearization
+    columns = columns_of(own)
+    shared = dataclasses.replace(swept.linearization, normal=swept.held)
+    rounding = model_rounding(u, columns.squared_norms)
+    rounding += model_rounding(block.x, jnp.maximum(shared.squared_norms, 0))
+    slope = projected_gradient(u, columns, own, block.bounds)
+    return slope <= certificate_limit(own, rounding)

@@ -16,11 +16,16 @@ from jaxfit.fitting._arguments import method_from, problem_from
 from jaxfit.fitting._batch_record import Labels
 from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._dates import Dated
+from jaxfit.fitting._errors_in_x import (
+    check_method_with_errors,
+    check_unwatched,
+    with_errors_in_x,
+)
 from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._joint_fit import for_sharing, joint_numbers, shared_names
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Axes, DataSet, Observed, observed
 from jaxfit.fitting._problem import from_middle, starts_about
-from jaxfit.fitting._record import Numbers
 from jaxfit.fitting._run import batch_numbers
 from jaxfit.interop.lmfit import Terms, without_lmfit
 from jaxfit.losses import Loss
@@ -39,6 +44,7 @@ def fit_batch(
     Y: Any,
     *,
     sigma: Any = None,
+    sigma_x: Any = None,
     p0: Any = None,
     bounds: Any = None,
     fixed: Any = None,
@@ -68,6 +74,9 @@ def fit_batch(
             m); or a DataArray. Real or complex.
         sigma: standard errors: one, of the shape of x, or of that of Y; of complex Y
             those of each part.
+        sigma_x: standard errors of x, as in `fit`, the same for all: each data set is
+            then an orthogonal distance regression of its own. The corrections of x are
+            those of `BatchFit.fit(index)`.
         p0: starts by name, each a number or an array of the leading dimensions. Next to
             a DataArray `Y`, DataArrays of sigma and p0 go by their dimensions.
         nan_policy: "omit" leaves NaN of Y out, and gives NaN where none is left;
@@ -104,13 +113,22 @@ def fit_batch(
     trailing = _trailing(x, y.shape)
     lead = y.shape[: y.ndim - len(trailing)]
     seen = observed(x, y, sigma, nan_policy, trailing)
+    sigma_x = jax.tree.map(_values, sigma_x, is_leaf=_has_dims)
+    seen = with_errors_in_x(seen, sigma_x, trailing)
     terms = {"bounds": given.bounds, "fixed": given.fixed, "tie": given.tie}
     terms |= {"prior": prior}
     asked = problem_from(model, p0=p0, rowwise=rowwise, **terms)
     names = shared_names(asked.problem, shared, asked.starts)
+    if names and seen.sigma_x is not None:
+        raise ValueError(
+            f"shared={names!r} and sigma_x are given. Errors in x are those of curves "
+            "fitted each by itself: leave one of the two out, or put the curves into "
+            "one `fit` of several data sets without sigma_x."
+        )
     starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
     settings = terms | {
         "sigma": seen.of_points(seen.data.sigma),
+        "sigma_x": sigma_x,
         "loss": loss,
         "options": options,
         "absolute_sigma": absolute_sigma,
@@ -119,8 +137,10 @@ def fit_batch(
         "host": bool(host),
     }
     method = method_from(loss, options, absolute_sigma, covariance)
+    check_method_with_errors(seen, method)
 
     def fitted(spoken: Asked) -> BatchFit:
+        check_unwatched(seen, False, spoken.is_on_host)
         given = asked.starts
         problem = from_middle(spoken.problem.for_data(seen), given, seen.data.x)
         if names and spoken.is_on_host:
@@ -168,7 +188,12 @@ def _flat(seen: Observed, starts: dict[str, Any], lead: tuple[int, ...]) -> _Fla
         sigma, sigma_axis = flat(seen.sigma), 0
     valid = None if seen.valid is None else flat(seen.valid)
     return _Flat(
-        DataSet(Points(data.x, flat(data.y), sigma), valid, starts),
+        DataSet(
+            data=Points(data.x, flat(data.y), sigma),
+            valid=valid,
+            starts=starts,
+            sigma_x=seen.sigma_x,
+        ),
         Axes(sigma=sigma_axis, valid=None if valid is None else 0),
     )
 

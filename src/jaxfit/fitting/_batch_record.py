@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree
 
 from jaxfit.fitting._dates import Dates
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._record import Numbers
 from jaxfit.fitting._together import Together
 from jaxfit.models import Model
 

@@ -85,6 +85,22 @@ class Dated(NamedTuple):
         return cls(numbers, counted)
 
 
+def spans_as_numbers(
+    values: Any, dates: Dates | None, name: str
+) -> Float[np.ndarray, "..."] | None:
+    """Spans of time in the unit of dates; None of what has none."""
+    times = _times(values)
+    if times is None:
+        return None
+    if dates is None or np.ma.getdata(times).dtype.kind != "m":
+        raise TypeError(
+            f"{name} has dates or spans of time; give numbers in the unit of x, or for "
+            "dates as x spans of time."
+        )
+    numbers = np.asarray(np.ma.getdata(times) / ONE[dates.unit])
+    return np.ma.MaskedArray(numbers, times.mask) if is_masked(times) else numbers
+
+
 def _times(x: Any) -> np.ndarray | None:
     """An array of NumPy's dates or spans; None for anything else."""
     if isinstance(x, Mapping) or (isinstance(x, (list, tuple)) and not is_numbers(x)):

@@ -10,6 +10,11 @@ from jaxtyping import PyTree
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_loss
 from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._errors_in_x import (
+    check_method_with_errors,
+    check_unwatched,
+    with_errors_in_x,
+)
 from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._multistart import best_of_many
 from jaxfit.fitting._points import DataSet, Observed, observed
@@ -43,6 +48,7 @@ def fit(
     y: Any = None,
     *,
     sigma: Any = None,
+    sigma_x: Any = None,
     p0: Any = None,
     bounds: Any = None,
     fixed: Any = None,
@@ -91,6 +97,16 @@ def fit(
             With a covariance matrix L Lᵀ points that are left out are dropped from the
             result too, and chi-square, losses, sandwich and standardised residuals are
             those of L⁻¹ (y - model).
+        sigma_x: standard errors of x, for orthogonal distance regression (Boggs, Byrd
+            and Schnabel, SIAM J. Sci. Stat. Comput. 8, 1987): each point may move along
+            x too, and the sum of ((y - model(x + δ)) / sigma)² + (δ / sigma_x)² over
+            all points is the least. One number, an array of the shape of x, or for
+            several coordinates a tuple of such; None or 0 where x is exact. Needs
+            `sigma`: only the ratios of all errors count unless `absolute_sigma`. Errors
+            of parameters are those of (JᵀWJ)⁻¹ over parameters and all δ, times chi² /
+            (points - parameters) unless `absolute_sigma`, as in ODRPACK. The model
+            treats each point by itself. Not with a loss, a covariance of y, complex y
+            or several data sets. `Fit.x_corrections` has δ.
         p0: starts by name, or one for each parameter in order. What is not given is
             guessed from the data, or 1 for a plain function without defaults. Or
             lmfit's `Parameters`, with their bounds, `vary` and expressions.
@@ -155,9 +171,11 @@ def fit(
         raise ValueError(f"local is {local!r}, and there is one data set.")
     else:
         seen = observed(x, y, sigma, nan_policy)
+    seen = with_errors_in_x(seen, sigma_x)
     asked = problem_from(model, rowwise=rowwise, **terms)
     seen.check_enough()
     method = method_from(loss, options, absolute_sigma, covariance)
+    check_method_with_errors(seen, method)
     runs = _Runs(asked.starts, seen, method, watch, starts, seed)
     result = with_functions(asked, seen.data.x, runs.fitted, bool(host))
     if not result.success:
@@ -180,7 +198,8 @@ class _Runs(NamedTuple):
         seen, method, watch = self.seen, asked.method(self.method), self.watch
         problem = from_middle(asked.problem.for_data(seen), self.given, seen.data.x)
         given = starts_about(problem, self.given)
-        data_set, minima = DataSet(seen.data, seen.valid, given), None
+        check_unwatched(seen, watch is not None, asked.is_on_host)
+        data_set, minima = seen.data_set._replace(starts=given), None
         if self.starts != 1:
             best = best_of_many(problem, data_set, method, self.starts, self.seed)
             data_set, minima = best.data_set, best.minima

@@ -19,8 +19,8 @@ from jaxfit._programs.compiled import prepared
 from jaxfit._programs.host import double_precision
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import ProblemAndStarts
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._problem import Method, Problem
-from jaxfit.fitting._record import Numbers
 from jaxfit.fitting._several import Several
 from jaxfit.models import FunctionModel, Model
 

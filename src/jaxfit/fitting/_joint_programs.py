@@ -19,9 +19,9 @@ from jaxfit._programs.host import pack
 from jaxfit._rows.table import Shared
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._joint_sandwich import Covariances, RowsAt, joint_sandwich
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._problem import Method, Problem
 from jaxfit.fitting._programs import finished
-from jaxfit.fitting._record import Numbers
 from jaxfit.losses import Linear
 
 AT_ONCE = 2**22  # residuals and derivatives of data sets that are described at once

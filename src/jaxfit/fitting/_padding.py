@@ -64,6 +64,10 @@ class Padding(NamedTuple):
             return x
         return padded_points(x, self.shape, self.length)
 
+    def errors(self, sigma_x: tuple | None) -> tuple | None:
+        """The errors of coordinates, padded."""
+        return None if sigma_x is None else jax.tree.map(self.of, sigma_x)
+
     def of(self, leaf: Any, fill: float | None = None) -> Any:
         """One vector of points for each; the last is repeated, or a number."""
         if not self.is_needed:

@@ -26,6 +26,7 @@ class Observed(NamedTuple):
     is_complex: bool = False  # the last axis of y is the real and the imaginary part
     dates: Dates | None = None  # what x counts
     shapes: tuple[tuple[int, ...], ...] | None = None  # of several data sets
+    sigma_x: tuple | None = None  # errors of the leaves of x, None where one is exact
 
     @property
     def y(self) -> np.ndarray:
@@ -113,6 +114,30 @@ class Observed(NamedTuple):
         with np.errstate(invalid="ignore"):  # of points that do not count
             return values if sigma is None else values / sigma
 
+    @property
+    def errors_in_x(self) -> Float[np.ndarray, "k ..."]:
+        """The errors of all coordinates that have some, one after the other."""
+        errors = [error for error in self.sigma_x or () if error is not None]
+        shape = np.shape(self.data.y)
+        return np.concatenate([error.reshape(-1, *shape) for error in errors])
+
+    def like_x(self, values: Float[np.ndarray, "k ..."]) -> PyTree:
+        """Values of the shape of `errors_in_x` in the structure of x; else zero.
+
+        NaN for points that do not count.
+        """
+        leaves, structure = jax.tree.flatten(self.data.x)
+        shape, parts, start = np.shape(self.data.y), [], 0
+        for leaf, error in zip(leaves, self.sigma_x or (), strict=True):
+            if error is None:
+                leading = np.shape(leaf)[: max(np.ndim(leaf) - len(shape), 0)]
+                part = np.zeros((*leading, *shape))
+            else:
+                end = start + math.prod(error.shape[: error.ndim - len(shape)])
+                part, start = values[start:end].reshape(error.shape), end
+            parts.append(part if self.valid is None else _or_nan(self.valid, part))
+        return jax.tree.unflatten(structure, parts)
+
     def scattered(self, noise: Float[np.ndarray, "number m"]) -> np.ndarray:
         """What independent noise of variance 1 becomes, of the points that count."""
         if self.is_correlated:
@@ -126,6 +151,11 @@ class Observed(NamedTuple):
         flat = np.ravel(values)
         return flat if self.valid is None else flat[self.valid.ravel()]
 
+    @property
+    def data_set(self) -> "DataSet":
+        """The points as a data set."""
+        return DataSet(self.data, self.valid, sigma_x=self.sigma_x)
+
     def check_enough(self) -> None:
         """Refuse data without a point."""
         points = self.data.y.size if self.valid is None else int(self.valid.sum())
@@ -134,6 +164,10 @@ class Observed(NamedTuple):
                 "No point is left to fit: y is empty, or all its points are NaN, are "
                 "masked or have an infinite sigma."
             )
+
+
+def _or_nan(valid: Bool[np.ndarray, "..."], values: np.ndarray) -> np.ndarray:
+    return np.where(valid, values, np.nan)
 
 
 def parted(values: Any, shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
@@ -156,6 +190,7 @@ class DataSet(NamedTuple):
     valid: Any = None  # of the shape of y, or weights; None: all count
     starts: Any = None  # by name, of parameters that are not to be guessed
     bounds: Any = None  # (lower, upper) in place of the problem's
+    sigma_x: tuple | None = None  # see `Observed`; as x the same for all
 
 
 class Axes(NamedTuple):

@@ -89,6 +89,8 @@ class Problem:
         """The problem of some data, by what they are."""
         if seen.is_complex:
             return dataclasses.replace(self, rowwise="no", numbers="complex")
+        if seen.sigma_x is not None:
+            return dataclasses.replace(self, rowwise="yes")
         is_coupled = seen.is_correlated or seen.shapes is not None
         return dataclasses.replace(self, rowwise="no") if is_coupled else self
 
@@ -175,13 +177,19 @@ class Problem:
         self, x: Vector, at: PyTree, shape: tuple[int, ...]
     ) -> Float[Numeric, "..."]:
         """The model at the points `at`, in the shape of the data."""
-        values = self.model.evaluate(self.points(at), self.about_origin(x))
+        return self.values_about(x, self.points(at), shape)
+
+    def values_about(
+        self, x: Vector, points: PyTree, shape: tuple[int, ...]
+    ) -> Float[Numeric, "..."]:
+        """`values` at points from the origin."""
+        values = self.model.evaluate(points, self.about_origin(x))
         values = xp.asarray(values)
-        points = shape[:-1] if self.numbers == "complex" else shape
-        if np.broadcast_shapes(values.shape, points) != points:
+        own = shape[:-1] if self.numbers == "complex" else shape
+        if np.broadcast_shapes(values.shape, own) != own:
             raise ValueError(
                 f"The model {self.model.label} has values of the shape {values.shape}; "
-                f"the data have {points}. Give x of the shape of y, or for several "
+                f"the data have {own}. Give x of the shape of y, or for several "
                 "coordinates a tuple of arrays."
             )
         if self.numbers == "complex":
@@ -205,14 +213,18 @@ class Problem:
         residuals: dict[str, Numeric] = {}
         residuals["data"] = rows
         if self.prior:
-            parameters = self.parameters(x)
-            residuals["prior"] = jnp.stack(
-                [
-                    (parameters[name] - mean) / deviation
-                    for name, (mean, deviation) in self.prior.items()
-                ]
-            )
+            residuals["prior"] = self.of_priors(x)
         return residuals
+
+    def of_priors(self, x: Vector) -> Numeric:
+        """(parameter - mean) / deviation for each prior."""
+        parameters = self.parameters(x)
+        return jnp.stack(
+            [
+                (parameters[name] - mean) / deviation
+                for name, (mean, deviation) in self.prior.items()
+            ]
+        )
 
 
 def traced_function(model: Model) -> Any:

@@ -16,9 +16,9 @@ from jaxfit._core.solution import Solution
 from jaxfit._linalg.seldom import uncertainty_of
 from jaxfit._numpy.either import xp
 from jaxfit._rows.residuals import jacobian
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import DataSet
 from jaxfit.fitting._problem import Numeric, Problem
-from jaxfit.fitting._record import Numbers
 from jaxfit.losses import Linear, Loss
 from jaxfit.models._guess import start_from
 

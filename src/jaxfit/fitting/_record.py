@@ -1,4 +1,4 @@
-"""What a fit gives: its numbers, and a `Record` of what was fitted and what came of it.
+"""What a fit gives: a `Record` of what was fitted and what came of it.
 
 The functions in `inference/` and `output/` take a `Record`; `Fit` has their methods.
 """
@@ -9,12 +9,11 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from jaxfit._core.certificate import Status
-from jaxfit._programs.host import unpack
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Method, Problem
 from jaxfit.fitting._together import Together
@@ -22,93 +21,11 @@ from jaxfit.fitting.inference._statistics import Goodness, goodness
 from jaxfit.models import Model
 
 
-class AtSolver(NamedTuple):
-    """A solution as the solver has it, for x from the problem's origin."""
+class SumsOfSquares(NamedTuple):
+    """Of residuals in units of their errors, by their direction."""
 
-    x: Any  # (n,)
-    covariance: Any  # (n, n)
-
-
-class Numbers(NamedTuple):
-    """What was computed of a fit; None for what was not.
-
-    Of many fits all have a leading axis.
-    """
-
-    x: Any  # (n,) the varied parameters
-    covariance: Any  # (n, n)
-    determined: Any  # (k,) whether the data say anything about it; Booleans
-    active: Any  # (n,) -1 at a lower bound, 1 at an upper one; integers
-    cost: Any
-    optimality: Any
-    status: Any  # an integer, as the next two
-    nfev: Any
-    count: Any  # of the residuals that count
-    gradient: Any  # (n,) of the cost
-    values: Any = None  # (k,) of all parameters, and then of what is derived from them
-    errors: Any = None  # (k,) their standard errors
-    start: Any = None  # (n,)
-    best: Any = None  # (points,) the model at the data
-    solver_x: Any = None  # (n,) where the problem has an origin, as the next
-    solver_covariance: Any = None  # (n, n)
-
-    @classmethod
-    def shapes(cls, problem: Problem, points: int | None) -> "Numbers":
-        """What a program gives for a fit, `best` at so many points, as shapes."""
-        n, k = len(problem.varied), len(problem.names) + len(problem.derived_names)
-        has_origin = problem.origin is not None
-        return cls(
-            x=(n,),
-            covariance=(n, n),
-            determined=(k,),
-            active=(n,),
-            cost=(),
-            optimality=(),
-            status=(),
-            nfev=(),
-            count=(),
-            gradient=(n,),
-            values=(k,),
-            errors=(k,),
-            best=None if points is None else (points,),
-            solver_x=(n,) if has_origin else None,
-            solver_covariance=(n, n) if has_origin else None,
-        )
-
-    @classmethod
-    def unpacked(
-        cls, vectors: Float[np.ndarray, "N k"], shapes: "Numbers"
-    ) -> "Numbers":
-        """The numbers of many fits, from a vector of each."""
-        numbers = unpack(vectors, shapes)
-        return numbers._replace(
-            determined=numbers.determined.astype(bool),
-            active=numbers.active.astype(int),
-            status=numbers.status.astype(int),
-            nfev=numbers.nfev.astype(int),
-            count=numbers.count.astype(int),
-        )
-
-    def nth(self, k: int) -> "Numbers":
-        """The numbers of one of many fits, single ones as Python has them."""
-
-        def of_one(values: np.ndarray) -> Any:
-            part = values[k]
-            return part if part.ndim else part.item()
-
-        return jax.tree.map(of_one, self)
-
-    @property
-    def success(self) -> Any:
-        """Whether it ended well."""
-        return self.status > 0
-
-    @property
-    def at_solver(self) -> AtSolver:
-        """The solution as the solver has it: see `Problem.origin`."""
-        if self.solver_x is None:
-            return AtSolver(self.x, self.covariance)
-        return AtSolver(self.solver_x, self.solver_covariance)
+    y: float
+    x: float
 
 
 class Parameter(NamedTuple):
@@ -317,14 +234,13 @@ class Record:
         def counted(values: np.ndarray) -> np.ndarray:
             return observed.counted(observed.standardized(values))
 
-        y = observed.data.y
         measures = goodness(
             chi_square=2 * self.numbers.cost,
             count=int(self.numbers.count),
             varied=len(self.varied),
             absolute=self.absolute_sigma,
-            y=counted(y),
-            residual=counted(y - self.numbers.best.reshape(y.shape)),
+            y=counted(observed.data.y),
+            residual=observed.counted(self.distances),
             units=list(map(counted, observed.constants)),
             log_sigma=observed.log_sigma,
         )
@@ -348,7 +264,10 @@ class Record:
 
     @property
     def chi_square(self) -> float:
-        """Twice the cost: the sum of ((y - model) / sigma)², under the loss."""
+        """Twice the cost: the sum of ((y - model) / sigma)², under the loss.
+
+        With errors in x also that of (x_corrections / sigma_x)².
+        """
         return self.goodness.chi_square
 
     @property
@@ -358,7 +277,10 @@ class Record:
 
     @property
     def r_squared(self) -> float:
-        """The part of the variance of y that the model explains."""
+        """The part of the variance of y that the model explains.
+
+        With errors in x what it leaves is the distance of points from the curve.
+        """
         return self.goodness.r_squared
 
     @property
@@ -388,7 +310,10 @@ class Record:
 
     @property
     def best_fit(self) -> Any:
-        """The model's values at the data, in their shape; a list for several."""
+        """The model's values at the data, in their shape; a list for several.
+
+        With errors in x the data are those at x + `x_corrections`.
+        """
         observed = self.observed
         return observed.shown(self.numbers.best.reshape(np.shape(observed.data.y)))
 
@@ -409,12 +334,79 @@ class Record:
         """Residuals over their standard deviation: about 1 in size.
 
         That is sigma, scaled to a reduced chi-square of 1 unless it is known. For a
-        covariance L Lᵀ of y they are L⁻¹ (y - model), which are uncorrelated.
+        covariance L Lᵀ of y they are L⁻¹ (y - model), which are uncorrelated. With
+        errors in x they are smaller, since points move in both directions: see
+        `orthogonal_residuals`.
         """
         ratio = self.observed.standardized(self.real_residuals)
-        if not self.absolute_sigma:
-            ratio = ratio / np.sqrt(self.reduced_chi_square)
-        return self.observed.shown(ratio)
+        return self.observed.shown(ratio / self._scale)
+
+    @property
+    def _scale(self) -> float:
+        """What errors are to be multiplied by: 1 where they are known."""
+        return 1.0 if self.absolute_sigma else float(np.sqrt(self.reduced_chi_square))
+
+    @property
+    def has_errors_in_x(self) -> bool:
+        """Whether the coordinates were given errors, see `fit(sigma_x=...)`."""
+        return self.observed.sigma_x is not None
+
+    @property
+    def x_corrections(self) -> Any:
+        """What was added to x, in the structure of x; zero where x is exact.
+
+        NaN for points that do not count; None without errors in x.
+        """
+        return self._of_coordinates(self.numbers.moved)
+
+    @property
+    def standardized_x_corrections(self) -> Any:
+        """`x_corrections` over the errors of x, scaled as `standardized_residuals`."""
+        ratio = self._ratios
+        return self._of_coordinates(None if ratio is None else ratio / self._scale)
+
+    @property
+    def orthogonal_residuals(self) -> Float[np.ndarray, "..."]:
+        """Distances of points from the curve in units of their errors, with a sign.
+
+        The root of the sum of squares of `standardized_residuals` and
+        `standardized_x_corrections`; positive for points above the curve.
+        """
+        return self.observed.shown(self.distances / self._scale)
+
+    @property
+    def distances(self) -> Float[np.ndarray, "..."]:
+        """`orthogonal_residuals` in units of the errors as they were given."""
+        along_y, along_x = self.observed.standardized(self.real_residuals), self._ratios
+        if along_x is None:
+            return along_y
+        distance = np.sqrt(along_y**2 + np.sum(along_x**2, axis=0))
+        return np.copysign(distance, along_y)
+
+    @property
+    def sums_of_squares(self) -> "SumsOfSquares":
+        """The parts of chi-square along y and along x, without priors and loss."""
+        along_y = self.observed.standardized(self.real_residuals)
+        along_x = np.zeros(0) if self._ratios is None else self._ratios
+        return SumsOfSquares(
+            y=float(np.nansum(along_y**2)), x=float(np.nansum(along_x**2))
+        )
+
+    @property
+    def _ratios(self) -> Float[np.ndarray, "k ..."] | None:
+        """Corrections of each coordinate in units of its error; NaN: does not count."""
+        observed, moved = self.observed, self.numbers.moved
+        if moved is None:
+            return None
+        errors = observed.errors_in_x
+        ratio = np.where(errors > 0, moved / np.where(errors > 0, errors, 1), 0)
+        return (
+            ratio if observed.valid is None else np.where(observed.valid, ratio, np.nan)
+        )
+
+    def _of_coordinates(self, values: Float[np.ndarray, "k ..."] | None) -> Any:
+        """Values of each coordinate that has errors, in the structure of x."""
+        return None if values is None else self.observed.like_x(values)
 
 
 def listed(names: list[str]) -> str:

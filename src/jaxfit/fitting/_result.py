@@ -43,10 +43,11 @@ class Fit(Record):
 
         Args:
             x: points as those of the fit: of a fit to dates also dates, or numbers in
-                its unit.
+                its unit. They are taken as exact, also where those of the fit have
+                errors: then `predict()` is at x as given, `best_fit` at x as corrected.
             data_set: of several, which, from 1; None for `x` None: a list of all.
         """
-        if x is None and data_set is None:
+        if x is None and data_set is None and self.observed.shapes is not None:
             return self.best_fit
         return _bands.predicted(_several.view(self, data_set), x)
 
@@ -122,7 +123,8 @@ class Fit(Record):
             number: of refits.
             resample: "residual", the fitted curve and residuals drawn among all;
                 "case", points drawn with their errors, right also where errors are not
-                alike; "parametric", the fitted curve and normal errors.
+                alike, and the only one with errors in x; "parametric", the fitted curve
+                and normal errors.
             seed: of the random numbers.
         """
         return _bootstrap.bootstrap(self, number, resample, seed)
@@ -211,7 +213,8 @@ class Fit(Record):
     ) -> Any:
         """Points with error bars, the curve and its band, components, and residuals.
 
-        For an image: data, model and residuals side by side.
+        For an image: data, model and residuals side by side. With errors in x the bars
+        are those of both directions, and the residuals `orthogonal_residuals`.
 
         Args:
             level: of the confidence band.
@@ -235,7 +238,10 @@ class Fit(Record):
         )
 
     def plot_residuals(self, *, xlabel: str | None = None) -> Any:
-        """Standardised residuals against x, and against normal quantiles (Q-Q)."""
+        """Standardised residuals against x, and against normal quantiles (Q-Q).
+
+        With errors in x `orthogonal_residuals`.
+        """
         return _plot.standardized_residuals(self, xlabel)
 
     def plot_profile(self, names: str | Iterable[str] | None = None) -> Any:

@@ -30,6 +30,9 @@ from jaxfit._programs.memory import Budget
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._guesses import start_vectors
+from jaxfit.fitting._numbers import Numbers
+from jaxfit.fitting._orthogonal import effective_sigma, number_of_corrections
+from jaxfit.fitting._orthogonal import fits as orthogonal_fits
 from jaxfit.fitting._padding import (
     EVERYTHING,
     FitInputs,
@@ -46,7 +49,6 @@ from jaxfit.fitting._programs import (
     sandwich,
     weights_of,
 )
-from jaxfit.fitting._record import Numbers
 from jaxfit.models._guess import Tally
 
 # Numbers of y, all data sets together, up to which a program is compiled in haste; and
@@ -71,9 +73,10 @@ def only_one(data_set: DataSet) -> DataSet:
     sigma, shape = data.sigma, np.shape(data.y)
     if sigma is not None and np.ndim(sigma) <= len(shape):
         sigma = np.broadcast_to(sigma, shape)
-    plain = data_set._replace(data=data._replace(x=None, sigma=sigma))
+    plain = data_set._replace(data=data._replace(x=None, sigma=sigma), sigma_x=None)
     only = jax.tree.map(lambda leaf: np.asarray(leaf)[None], plain)
-    return only._replace(data=only.data._replace(x=data.x))
+    data = only.data._replace(x=data.x)
+    return only._replace(data=data, sigma_x=data_set.sigma_x)
 
 
 def batch_numbers(
@@ -95,12 +98,42 @@ def batch_numbers(
         problem,
         data_sets,
         axes,
-        x0,
+        _without_errors_in_x(problem, data_sets, axes, x0, method),
         method,
         progress=progress,
         with_values=with_values,
     )
     return numbers._replace(start=of_varied(problem, x0))
+
+
+def _without_errors_in_x(
+    problem: Problem,
+    data_sets: DataSet,
+    axes: Axes,
+    x0: Float[np.ndarray, "N n"],
+    method: Method,
+) -> Float[np.ndarray, "N n"]:
+    """Where fits with errors in x start: the fit without, and by effective variance."""
+    if data_sets.sigma_x is None or not len(x0):
+        return x0
+    plain = data_sets._replace(sigma_x=None)
+    near = _ends(problem, plain, axes, x0, method)
+    sigma = effective_sigma(problem, data_sets, axes, near)
+    plain = plain._replace(data=plain.data._replace(sigma=sigma))
+    return _ends(problem, plain, axes._replace(sigma=0), near, method)
+
+
+def _ends(
+    problem: Problem,
+    data_sets: DataSet,
+    axes: Axes,
+    x0: Float[np.ndarray, "N n"],
+    method: Method,
+) -> Float[np.ndarray, "N n"]:
+    """Where fits end, if that is a number, or else where they start."""
+    ends = numbers_from(problem, data_sets, axes, x0, method).at_solver.x
+    is_number = np.isfinite(ends).all(axis=1, keepdims=True)
+    return np.where(is_number, ends, x0)
 
 
 def of_varied(
@@ -144,9 +177,13 @@ def numbers_from(
                 options=numbers_in(method.options, len(problem.varied))
             ),
             place=None if way.mesh is None else Static(way.mesh),
+            sigma_x=pad.errors(data_sets.sigma_x),
         )
         keeps_values = with_values or way.is_for_few
-        shapes = Numbers.shapes(problem, way.length if keeps_values else None)
+        corrections = number_of_corrections(data_sets.sigma_x or (), shape)
+        shapes = Numbers.shapes(
+            problem, way.length if keeps_values else None, corrections
+        )
 
         def arguments(part: FitInputs, idle: np.ndarray) -> tuple:
             return common, pad.each(part), idle
@@ -155,11 +192,16 @@ def numbers_from(
             vectors = np.zeros((0, 0))
         else:
             fits = specialised(_fits, keeps_values)
+            if data_sets.sigma_x is not None:
+                fits = specialised(orthogonal_fits, keeps_values, is_on_cpu)
             vectors = way.run(fits, arguments, inputs.each, progress)
     numbers = Numbers.unpacked(vectors, shapes)
     if not with_values:
-        return numbers._replace(best=None)
-    return numbers._replace(best=numbers.best[:, :points].reshape(number, *shape))
+        return numbers._replace(best=None, moved=None)
+    best, moved = numbers.best[:, :points].reshape(number, *shape), numbers.moved
+    if moved is not None:
+        moved = moved[..., :points].reshape(number, corrections, *shape)
+    return numbers._replace(best=best, moved=moved)
 
 
 def _inputs(
@@ -272,6 +314,7 @@ class _Common(NamedTuple):
     shared: FitInputs
     method: Method
     place: Static | None  # the devices, if not one
+    sigma_x: tuple | None = None  # errors of the coordinates, padded
 
 
 def _fits(

@@ -25,11 +25,11 @@ from jaxfit._scipy.trips import Glance, Trips
 from jaxfit._scipy.watch import run_watched
 from jaxfit.fitting._functions import Asked
 from jaxfit.fitting._guesses import start_vectors
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._padding import FitInputs, Padding, padded_length
 from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._problem import Method, Problem, traced_function
 from jaxfit.fitting._programs import ending, finished, sandwich, weights_of
-from jaxfit.fitting._record import Numbers
 from jaxfit.fitting._run import numbers_in, of_varied, only_one
 
 

@@ -18,9 +18,9 @@ from jaxfit._scipy.arguments import real_array
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import ProblemAndStarts, method_from
 from jaxfit.fitting._functions import Asked, with_functions
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._problem import Method, Problem
-from jaxfit.fitting._record import Numbers
 from jaxfit.fitting._run import batch_numbers
 from jaxfit.fitting.output._tables import needed
 from jaxfit.models import FunctionModel

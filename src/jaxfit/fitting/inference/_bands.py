@@ -14,10 +14,11 @@ from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.arguments import coordinates, real_array
 from jaxfit.fitting._batch_record import BatchRecord
 from jaxfit.fitting._dates import Dated, Dates
+from jaxfit.fitting._numbers import AtSolver, Numbers
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Numeric, Problem, traced_function
 from jaxfit.fitting._programs import propagated
-from jaxfit.fitting._record import AtSolver, Numbers, Record
+from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference._statistics import quantile
 from jaxfit.models import Model
 
@@ -45,7 +46,7 @@ class _Values(NamedTuple):
 
 def predicted(record: Record, x: PyTree) -> Curve:
     """The model's values, see `Fit.predict`."""
-    if x is None:
+    if x is None and not record.has_errors_in_x:
         return record.best_fit
     return record.observed.shown(_values(record, x).value)
 

@@ -65,6 +65,11 @@ def bootstrap(
             "resample='case' draws points by themselves, and these have a covariance. "
             "Give 'residual' or 'parametric', which keep it."
         )
+    if record.has_errors_in_x and resample != "case":
+        raise ValueError(
+            f"resample={resample!r} draws y, and this fit has errors in x too. Give "
+            "'case', which draws points with both."
+        )
     x = record.numbers.at_solver.x
     method = record.method._replace(absolute=np.bool_(True))
     random = np.random.default_rng(seed)
@@ -92,7 +97,7 @@ def _samples(
     observed = record.observed
     y = observed.data.y
     valid = np.ones(y.shape, bool) if observed.valid is None else observed.valid
-    data_set = DataSet(observed.data, observed.valid)
+    data_set = observed.data_set
     if resample == "case":
         shape = y.shape[:-1] if observed.is_complex else y.shape
         index = np.flatnonzero(valid[..., 0] if observed.is_complex else valid)

@@ -40,10 +40,9 @@ class Refit(NamedTuple):
     def of(cls, record: Record) -> "Refit":
         """The refits of a fit."""
         check_alone(record.together, "A profile")
-        observed = record.observed
         return cls(
             problem=record.problem,
-            data_set=DataSet(observed.data, observed.valid),
+            data_set=record.observed.data_set,
             method=record.method._replace(options=INNER, absolute=np.bool_(True)),
         )
 

@@ -82,9 +82,10 @@ def fit(
         lower = axes[1, 0]
         lower.axhline(0, color="0.6", linewidth=0.8)
         for _, part, points in series:
-            style = points.bars | part.marks
+            style = points.residual_bars | part.marks
             lower.errorbar(points.x, points.residual, fmt="o", **style)
-        lower.set_ylabel("residual")
+        is_orthogonal = record.has_errors_in_x
+        lower.set_ylabel("orthogonal\nresidual / σ" if is_orthogonal else "residual")
     axes[-1, 0].set_xlabel(record.observed.xlabel if xlabel is None else xlabel)
     return figure
 
@@ -171,7 +172,10 @@ def standardized_residuals(record: Record, xlabel: str | None) -> Any:
 
     plt = pyplot()
     observed = record.observed
-    ratio = observed.counted(observed.split(record.standardized_residuals))
+    words, residuals = "standardised residual", record.standardized_residuals
+    if record.has_errors_in_x:
+        words, residuals = "orthogonal residual", record.orthogonal_residuals
+    ratio = observed.counted(observed.split(residuals))
     x = observed.data.x
     is_tuple = isinstance(x, (tuple, list))
     is_line = not is_tuple and np.shape(x) == np.shape(observed.y)
@@ -181,7 +185,7 @@ def standardized_residuals(record: Record, xlabel: str | None) -> Any:
     a.axhline(0, color="0.6", linewidth=0.8)
     a.plot(place, ratio, "o", **DATA)
     xlabel = observed.xlabel if xlabel is None else xlabel
-    a.set(xlabel=xlabel if is_line else "point", ylabel="standardised residual")
+    a.set(xlabel=xlabel if is_line else "point", ylabel=words)
     part = (np.arange(ratio.size) + 0.5) / ratio.size
     expected = scipy.special.ndtri(part)
     ordered = np.sort(ratio)
@@ -190,7 +194,7 @@ def standardized_residuals(record: Record, xlabel: str | None) -> Any:
     b.plot(expected, ordered, "o", **DATA)
     b.set(
         xlabel="normal quantile",
-        ylabel="standardised residual",
+        ylabel=words,
         xlim=(-reach, reach),
         ylim=(-reach, reach),
     )
@@ -297,11 +301,19 @@ class _Points(NamedTuple):
     y: np.ndarray
     sigma: np.ndarray | None
     residual: np.ndarray
+    sigma_x: np.ndarray | None  # None: x is exact, and residuals are those of y
 
     @property
     def bars(self) -> dict[str, Any]:
         """Error bars, as keywords of matplotlib's."""
-        return {} if self.sigma is None else {"yerr": self.sigma, "elinewidth": 0.7}
+        errors = {"xerr": self.sigma_x, "yerr": self.sigma}
+        bars = {name: error for name, error in errors.items() if error is not None}
+        return bars and {**bars, "elinewidth": 0.7}
+
+    @property
+    def residual_bars(self) -> dict[str, Any]:
+        """Those of residuals: none where these are in units of their errors."""
+        return self.bars if self.sigma_x is None else {}
 
 
 def _points(record: Record, part: Part) -> _Points:
@@ -318,11 +330,14 @@ def _points(record: Record, part: Part) -> _Points:
     )
     counts = np.flatnonzero(np.ones(y.shape) if valid is None else valid)
     order = counts[np.argsort(x.ravel()[counts], kind="stable")]
+    has_errors = record.has_errors_in_x
+    residual = record.orthogonal_residuals if has_errors else record.residuals
     return _Points(
         x=x.ravel()[order],
         y=part.of(y).ravel()[order],
         sigma=None if sigma is None else sigma.ravel()[order],
-        residual=part.of(record.residuals).ravel()[order],
+        residual=part.of(residual).ravel()[order],
+        sigma_x=observed.errors_in_x.ravel()[order] if has_errors else None,
     )
 
 

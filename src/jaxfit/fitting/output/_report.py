@@ -169,6 +169,12 @@ def _notes(record: Record) -> list[str]:
             f"One of {number} data sets that share {listed(list(shared))}: degrees of "
             "freedom, reduced chi² and all errors are those of the joint fit."
         )
+    if record.has_errors_in_x:
+        parts = record.sums_of_squares
+        sentences.append(
+            "x has errors (orthogonal distance regression): chi² "
+            f"{parts.y:.5g} along y, {parts.x:.5g} along x."
+        )
     return [line for note in sentences for line in _wrapped(note)]
 
 

@@ -16,9 +16,10 @@ from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import ProblemAndStarts, method_from, problem_from
 from jaxfit.fitting._dates import Dates
 from jaxfit.fitting._functions import Asked, with_functions
+from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Problem
-from jaxfit.fitting._record import Numbers, Record
+from jaxfit.fitting._record import Record
 from jaxfit.fitting._several import Several
 from jaxfit.losses import Loss
 from jaxfit.models import FunctionModel, Model, Product, Sum, as_model
@@ -61,6 +62,7 @@ def save(record: Record, path: Any) -> None:
         "prior": {n: list(map(float, v)) for n, v in problem.prior.items()},
     }
     arrays: dict[str, Any] = {f"x{i}": leaf for i, leaf in enumerate(x_leaves)}
+    arrays |= {f"sigma_x{i}": leaf for i, leaf in enumerate(observed.sigma_x or ())}
     arrays |= {
         "y": observed.data.y,
         "sigma": observed.data.sigma,
@@ -91,6 +93,7 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
         valid=arrays.get("valid"),
         is_complex=head.get("is_complex", False),
         dates=_dates_from(head.get("dates")),
+        sigma_x=_errors_from(arrays, len(leaves)),
     )
     record = Record(
         problem=_problem_from(file, path, model, tie or {}).for_data(observed),
@@ -165,6 +168,12 @@ def _numbers_from(arrays: Mapping[str, np.ndarray]) -> Numbers:
     }
     numbers.setdefault("determined", np.isfinite(numbers["errors"]))
     return Numbers(**{n: v if v.ndim else v.item() for n, v in numbers.items()})
+
+
+def _errors_from(arrays: Mapping[str, np.ndarray], number: int) -> tuple | None:
+    """The errors of so many coordinates, None of one that is exact."""
+    errors = tuple(arrays.get(f"sigma_x{i}") for i in range(number))
+    return None if all(error is None for error in errors) else errors
 
 
 def _described(model: Model) -> dict[str, Any]:
