@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxfit._core.bounds import Bounds
 from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import Outcome, differentiable
 from jaxfit._core.fit import Setup, run
@@ -63,12 +64,28 @@ class Blocks(NamedTuple):
     like: Vector | None = None  # varies over devices as the blocks do
     u: Float[Array, "B l"] | None = None
 
+    @property
+    def bounds(self) -> Bounds | None:
+        """Those of the local parameters of every block."""
+        return self.template.setting.bounds
+
     # During a fit
 
     def fitted(
         self, x: Vector, frame: Frame, start: Local
     ) -> tuple[Linearization, Local]:
         """The sum over all blocks, each at its minimum, and the local parameters."""
+        return self._over_blocks(self._fitting, x, frame, start.u)
+
+    def fitted_with(
+        self, running: RunningSum, x: Vector, frame: Frame, start: Local
+    ) -> tuple[RunningSum, Local]:
+        """A sum over other blocks with these added to it."""
+        return self._added_to(running, self._fitting, x, frame, start.u)
+
+    @property
+    def _fitting(self) -> Callable:
+        """One block at its minimum."""
 
         def of_block(block: Block) -> tuple[Linearization, Local]:
             if not self.is_affine:
@@ -80,8 +97,7 @@ class Blocks(NamedTuple):
             status = jnp.where(is_finite, Status.COST, Status.NONFINITE_START)
             return lin, Local(u, swept.response, status.astype(jnp.int32))
 
-        kernel = self._alone_or_many(of_block) if self.is_affine else of_block
-        return self._over_blocks(kernel, x, frame, start.u)
+        return self._alone_or_many(of_block) if self.is_affine else of_block
 
     def minima(self, x: Vector) -> Float[Array, "B l"]:
         """The local parameters of all blocks, which enter linearly."""
@@ -110,13 +126,15 @@ class Blocks(NamedTuple):
             is_plain: as what derivatives can be taken of.
         """
 
-        def of_block(block: Block) -> tuple[Linearization, Factors]:
-            u = block.setup.start
-            swept = block.swept(u, block.free)
-            return block.linearization(swept), Factors.of(swept, u, block.bounds)
-
-        kernel = of_block if is_plain else self._alone_or_many(of_block)
+        kernel = _reported if is_plain else self._alone_or_many(_reported)
         return self._over_blocks(kernel, x, frame, u)
+
+    def reported_with(
+        self, running: RunningSum, x: Vector, frame: Frame, u: Float[Array, "B l"]
+    ) -> tuple[RunningSum, Factors]:
+        """A sum over other blocks with these added to it."""
+        kernel = self._alone_or_many(_reported)
+        return self._added_to(running, kernel, x, frame, u)
 
     # Derivatives
 
@@ -221,13 +239,24 @@ class Blocks(NamedTuple):
         nothing = RunningSum.of_nothing(
             x, frame.inverse, is_linear(self.template.rows.loss), is_swept=True
         )
-        running, each = self._visited(
-            kernel, x, frame, u, nothing, lambda running, lin: running.plus(lin)
-        )
+        running, each = self._added_to(nothing, kernel, x, frame, u)
         lin = running.total()
         if self.axes is not None:
             lin = over_devices(self.axes, lin)
         return dataclasses.replace(lin, frame=frame.inverse), each
+
+    def _added_to(
+        self,
+        running: RunningSum,
+        kernel: Callable,
+        x: Vector,
+        frame: Frame,
+        u: Float[Array, "B l"],
+    ) -> tuple[RunningSum, Any]:
+        """A sum with these blocks added, and what else a kernel gives of each."""
+        return self._visited(
+            kernel, x, frame, u, running, lambda running, lin: running.plus(lin)
+        )
 
     def _visited(
         self,
@@ -278,6 +307,13 @@ class Blocks(NamedTuple):
         template = self.template
         table = whole_rows((x, data), weights)
         return template._replace(start=u, rows=template.rows._replace(table=table))
+
+
+def _reported(block: Block) -> tuple[Linearization, Factors]:
+    """One block at local parameters that are known."""
+    u = block.setup.start
+    swept = block.swept(u, block.free)
+    return block.linearization(swept), Factors.of(swept, u, block.bounds)
 
 
 def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
