@@ -10,7 +10,8 @@ from beartype import BeartypeConf, beartype
 
 ENTRANCES = frozenset(
     "solve solve_batch solve_blocks solve_stream solve_joint_stream warm_start "
-    "subsample_start curve_fit least_squares curvefit fit fit_batch Chunked Options Sharded npy_blocks "
+    "subsample_start curve_fit least_squares curvefit fit fit_batch Chunked Options "
+    "Sharded npy_blocks "
     "Loss Fit BatchFit Model TrustRegionReflective".split()
 )
 

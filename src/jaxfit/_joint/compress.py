@@ -31,8 +31,7 @@ from jaxfit._core.options import DEFAULTS
 from jaxfit._joint.affine import used_inputs
 from jaxfit._joint.block import Factors, Local
 from jaxfit._joint.blocks import Blocks
-from jaxfit._joint.known import Known, first_of, pieces
-from jaxfit._linalg.branches import varying_with
+from jaxfit._joint.known import Known, Moments, first_of, pieces
 from jaxfit._linalg.kernels import Vector, identity
 from jaxfit._rows.linearization import (
     COUNT_BASE,
@@ -77,90 +76,84 @@ def are_alike(blocks: Blocks, x: Vector) -> bool:
     return used.isdisjoint(range(4, 4 + len(first)))
 
 
-class Mixture(NamedTuple):
-    """Blocks, and the few that give the same fit; a pytree."""
+# The few
 
-    few: Blocks
-    known: Known  # of all
 
-    @classmethod
-    def of(cls, blocks: Blocks, x: Vector) -> "Mixture":
-        """The mixture of blocks, at any point x."""
-        known = Known(blocks, varying_with(x, blocks.like))
-        moments = known.moments()
-        root = moments.root(len(blocks.template.start))
+def mixed(known: Known) -> Blocks:
+    """The few blocks that give the same fit as those that are known."""
+    moments = known.moments()
+    root = moments.root(len(known.blocks.template.start))
 
-        def by_triangles() -> Array:
-            return known.triangle(0 * root.matrix, moments.middle)
+    def by_triangles() -> Array:
+        return known.triangle(0 * root.matrix, moments.middle)
 
-        matrix = lax.cond(root.has_digits, lambda: root.matrix, by_triangles)
-        return cls.made_of(known, moments.number, moments.middle, matrix)
+    matrix = lax.cond(root.has_digits, lambda: root.matrix, by_triangles)
+    return few_blocks(known, moments, matrix)
 
-    @classmethod
-    def made_of(
-        cls,
-        known: Known,
-        number: Float[Array, ""],
-        middle: Float[Array, " m"],
-        root: Float[Array, "m m"],
-    ) -> "Mixture":
-        """The mixture of so many blocks, of which any some are known.
 
-        Args:
-            middle: the mean of s_b.
-            root: of their products about it.
-        """
-        weight = jnp.sqrt(number)
-        scales = jnp.zeros(len(root) + 1, root.dtype).at[0].set(weight)
-        residuals = jnp.concatenate([(weight * middle)[None], root])
-        return cls(_of_blocks(known, scales, residuals), known)
+def few_blocks(known: Known, moments: Moments, root: Float[Array, "m m"]) -> Blocks:
+    """The few blocks that give the same fit as all.
 
-    def images(self, x: Vector) -> Float[Array, "k l"]:
-        """What each residual adds to local parameters, and in the end what f(x) does.
+    Args:
+        known: any of them.
+        moments: of all.
+        root: of their products about the mean.
+    """
+    weight = jnp.sqrt(moments.number)
+    scales = jnp.zeros(len(root) + 1, root.dtype).at[0].set(weight)
+    added = jnp.concatenate([(weight * moments.middle)[None], root])
+    return _blocks_with(known, scales, added)
 
-        Those of a block are s_b times the first, and the last.
-        """
-        size = self.known.size
-        scales = jnp.zeros(size + 1, x.dtype).at[size].set(1)
-        units = jnp.eye(size + 1, size, dtype=x.dtype)
-        return _of_blocks(self.known, scales, units).minima(x)
 
-    def local(self, images: Float[Array, "k l"]) -> Local:
-        """The local parameters of all blocks, by one product; no response yet."""
-        u = self.known.times(images[:-1]) + images[-1]
-        is_finite = jnp.all(jnp.isfinite(u), axis=1)
-        status = jnp.where(is_finite, Status.COST, Status.NONFINITE_START)
-        return Local.start(u, self.known.start)._replace(
-            status=status.astype(jnp.int32)
+def whole(known: Known, lin: Linearization, number: Any) -> Linearization:
+    """What was made of few blocks, counted as of all.
+
+    Args:
+        number: of all blocks, on this device.
+    """
+    blocks, weights = known.blocks, known.weights
+    counted = known.size if weights is None else jnp.sum(weights != 0)
+    each = jnp.where(counted > 0, len(blocks.template.start), 0)
+    parameters = _times(number, each)
+    swept = Swept(lin.held, parameters, jnp.zeros_like(parameters))
+    counted = _times(number, counted)
+    if blocks.axes is not None:
+        counted, parameters = (
+            carried(lax.psum(words, blocks.axes)) for words in (counted, parameters)
         )
+        swept = dataclasses.replace(swept, parameters=parameters)
+    return dataclasses.replace(lin, counted=counted, swept=swept)
 
-    def whole(self, lin: Linearization, number: Any) -> Linearization:
-        """What was made of few blocks, counted as of all.
 
-        Args:
-            number: of all blocks, on this device.
-        """
-        blocks, weights = self.known.blocks, self.known.weights
-        counted = self.known.size if weights is None else jnp.sum(weights != 0)
-        each = jnp.where(counted > 0, len(blocks.template.start), 0)
-        parameters = _times(number, each)
-        swept = Swept(lin.held, parameters, jnp.zeros_like(parameters))
-        counted = _times(number, counted)
-        if blocks.axes is not None:
-            counted, parameters = (
-                carried(lax.psum(words, blocks.axes)) for words in (counted, parameters)
-            )
-            swept = dataclasses.replace(swept, parameters=parameters)
-        return dataclasses.replace(lin, counted=counted, swept=swept)
+# The local parameters of all
 
-    def units(self, x: Vector, frame: Frame) -> "Units":
-        """What the errors of the local parameters of any block are made of."""
-        eye = identity(self.known.blocks.template.start)
-        u = jnp.concatenate([0 * eye[:1], eye])
-        scales = jnp.zeros(len(u), x.dtype).at[0].set(1)
-        residuals = jnp.zeros((len(u), self.known.size), x.dtype)
-        few = _of_blocks(self.known, scales, residuals)
-        return Units(few.report(x, frame, u)[1])
+
+def images(known: Known, x: Vector) -> Float[Array, "k l"]:
+    """What each residual adds to local parameters, and in the end what f(x) does.
+
+    Those of a block are s_b times the first, and the last.
+    """
+    scales = jnp.zeros(known.size + 1, x.dtype).at[known.size].set(1)
+    units = jnp.eye(known.size + 1, known.size, dtype=x.dtype)
+    return _blocks_with(known, scales, units).minima(x)
+
+
+def local_of(known: Known, images_at_x: Float[Array, "k l"]) -> Local:
+    """The local parameters of all blocks, by one product; no response yet."""
+    u = known.times(images_at_x[:-1]) + images_at_x[-1]
+    is_finite = jnp.all(jnp.isfinite(u), axis=1)
+    status = jnp.where(is_finite, Status.COST, Status.NONFINITE_START)
+    local = Local.start(u, known.start)
+    return local._replace(status=status.astype(jnp.int32))
+
+
+def units_of(known: Known, x: Vector, frame: Frame) -> "Units":
+    """What the errors of the local parameters of any block are made of."""
+    eye = identity(known.blocks.template.start)
+    u = jnp.concatenate([0 * eye[:1], eye])
+    scales = jnp.zeros(len(u), x.dtype).at[0].set(1)
+    added = jnp.zeros((len(u), known.size), x.dtype)
+    return Units(_blocks_with(known, scales, added).report(x, frame, u)[1])
 
 
 class Units(NamedTuple):
@@ -196,7 +189,7 @@ class Units(NamedTuple):
         )
 
 
-def _of_blocks(
+def _blocks_with(
     known: Known, scales: Float[Array, " k"], added: Float[Array, "k m"]
 ) -> Blocks:
     """Blocks with the residuals A(x) u + scale f(x) + what is added."""

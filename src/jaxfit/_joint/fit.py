@@ -28,7 +28,14 @@ from jaxfit._core.state import State, is_running
 from jaxfit._core.trip import decide, frame_of
 from jaxfit._joint.affine import check_affine
 from jaxfit._joint.blocks import Blocks, Factors, Local
-from jaxfit._joint.compress import Mixture, can_be_mixed
+from jaxfit._joint.compress import (
+    can_be_mixed,
+    images,
+    local_of,
+    mixed,
+    units_of,
+    whole,
+)
 from jaxfit._joint.known import Known
 from jaxfit._joint.solution import JointSolution
 from jaxfit._linalg.branches import choose, varying_with
@@ -73,6 +80,11 @@ class JointSetup(NamedTuple):
     local_start: Float[Array, "B l"]
     gauss_newton: bool
     is_mixed: bool  # few blocks give the same fit: see `compress.py`
+
+    @property
+    def known(self) -> Known:
+        """What blocks have for themselves, where they differ in their data alone."""
+        return Known(self.blocks, varying_with(self.start, self.blocks.like))
 
     @property
     def differentiable(self) -> Differentiable:
@@ -219,21 +231,20 @@ def run_joint(setup: JointSetup) -> Outcome:
     """From the start to the end of a joint fit."""
     if not setup.is_mixed:
         return _loop(setup)
-    blocks = setup.blocks
-    mixture = Mixture.of(blocks, setup.start)
+    blocks, known = setup.blocks, setup.known
     number = blocks.table.number if blocks.valid is None else blocks.valid
-    outcome = run_mixed(setup, mixture, number)
-    local = mixture.local(mixture.images(outcome.x))
+    outcome = run_few(setup, mixed(known), number)
+    local = local_of(known, images(known, outcome.x))
     return outcome._replace(local=local.u, local_status=local.status)
 
 
-def run_mixed(setup: JointSetup, mixture: Mixture, number: Any) -> Outcome:
+def run_few(setup: JointSetup, few: Blocks, number: Any) -> Outcome:
     """The fit of few blocks in the place of all, without their local parameters."""
-    start = jnp.zeros((mixture.few.table.number, setup.local_start.shape[1]))
+    start = jnp.zeros((few.table.number, setup.local_start.shape[1]))
     start = varying_with(start.astype(setup.start.dtype), setup.start)
-    outcome = _loop(setup._replace(blocks=mixture.few, local_start=start))
+    outcome = _loop(setup._replace(blocks=few, local_start=start))
     return outcome._replace(
-        linearization=mixture.whole(outcome.linearization, number),
+        linearization=whole(setup.known, outcome.linearization, number),
         local=None,
         local_status=None,
     )
@@ -338,8 +349,7 @@ def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:
         blocks, x, u, lin = operands
         blocks, frame = eqx.combine(blocks, rest), frame_from(lin.frame)
         if setup.is_mixed:
-            mixture = Mixture(blocks, Known(blocks, setup.start))
-            units = mixture.units(x, frame)
+            units = units_of(Known(blocks, setup.start), x, frame)
             return lin, units.of_blocks(units.response(u), len(u))
         return blocks.report(x, frame, u)
 

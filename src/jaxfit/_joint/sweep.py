@@ -88,7 +88,7 @@ def projection(
         basis = _orthonormal(columns, free, least)
         return Projection(
             coefficients=basis.coefficients(targets),
-            gram=identity(diagonal(metric)) * basis.kept,
+            gram=jnp.where(basis.kept, identity(diagonal(metric)), 0),
             frame=basis.triangle,
             rounding=jnp.full_like(inverse.pivot, least),
         )

@@ -86,3 +86,12 @@ class Saved:
         self.since = 0
         if self.file is not None:
             self.file.write(self.description, progress)
+
+
+def check_every(checkpoint_every: Any) -> None:
+    """Refuse what is no number of blocks."""
+    if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+        raise ValueError(
+            f"checkpoint_every is {checkpoint_every!r}; give a whole number of at "
+            "least 1."
+        )

@@ -49,7 +49,7 @@ from jaxfit._stream.feed import (
     known_size,
 )
 from jaxfit._stream.passes import Progress, Report, run
-from jaxfit._stream.saved import Identity, Saved
+from jaxfit._stream.saved import Identity, Saved, check_every
 from jaxfit.losses import Loss
 
 NAN_POLICIES = "raise", "omit", "propagate"
@@ -112,10 +112,7 @@ def solve_stream(
     check_source(blocks)
     if nan_policy not in NAN_POLICIES:
         raise ValueError(f"nan_policy is {nan_policy!r}; give one of {NAN_POLICIES}.")
-    if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
-        raise ValueError(
-            f"checkpoint_every is {checkpoint_every!r}; give a whole number of blocks."
-        )
+    check_every(checkpoint_every)
     options, jac = without_callable(options)
     x0, bounds = ordinary((x0, bounds), ("x0", "bounds"))
     request = Request(
