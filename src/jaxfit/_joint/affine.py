@@ -6,11 +6,11 @@ import jax
 from jax.interpreters import partial_eval
 from jaxtyping import Array, PyTree
 
-from jaxfit._linalg.kernels import Vector
+from jaxfit._joint.block import Own
 from jaxfit._rows.residuals import Residuals
 
 
-def check_affine(residuals: Residuals, u: Vector, rows: list) -> None:
+def check_affine(residuals: Residuals, u: Own, rows: list) -> None:
     """Refuse residuals that are not affine in u, as far as can be seen."""
     if not is_affine(residuals, u, rows):
         raise ValueError(
@@ -21,7 +21,7 @@ def check_affine(residuals: Residuals, u: Vector, rows: list) -> None:
         )
 
 
-def is_affine(residuals: Residuals, u: Vector, rows: list) -> bool:
+def is_affine(residuals: Residuals, u: Own, rows: list) -> bool:
     """Whether the derivative of the residuals by u does not depend on u."""
 
     def slope(u: Array, direction: Array, rows: PyTree) -> Array:

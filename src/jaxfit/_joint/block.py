@@ -11,9 +11,12 @@ from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
 from jaxfit._joint.sweep import Sweep, newton_step, sweep
-from jaxfit._linalg.kernels import Flags, Vector, identity
+from jaxfit._linalg.kernels import Vector, identity
 from jaxfit._rows.linearization import Frame, Linearization, Swept, in_words
 from jaxfit._rows.visit import Rows
+
+Own = Float[Array, " l"]  # one for each local parameter
+OwnFlags = Bool[Array, " l"]
 
 
 class Local(NamedTuple):
@@ -51,7 +54,7 @@ class Factors(NamedTuple):
     active: Int[Array, "*blocks l"]
 
     @classmethod
-    def of(cls, swept: Sweep, u: Vector, bounds: Bounds | None) -> "Factors":
+    def of(cls, swept: Sweep, u: Own, bounds: Bounds | None) -> "Factors":
         """Those of one block."""
         active = jnp.zeros(u.shape, jnp.int32)
         return cls(
@@ -79,7 +82,7 @@ class Block(NamedTuple):
         """Those of the local parameters."""
         return self.setup.setting.bounds
 
-    def across(self, u: Vector) -> Rows:
+    def across(self, u: Own) -> Rows:
         """The rows as a function of x."""
         rows = self.setup.rows
         vector, table = rows.residuals.vector, rows.table
@@ -92,7 +95,7 @@ class Block(NamedTuple):
             residuals=rows.residuals._replace(vector=swapped),
         )
 
-    def swept(self, u: Vector, free: Flags) -> Sweep:
+    def swept(self, u: Own, free: OwnFlags) -> Sweep:
         """The block with these local parameters following x."""
         rows = self.setup.rows
         own = rows.evaluated(u, identity(u))
@@ -100,7 +103,7 @@ class Block(NamedTuple):
         return sweep(own, across, free, rows.loss, self.frame)
 
     @property
-    def free(self) -> Flags:
+    def free(self) -> OwnFlags:
         """Local parameters that may move."""
         start = self.setup.start
         return jnp.ones(start.shape, bool) if self.bounds is None else self.bounds.free
@@ -128,7 +131,7 @@ class Block(NamedTuple):
             ),
         )
 
-    def minimum(self) -> Vector:
+    def minimum(self) -> Own:
         """Local parameters that enter linearly, at their minimum.
 
         In two steps: the first may lose digits as the square of a condition does.

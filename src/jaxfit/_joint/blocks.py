@@ -27,7 +27,7 @@ from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import Outcome, differentiable
 from jaxfit._core.fit import Setup, run
 from jaxfit._core.trip import no_frame
-from jaxfit._joint.block import Block, Factors, Fitted, Local
+from jaxfit._joint.block import Block, Factors, Fitted, Local, Own
 from jaxfit._linalg.branches import varying_with
 from jaxfit._linalg.kernels import Scalar, Vector
 from jaxfit._programs.many import alone_or_many
@@ -102,7 +102,7 @@ class Blocks(NamedTuple):
     def minima(self, x: Vector) -> Float[Array, "B l"]:
         """The local parameters of all blocks, which enter linearly."""
 
-        def of_block(block: Block) -> tuple[Scalar, Vector]:
+        def of_block(block: Block) -> tuple[Scalar, Own]:
             return 0 * block.x[0], block.minimum()
 
         kernel, nothing = self._alone_or_many(of_block), 0 * x[0]
@@ -154,7 +154,7 @@ class Blocks(NamedTuple):
     def followed(self, x: Vector) -> Float[Array, "B l"]:
         """The local parameters as a function of all that they depend on."""
 
-        def of_block(block: Block) -> tuple[Scalar, Vector]:
+        def of_block(block: Block) -> tuple[Scalar, Own]:
             return 0 * block.x[0], self._following(block)
 
         return self._visited(
@@ -173,7 +173,7 @@ class Blocks(NamedTuple):
         )
         return slope if self.axes is None else lax.psum(slope, self.axes)
 
-    def _following(self, block: Block) -> Vector:
+    def _following(self, block: Block) -> Own:
         """The local parameters of a block, which move with what they depend on."""
         if self.is_affine:
             return block.minimum()
@@ -275,7 +275,7 @@ class Blocks(NamedTuple):
         """
         x, frame, nothing = varying_with((x, frame, nothing), self.like)
 
-        def of_block(rows: list, u: Vector) -> Any:
+        def of_block(rows: list, u: Own) -> Any:
             return kernel(Block(self._setup(x, rows, u), frame))
 
         def added(total: tuple, piece: Piece) -> tuple:
@@ -301,7 +301,7 @@ class Blocks(NamedTuple):
         kept = varying_with(kept, self.like)
         return chunks.over(added, (nothing, kept))
 
-    def _setup(self, x: Vector, rows: list, u: Vector) -> Setup:
+    def _setup(self, x: Vector, rows: list, u: Own) -> Setup:
         """The fit of one block's local parameters, from a start."""
         data, weights = self.table.with_rows(rows)
         template = self.template
@@ -335,7 +335,8 @@ def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
     influence = 0 * added.numbers[0][0, 0]
     if terms.robust is not None:
         influence = jnp.max(terms.robust.influence, axis=0)
-    return with_sums(terms, added, influence)
+    one = dataclasses.replace(terms, frame=terms.frame[0])
+    return with_sums(one, added, influence)
 
 
 def _total_words(words: Int[Array, "c 2"]) -> Int[Array, "2"]:
