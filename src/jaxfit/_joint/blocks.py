@@ -335,8 +335,8 @@ def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
     influence = 0 * added.numbers[0][0, 0]
     if terms.robust is not None:
         influence = jnp.max(terms.robust.influence, axis=0)
-    one = dataclasses.replace(terms, frame=terms.frame[0])
-    return with_sums(one, added, influence)
+    first = jax.tree.map(lambda leaf: leaf[0], terms)  # in the same frame as all
+    return with_sums(first, added, influence)
 
 
 def _total_words(words: Int[Array, "c 2"]) -> Int[Array, "2"]:

@@ -143,9 +143,9 @@ class JointSolution(Solution):
 class _Errors(eqx.Module):
     """What one fit leaves open of its local parameters."""
 
-    local: Float[Array, "B l l"]
-    cross: Float[Array, "B l n"]
-    determined: Bool[Array, "B l"]
+    local: Float[Array, "*B l l"]
+    cross: Float[Array, "*B l n"]
+    determined: Bool[Array, "*B l"]
 
 
 def _errors(

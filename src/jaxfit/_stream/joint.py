@@ -22,7 +22,7 @@ from jaxfit._rows.table import RowTable
 from jaxfit._stream.feed import Feed, check_source, known_size
 from jaxfit._stream.host import HostStarts
 from jaxfit._stream.joint_passes import ITEMS, JointFit, check_number
-from jaxfit._stream.mixed_passes import MixedFit, mixed_size
+from jaxfit._stream.mixed_passes import MixedFit, first_block, mixed_size
 from jaxfit._stream.passes import Report, run
 from jaxfit._stream.saved import Identity, Saved, check_every
 from jaxfit.losses import Loss
@@ -121,12 +121,14 @@ def _way(
 ) -> JointFit | MixedFit:
     """How the fit is done: its first item tells, or its checkpoint."""
     size = saved.saved.get("mixed", None if request.is_affine.value else 0)
+    example = None
     if size is None:
-        size = mixed_size(request, feed.first(), starts.number or number)
+        example = first_block(feed.first())
+        size = mixed_size(request, example, starts.number or number)
     saved.description["mixed"] = size
     if size == 0:
         return JointFit(request, starts)
-    return MixedFit(request, starts, size, feed)
+    return MixedFit(request, starts, size, feed, example)
 
 
 def _identity(

@@ -39,7 +39,7 @@ from jaxfit._joint.solution import JointSolution
 from jaxfit._programs.call import Static
 from jaxfit._programs.compiled import compiled
 from jaxfit._rows.table import split_rows
-from jaxfit._stream.feed import Block, Feed, Nouns
+from jaxfit._stream.feed import Block, Feed
 from jaxfit._stream.host import HostStarts, cut
 from jaxfit._stream.joint_passes import (
     ITEMS,
@@ -89,13 +89,19 @@ class MixedFit:
         starts: their numbers do not matter.
         size: residuals of a block.
         feed: has a first item.
+        example: its first block, if it was read already.
     """
 
     def __init__(
-        self, request: JointRequest, starts: HostStarts, size: int, feed: Feed
+        self,
+        request: JointRequest,
+        starts: HostStarts,
+        size: int,
+        feed: Feed,
+        example: Block | None,
     ):
         self.request, self.starts, self.size, self.feed = request, starts, size, feed
-        self.nouns: Nouns = ITEMS
+        self.example, self.nouns = example, ITEMS
 
     def start(self) -> Progress:
         """Before the first item."""
@@ -142,7 +148,8 @@ class MixedFit:
             if not root.has_digits:
                 state = state._replace(stage=np.int32(Stage.TRIANGLES))
                 return progress._replace(state=state)
-        one = of_item(self.request, first_block(self.feed.first()))
+        example = self.example or first_block(self.feed.first())
+        one = of_item(self.request, example)
         mixed = compiled(_few_fitted, one, sums.moments, matrix, np.int32(rows))
         return progress._replace(state=mixed._replace(stage=np.int32(Stage.LOCAL)))
 
@@ -165,14 +172,14 @@ class MixedFit:
         return [heading, f"cost {float(state.outcome.linearization.cost):.6g}"]
 
 
-def mixed_size(request: JointRequest, item: Block, number: int | None) -> int:
+def mixed_size(request: JointRequest, example: Block, number: int | None) -> int:
     """The residuals of a block, if blocks differ in their data alone; else 0.
 
     Args:
-        item: of them.
+        example: one of them, as an item.
         number: of all blocks, if it is known; otherwise they are taken to be many.
     """
-    one = of_item(request, first_block(item))
+    one = of_item(request, example)
     arrays, rest = eqx.partition(one, eqx.is_array)
     sizes: list[int] = []
 
