@@ -37,15 +37,11 @@ class Progress(NamedTuple):
     def start(cls, state: PyTree, running: PyTree) -> "Progress":
         """Before the first block."""
         zero = np.zeros((), np.int64)
-        return cls(
-            state=state,
-            running=running,
-            block=zero,
-            rows=zero,
-            all_blocks=zero,
-            all_rows=zero,
-            capacity=zero,
-        )
+        return cls(state, running, zero, zero, zero, zero, zero)
+
+    def at_start(self) -> "Progress":
+        """With the same state and sum, and nothing counted nor kept."""
+        return self.start(self.state, self.running)
 
     @property
     def is_first_pass(self) -> bool:

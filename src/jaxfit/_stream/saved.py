@@ -57,8 +57,8 @@ class Saved:
         """
         if self.file is None or self.arrays is None:
             return None
-        like = jax.eval_shape(start)
-        progress = self.file.restore(like._replace(tables={}), self.arrays)
+        like = jax.eval_shape(start).at_start()  # whose counts have 64 bits
+        progress = self.file.restore(like, self.arrays)
         tables = self.file.mapping("tables", self.arrays)
         self.arrays = None
         return progress._replace(tables=tables)
