@@ -105,7 +105,7 @@ def few_blocks(known: Known, moments: Moments, root: Float[Array, "m m"]) -> Blo
     return _blocks_with(known, scales, added)
 
 
-def whole(known: Known, lin: Linearization, number: Any) -> Linearization:
+def as_of_all(known: Known, lin: Linearization, number: Any) -> Linearization:
     """What was made of few blocks, counted as of all.
 
     Args:

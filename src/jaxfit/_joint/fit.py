@@ -29,12 +29,12 @@ from jaxfit._core.trip import decide, frame_of
 from jaxfit._joint.affine import check_affine
 from jaxfit._joint.blocks import Blocks, Factors, Local
 from jaxfit._joint.compress import (
+    as_of_all,
     can_be_mixed,
     images,
     local_of,
     mixed,
     units_of,
-    whole,
 )
 from jaxfit._joint.known import Known
 from jaxfit._joint.solution import JointSolution
@@ -244,7 +244,7 @@ def run_few(setup: JointSetup, few: Blocks, number: Any) -> Outcome:
     start = varying_with(start.astype(setup.start.dtype), setup.start)
     outcome = _loop(setup._replace(blocks=few, local_start=start))
     return outcome._replace(
-        linearization=whole(setup.known, outcome.linearization, number),
+        linearization=as_of_all(setup.known, outcome.linearization, number),
         local=None,
         local_status=None,
     )

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from jaxfit._core.parameters import Parameters
 from jaxfit._joint.fit import in_one_dtype
 from jaxfit._rows.table import Shared, unwrap_shared
+from jaxfit._stream.passes import Progress
 
 Tables = Mapping[str, np.ndarray]
 
@@ -78,6 +79,23 @@ def _number(path: Any, leaf: Any) -> int:
     return len(leaf)
 
 
+def check_number(starts: HostStarts, number: int, at_end: bool) -> None:
+    """Refuse items with other numbers of blocks than there are starts.
+
+    Args:
+        number: of blocks, so far or in the end.
+    """
+    expected = starts.number
+    if expected is None or number == expected or (number < expected and not at_end):
+        return
+    so_far = "" if at_end else " or more"
+    raise ValueError(
+        f"u0 has starts for {expected} blocks, and the items have {number}{so_far}. "
+        "Give u0 with a leading axis of all blocks, in the order of the items, or "
+        "Shared(start) for one that is the same for all."
+    )
+
+
 def split_like(parameters: Parameters, rows: np.ndarray) -> PyTree:
     """Flat parameters of blocks, (B, l), in their structure, without a copy."""
     ends = np.cumsum([math.prod(shape) for shape in parameters.shapes])
@@ -91,6 +109,14 @@ def split_like(parameters: Parameters, rows: np.ndarray) -> PyTree:
 
 
 # Tables: arrays by name, "kind.field", that are filled item after item
+
+
+def with_item(
+    progress: Progress, starts: HostStarts, kind: str, each: Any, number: int
+) -> dict[str, np.ndarray]:
+    """The tables with what was found of an item's blocks."""
+    room = starts.number or int(progress.all_rows)
+    return filled(progress.tables, kind, each, int(progress.rows), number, room)
 
 
 def filled(

@@ -20,8 +20,8 @@ from jaxfit._programs.digest import digest_of_numbers, digest_of_program
 from jaxfit._programs.errors import explained
 from jaxfit._rows.table import RowTable
 from jaxfit._stream.feed import Feed, check_source, known_size
-from jaxfit._stream.host import HostStarts
-from jaxfit._stream.joint_passes import ITEMS, JointFit, check_number
+from jaxfit._stream.host import HostStarts, check_number
+from jaxfit._stream.joint_passes import ITEMS, JointFit
 from jaxfit._stream.mixed_passes import MixedFit, first_block, mixed_size
 from jaxfit._stream.passes import Report, run
 from jaxfit._stream.saved import Identity, Saved, check_every

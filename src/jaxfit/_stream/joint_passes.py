@@ -6,7 +6,7 @@ block goes to tables of the host. Local parameters of a trial point that is acce
 become those of the fit; others are forgotten.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +44,13 @@ from jaxfit._stream.feed import Block, Nouns, filled_up
 from jaxfit._stream.host import (
     HostStarts,
     Tables,
+    check_number,
     cut,
     exchanged,
     filled,
     of_kind,
     split_like,
+    with_item,
     without,
 )
 from jaxfit._stream.passes import Progress
@@ -176,31 +178,6 @@ class JointFit(NamedTuple):
 def of_item(request: JointRequest, item: Block) -> JointRequest:
     """What is asked of the blocks of one item."""
     return request._replace(data=item.data, weights=item.weights)
-
-
-def check_number(starts: HostStarts, number: int, at_end: bool) -> None:
-    """Refuse items with other numbers of blocks than there are starts.
-
-    Args:
-        number: of blocks, so far or in the end.
-    """
-    expected = starts.number
-    if expected is None or number == expected or (number < expected and not at_end):
-        return
-    so_far = "" if at_end else " or more"
-    raise ValueError(
-        f"u0 has starts for {expected} blocks, and the items have {number}{so_far}. "
-        "Give u0 with a leading axis of all blocks, in the order of the items, or "
-        "Shared(start) for one that is the same for all."
-    )
-
-
-def with_item(
-    progress: Progress, starts: HostStarts, kind: str, each: Any, number: int
-) -> dict[str, np.ndarray]:
-    """The tables with what was found of an item's blocks."""
-    room = starts.number or int(progress.all_rows)
-    return filled(progress.tables, kind, each, int(progress.rows), number, room)
 
 
 class Solved(NamedTuple):

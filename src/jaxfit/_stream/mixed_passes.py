@@ -40,16 +40,14 @@ from jaxfit._programs.call import Static
 from jaxfit._programs.compiled import compiled
 from jaxfit._rows.table import split_rows
 from jaxfit._stream.feed import Block, Feed
-from jaxfit._stream.host import HostStarts, cut
+from jaxfit._stream.host import HostStarts, check_number, cut, with_item
 from jaxfit._stream.joint_passes import (
     ITEMS,
     Solved,
-    check_number,
     of_item,
     parameters_of_blocks,
     solved,
     with_blocks,
-    with_item,
 )
 from jaxfit._stream.passes import Progress
 
