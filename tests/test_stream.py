@@ -237,6 +237,20 @@ def test_a_finished_fit_reads_nothing(finished, streamed):
     assert_identical(found, streamed)
 
 
+def test_goes_on_without_x64(tmp_path):
+    path = tmp_path / "fit.npz"
+    blocks = [jax.tree.map(np.float32, block) for block in BLOCKS]
+    start = START.astype(np.float32)
+    with jax.enable_x64(False):
+        expected = solve_stream(residual, start, blocks)
+        with pytest.raises(KeyboardInterrupt):
+            solve_stream(
+                residual, start, Source(blocks, 15), checkpoint=path, checkpoint_every=1
+            )
+        found = solve_stream(residual, start, Source(blocks), checkpoint=path)
+    assert_identical(found, expected)
+
+
 KILLED = """
 import sys, time
 import jax

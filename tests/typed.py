@@ -9,8 +9,9 @@ from typing import Any
 from beartype import BeartypeConf, beartype
 
 ENTRANCES = frozenset(
-    "solve solve_batch solve_blocks solve_stream warm_start subsample_start curve_fit "
-    "least_squares curvefit fit fit_batch Chunked Options Sharded npy_blocks "
+    "solve solve_batch solve_blocks solve_stream solve_joint_stream warm_start "
+    "subsample_start curve_fit least_squares curvefit fit fit_batch Chunked Options "
+    "Sharded npy_blocks "
     "Loss Fit BatchFit Model TrustRegionReflective".split()
 )
 

@@ -16,6 +16,7 @@ from jaxfit._rows.ways import Chunked, Sharded, Whole
 from jaxfit._scipy.curve_fit import curve_fit
 from jaxfit._scipy.least_squares import least_squares
 from jaxfit._stream.feed import Weighted, npy_blocks
+from jaxfit._stream.joint import solve_joint_stream
 from jaxfit._stream.stream import solve_stream
 from jaxfit._stream.warm import subsample_start, warm_start
 from jaxfit.fitting import BatchFit, Fit, FitError, curvefit, fit, fit_batch
@@ -48,6 +49,7 @@ __all__ = [
     "solve_batch",
     "solve_blocks",
     "solve_joint",
+    "solve_joint_stream",
     "solve_stream",
     "subsample_start",
     "warm_start",

@@ -43,16 +43,16 @@ class Local(NamedTuple):
         zeros = jnp.zeros((*u.shape, len(x)), u.dtype)
         return cls(u, zeros, jnp.full(len(u), Status.MAX_STEPS, jnp.int32))
 
-    def moved(self, step: Vector, bounds: Bounds | None) -> "Starts":
+    def moved(self, step: Vector, bounds: Bounds | None) -> "OwnStarts":
         """Where the local parameters may be after a step of x."""
         u = self.u + jnp.sum(self.response * step, axis=-1)
         if bounds is not None:  # a start outside of them stays there, and is told
             inside = (self.u >= bounds.lower) & (self.u <= bounds.upper)
             u = jnp.where(inside, bounds.project(u), self.u)
-        return Starts(expected=u, stood=self.u)
+        return OwnStarts(expected=u, stood=self.u)
 
 
-class Starts(NamedTuple):
+class OwnStarts(NamedTuple):
     """Where the fits of blocks may begin: along a canyon the first leads astray."""
 
     expected: Float[Array, "*blocks l"]

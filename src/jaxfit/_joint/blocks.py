@@ -22,11 +22,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxfit._core.bounds import Bounds
 from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import Outcome, differentiable
 from jaxfit._core.fit import Setup, run
 from jaxfit._core.trip import no_frame
-from jaxfit._joint.block import Block, Factors, Fitted, Local, Own, Starts
+from jaxfit._joint.block import Block, Factors, Fitted, Local, Own, OwnStarts
 from jaxfit._linalg.branches import varying_with
 from jaxfit._linalg.kernels import Scalar, Vector
 from jaxfit._programs.many import alone_or_many
@@ -63,18 +64,34 @@ class Blocks(NamedTuple):
     like: Vector | None = None  # varies over devices as the blocks do
     u: Float[Array, "B l"] | None = None
 
+    @property
+    def bounds(self) -> Bounds | None:
+        """Those of the local parameters of every block."""
+        return self.template.setting.bounds
+
     # During a fit
 
     def fitted(
-        self, x: Vector, frame: Frame, starts: Starts
+        self, x: Vector, frame: Frame, starts: OwnStarts
     ) -> tuple[Linearization, Local]:
         """The sum over all blocks, each at its minimum, and the local parameters."""
+        return self._over_blocks(self._fitting, x, frame, starts)
 
-        def of_block(block: Block, starts: Starts) -> tuple[Linearization, Local]:
+    def fitted_with(
+        self, running: RunningSum, x: Vector, frame: Frame, starts: OwnStarts
+    ) -> tuple[RunningSum, Local]:
+        """A sum over other blocks with these added to it."""
+        return self._added_to(running, self._fitting, x, frame, starts)
+
+    @property
+    def _fitting(self) -> Callable:
+        """One block at its minimum."""
+
+        def of_block(block: Block, starts: OwnStarts) -> tuple[Linearization, Local]:
             start = starts.better(block.setup.rows)
             return run(block.setup._replace(start=start), Fitted(block.frame))
 
-        def of_affine(block: Block, _: Starts) -> tuple[Linearization, Local]:
+        def of_affine(block: Block, _: OwnStarts) -> tuple[Linearization, Local]:
             u = block.minimum()
             swept = block.swept(u, block.free)
             lin = block.linearization(swept)
@@ -82,8 +99,7 @@ class Blocks(NamedTuple):
             status = jnp.where(is_finite, Status.COST, Status.NONFINITE_START)
             return lin, Local(u, swept.response, status.astype(jnp.int32))
 
-        kernel = self._alone_or_many(of_affine) if self.is_affine else of_block
-        return self._over_blocks(kernel, x, frame, starts)
+        return self._alone_or_many(of_affine) if self.is_affine else of_block
 
     def minima(self, x: Vector) -> Float[Array, "B l"]:
         """The local parameters of all blocks, which enter linearly."""
@@ -112,12 +128,15 @@ class Blocks(NamedTuple):
             is_plain: as what derivatives can be taken of.
         """
 
-        def of_block(block: Block, u: Own) -> tuple[Linearization, Factors]:
-            swept = block.swept(u, block.free)
-            return block.linearization(swept), Factors.of(swept, u, block.bounds)
-
-        kernel = of_block if is_plain else self._alone_or_many(of_block)
+        kernel = _reported if is_plain else self._alone_or_many(_reported)
         return self._over_blocks(kernel, x, frame, u)
+
+    def reported_with(
+        self, running: RunningSum, x: Vector, frame: Frame, u: Float[Array, "B l"]
+    ) -> tuple[RunningSum, Factors]:
+        """A sum over other blocks with these added to it."""
+        kernel = self._alone_or_many(_reported)
+        return self._added_to(running, kernel, x, frame, u)
 
     # Derivatives
 
@@ -222,13 +241,24 @@ class Blocks(NamedTuple):
         nothing = RunningSum.of_nothing(
             x, frame.inverse, is_linear(self.template.rows.loss), is_swept=True
         )
-        running, kept = self._visited(
-            kernel, x, frame, each, nothing, lambda running, lin: running.plus(lin)
-        )
+        running, kept = self._added_to(nothing, kernel, x, frame, each)
         lin = running.total()
         if self.axes is not None:
             lin = over_devices(self.axes, lin)
         return dataclasses.replace(lin, frame=frame.inverse), kept
+
+    def _added_to(
+        self,
+        running: RunningSum,
+        kernel: Callable,
+        x: Vector,
+        frame: Frame,
+        each: PyTree,
+    ) -> tuple[RunningSum, Any]:
+        """A sum with these blocks added, and what else a kernel gives of each."""
+        return self._visited(
+            kernel, x, frame, each, running, lambda running, lin: running.plus(lin)
+        )
 
     def _visited(
         self,
@@ -245,7 +275,7 @@ class Blocks(NamedTuple):
             kernel: (a block, what it has of its own) -> what is added up, and what is
                 kept of it.
             each: what the blocks have of their own: their local parameters, or
-                `Starts` of them, with a leading axis.
+                `OwnStarts` of them, with a leading axis.
         """
         x, frame, nothing = varying_with((x, frame, nothing), self.like)
 
@@ -287,6 +317,12 @@ class Blocks(NamedTuple):
         return template._replace(start=u, rows=template.rows._replace(table=table))
 
 
+def _reported(block: Block, u: Own) -> tuple[Linearization, Factors]:
+    """One block at local parameters that are known."""
+    swept = block.swept(u, block.free)
+    return block.linearization(swept), Factors.of(swept, u, block.bounds)
+
+
 def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
     """The sum over blocks of those that count."""
     if counts is not None:
@@ -306,7 +342,7 @@ def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
     influence = 0 * added.numbers[0][0, 0]
     if terms.robust is not None:
         influence = jnp.max(terms.robust.influence, axis=0)
-    first = jax.tree.map(lambda leaf: leaf[0], terms)
+    first = jax.tree.map(lambda leaf: leaf[0], terms)  # in the same frame as all
     return with_sums(first, added, influence)
 
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxfit._core.bounds import Bounds
 from jaxfit._core.certificate import Status
 from jaxfit._core.derivative import (
     Differentiable,
@@ -26,12 +27,20 @@ from jaxfit._core.setting import Setting, initial_state
 from jaxfit._core.state import State, is_running
 from jaxfit._core.trip import decide, frame_of
 from jaxfit._joint.affine import check_affine
-from jaxfit._joint.block import Factors, Local, Starts
+from jaxfit._joint.block import Factors, Local, OwnStarts
 from jaxfit._joint.blocks import Blocks
-from jaxfit._joint.compress import Mixture, can_be_mixed
+from jaxfit._joint.compress import (
+    as_of_all,
+    can_be_mixed,
+    images,
+    local_of,
+    mixed,
+    units_of,
+)
+from jaxfit._joint.known import Known
 from jaxfit._joint.solution import JointSolution
 from jaxfit._linalg.branches import choose, varying_with
-from jaxfit._linalg.kernels import MANY, Matrix, every, is_large, transpose
+from jaxfit._linalg.kernels import MANY, Flags, Matrix, every, transpose
 from jaxfit._linalg.rotations import inverse_of
 from jaxfit._programs.call import Static
 from jaxfit._programs.memory import Budget, budget
@@ -76,6 +85,11 @@ class JointSetup(NamedTuple):
     local_start: Float[Array, "B l"]
     gauss_newton: bool
     is_mixed: bool  # few blocks give the same fit: see `compress.py`
+
+    @property
+    def known(self) -> Known:
+        """What blocks have for themselves, where they differ in their data alone."""
+        return Known(self.blocks, varying_with(self.start, self.blocks.like))
 
     @property
     def differentiable(self) -> Differentiable:
@@ -127,12 +141,6 @@ def set_up_joint(request: JointRequest) -> JointSetup:
     template = template._replace(setting=own)
     if len(start) + of_one.size > MANY:  # products of matrices, from a library
         template = template._replace(is_one_function=False, in_parts=False)
-    setting = dataclasses.replace(
-        setting_of(parameters, _of_shared(request)),
-        is_smooth=True,
-        is_swept=True,
-        in_one_function=is_possible(options.one_function) and not is_large(start),
-    )
     rows, size, valid = request.rows, None, None
     if rows is None:
         each = template.rows.residuals.number * (len(start) + of_one.size + 2)
@@ -153,7 +161,7 @@ def set_up_joint(request: JointRequest) -> JointSetup:
     return JointSetup(
         parameters=parameters,
         local_parameters=of_one,
-        setting=setting,
+        setting=shared_setting(parameters, request),
         blocks=blocks,
         start=start,
         local_start=local_start,
@@ -185,18 +193,27 @@ def tables(request: JointRequest) -> tuple[PyTree, PyTree, RowTable]:
         return isinstance(node, Shared)
 
     u0 = jax.tree.map_with_path(of_blocks, request.u0, is_leaf=is_shared)
-    first = Parameters(jax.tree.map(lambda leaf: leaf[0], u0)).dtype
-    dtype = jnp.promote_types(first, Parameters(request.x0).dtype)
-    x0, u0 = (
-        jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
-        for tree in (request.x0, u0)
-    )
-    return x0, u0, table
+    starts = in_one_dtype(request.x0, u0)
+    return starts.x0, starts.u0, table
 
 
-def _of_shared(request: JointRequest) -> Request:
-    """What is asked of the fit of x."""
-    return Request(
+class Starts(NamedTuple):
+    """The starts of shared and local parameters."""
+
+    x0: PyTree
+    u0: PyTree
+
+
+def in_one_dtype(x0: PyTree, u0: PyTree) -> Starts:
+    """Both starts in the dtype that can hold either."""
+    dtype = jnp.promote_types(Parameters(u0).dtype, Parameters(x0).dtype)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), Starts(x0, u0))
+
+
+def shared_setting(parameters: Parameters, request: JointRequest) -> Setting:
+    """What does not change during the fit of x."""
+    options = request.options
+    of_x = Request(
         fn=None,
         jac=None,
         x0=request.x0,
@@ -204,7 +221,14 @@ def _of_shared(request: JointRequest) -> Request:
         bounds=request.bounds,
         weights=None,
         loss=request.loss,
-        options=without_callable(request.options)[0],
+        options=without_callable(options)[0],
+    )
+    is_few = parameters.size <= MANY
+    return dataclasses.replace(
+        setting_of(parameters, of_x),
+        is_smooth=True,
+        is_swept=True,
+        in_one_function=is_possible(options.one_function) and is_few,
     )
 
 
@@ -212,16 +236,22 @@ def run_joint(setup: JointSetup) -> Outcome:
     """From the start to the end of a joint fit."""
     if not setup.is_mixed:
         return _loop(setup)
-    mixture = Mixture.of(setup.blocks, setup.start)
-    start = jnp.zeros((mixture.few.table.number, setup.local_start.shape[1]))
+    blocks, known = setup.blocks, setup.known
+    number = blocks.table.number if blocks.valid is None else blocks.valid
+    outcome = run_few(setup, mixed(known), number)
+    local = local_of(known, images(known, outcome.x))
+    return outcome._replace(local=local.u, local_status=local.status)
+
+
+def run_few(setup: JointSetup, few: Blocks, number: Any) -> Outcome:
+    """The fit of few blocks in the place of all, without their local parameters."""
+    start = jnp.zeros((few.table.number, setup.local_start.shape[1]))
     start = varying_with(start.astype(setup.start.dtype), setup.start)
-    few = setup._replace(blocks=mixture.few, local_start=start)
-    outcome = _loop(few)
-    local = mixture.local(outcome.x)
+    outcome = _loop(setup._replace(blocks=few, local_start=start))
     return outcome._replace(
-        linearization=mixture.whole(outcome.linearization),
-        local=local.u,
-        local_status=local.status,
+        linearization=as_of_all(setup.known, outcome.linearization, number),
+        local=None,
+        local_status=None,
     )
 
 
@@ -250,10 +280,10 @@ def joint_trip(setup: JointSetup, joint: JointState) -> JointState:
     return after_sum(setup.setting, joint, lin, local)
 
 
-def starts_of_blocks(setup: JointSetup, joint: JointState) -> Starts:
+def starts_of_blocks(setup: JointSetup, joint: JointState) -> OwnStarts:
     """Where the local parameters may be at the trial point."""
     step = joint.state.trial.x - joint.state.point.x
-    return joint.local.moved(step, setup.blocks.template.setting.bounds)
+    return joint.local.moved(step, setup.blocks.bounds)
 
 
 def after_sum(
@@ -261,36 +291,71 @@ def after_sum(
 ) -> JointState:
     """What follows from the sum over all blocks; local parameters of what is refused
     are forgotten."""
-    after = decide(setting, joint.state, lin)
-    moved = every(after.point.x == joint.state.trial.x)
-    return JointState(after, choose(moved, local, joint.local))
+    turn = decided(setting, joint.state, lin)
+    return JointState(turn.state, choose(turn.has_moved, local, joint.local))
+
+
+class Turn(NamedTuple):
+    """The fit of x after a trip."""
+
+    state: State
+    has_moved: Bool[Array, ""]  # it stands at the trial point
+
+
+def decided(setting: Setting, state: State, lin: Linearization) -> Turn:
+    """What follows for x from the sum over all blocks."""
+    after = decide(setting, state, lin)
+    return Turn(after, every(after.point.x == state.trial.x))
 
 
 def joint_outcome(setup: JointSetup, joint: JointState) -> Outcome:
     """What was found."""
-    outcome, local = Outcome.of(joint.state), joint.local
-    crossed = jnp.any(local.status == jnp.int32(Status.INVALID_BOUNDS))
+    local = joint.local
+    crossed = are_crossed(local.status)
     if setup.blocks.axes is not None:
         crossed = lax.psum(crossed.astype(jnp.int32), setup.blocks.axes) > 0
+    outcome = outcome_of(joint.state, crossed)
+    return outcome._replace(local=local.u, local_status=local.status)
+
+
+def are_crossed(local_status: Any) -> Any:
+    """Whether the bounds of some block's local parameters leave no room."""
+    return (local_status == np.int32(Status.INVALID_BOUNDS)).any()
+
+
+def outcome_of(state: State, crossed: Bool[Array, ""]) -> Outcome:
+    """What was found of x, the bounds of local parameters crossed or not."""
+    outcome = Outcome.of(state)
     fails = outcome.status == jnp.int32(Status.NONFINITE_START)
     status = jnp.where(
         crossed & fails, jnp.int32(Status.INVALID_BOUNDS), outcome.status
     )
-    return outcome._replace(status=status, local=local.u, local_status=local.status)
+    return outcome._replace(status=status)
+
+
+def with_report(outcome: Outcome, lin: Linearization) -> Outcome:
+    """The outcome with the linearization of the report, unless it has failed."""
+    failed = outcome.status <= jnp.int32(Status.NONFINITE_START)
+    failed = failed & (outcome.status != jnp.int32(Status.STALLED))
+    lin = choose(failed, outcome.linearization, lin)
+    return outcome._replace(linearization=lin)
+
+
+def frame_from(inverse: Matrix) -> Frame:
+    """The frame of a linearization."""
+    return Frame(inverse, transpose(inverse_of(inverse)))
 
 
 def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:
     """The result in the user's structure, with what its errors are made of."""
     blocks, rest = eqx.partition(setup.blocks, eqx.is_array)
 
-    def frame_from(inverse: Matrix) -> Frame:
-        return Frame(inverse, transpose(inverse_of(inverse)))
-
     def reported(operands: tuple) -> tuple[Linearization, Factors]:
         blocks, x, u, lin = operands
         blocks, frame = eqx.combine(blocks, rest), frame_from(lin.frame)
         if setup.is_mixed:
-            return lin, Mixture(blocks, blocks, setup.start).factors(x, frame, u)
+            units = units_of(Known(blocks, setup.start), x, frame)
+            return lin, units.of_blocks(units.response(u), len(u))
         return blocks.report(x, frame, u)
 
     def plainly(operands: tuple) -> tuple[Linearization, Factors]:
@@ -300,23 +365,16 @@ def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:
 
     operands = blocks, outcome.x, outcome.local, outcome.linearization
     lin, factors = derived_from(reported, plainly)(operands)
-    failed = outcome.status <= jnp.int32(Status.NONFINITE_START)
-    failed = failed & (outcome.status != jnp.int32(Status.STALLED))
-    lin = choose(failed, outcome.linearization, lin)
-    return whole_solution(setup, outcome._replace(linearization=lin), factors)
-
-
-def whole_solution(
-    setup: JointSetup, outcome: Outcome, factors: Factors
-) -> JointSolution:
-    """A `JointSolution` of what is known."""
-    shared = solution_of(setup.parameters, setup.setting.bounds, outcome)
-    bounds = setup.blocks.template.setting.bounds
-    number = setup.local_parameters.size
-    return JointSolution(
-        **{f.name: getattr(shared, f.name) for f in dataclasses.fields(shared)},
+    outcome = with_report(outcome, lin)
+    return JointSolution.of(
+        solution_of(setup.parameters, setup.setting.bounds, outcome),
         local=jax.vmap(setup.local_parameters.unravel)(outcome.local),
         local_status=outcome.local_status,
-        local_free=jnp.ones(number, bool) if bounds is None else bounds.free,
+        local_free=are_free(setup.local_parameters, setup.blocks.bounds),
         factors=factors,
     )
+
+
+def are_free(parameters: Parameters, bounds: Bounds | None) -> Flags:
+    """Which parameters may move."""
+    return jnp.ones(parameters.size, bool) if bounds is None else bounds.free

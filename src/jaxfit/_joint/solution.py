@@ -1,5 +1,6 @@
 """What a joint fit returns: a `Solution` of x, and the local parameters of blocks."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -41,6 +42,25 @@ class JointSolution(Solution):
     local_status: Int[Numbers, "*batch B"]
     local_free: Bool[Numbers, "*batch l"]
     factors: Factors
+
+    @classmethod
+    def of(
+        cls,
+        shared: Solution,
+        *,
+        local: PyTree,
+        local_status: Numbers,
+        local_free: Numbers,
+        factors: Factors,
+    ) -> "JointSolution":
+        """The result of a fit of x, with that of the blocks."""
+        return cls(
+            **{f.name: getattr(shared, f.name) for f in dataclasses.fields(shared)},
+            local=local,
+            local_status=local_status,
+            local_free=local_free,
+            factors=factors,
+        )
 
     @property
     def local_active(self) -> PyTree[Int[Numbers, "..."]]:

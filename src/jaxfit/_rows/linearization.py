@@ -326,7 +326,9 @@ class RunningSum(NamedTuple):
         """The sum with another term."""
         old, new = sums(self.linearization), sums(more)
         added = old.plus(new)
-        lost = tuple(map(_lost, self.lost, old.numbers, new.numbers, added.numbers))
+        lost = tuple(
+            map(lost_in_sum, self.lost, old.numbers, new.numbers, added.numbers)
+        )
         return RunningSum(_merged(self.linearization, more, added), lost)
 
     def total(self) -> Linearization:
@@ -337,7 +339,8 @@ class RunningSum(NamedTuple):
         return with_sums(lin, rounded._replace(numbers=exact), lin.influence)
 
 
-def _lost(so_far: Array, a: Array, b: Array, added: Array) -> Array:
+def lost_in_sum(so_far: Array, a: Array, b: Array, added: Array) -> Array:
+    """What rounding took from a running sum, after another addition."""
     from_b = added - a
     return so_far + ((a - (added - from_b)) + (b - from_b))
 

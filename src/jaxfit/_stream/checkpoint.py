@@ -116,6 +116,17 @@ class Checkpoint:
             leaves.append(array)
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
+    def mapping(
+        self, name: str, arrays: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """A field of a state that is a dictionary of arrays of any shapes."""
+        begin, end = f".{name}['", "']"
+        return {
+            key.removeprefix(begin).removesuffix(end): array
+            for key, array in arrays.items()
+            if key.startswith(begin)
+        }
+
     def _error(self, what: str) -> "CheckpointError":
         return CheckpointError(
             f"The checkpoint {self.path} {what}. Give another path, or remove the file "

@@ -23,6 +23,19 @@ from jaxfit._rows.table import RowTable, map_rows, split_rows
 AHEAD = 1  # blocks that are ready while another is computed with
 
 
+class Nouns(NamedTuple):
+    """What a fit calls that of which it reads one after the other, and its rows."""
+
+    block: str = "Block"
+    blocks: str = "blocks"
+    row: str = "row"
+    rows: str = "rows"
+    can_omit: bool = True  # rows with NaN
+
+
+ROWS = Nouns()
+
+
 class Weighted(NamedTuple):
     """A block of data with the weights of its residuals."""
 
@@ -99,12 +112,15 @@ def check_source(blocks: Any) -> None:
         )
 
 
-def known_size(blocks: Any) -> dict[str, int | None]:
+def known_size(blocks: Any, nouns: Nouns = ROWS) -> dict[str, int | None]:
     """The numbers of blocks and rows, as far as they are known without reading."""
     number = len(blocks) if hasattr(blocks, "__len__") else None
     rows = getattr(blocks, "rows", None)
     if isinstance(blocks, (list, tuple)):
-        rows = sum(_observed(*numbered).number for numbered in enumerate(blocks))
+        rows = sum(
+            _observed(f"{nouns.block} {index}", block).number
+            for index, block in enumerate(blocks)
+        )
     return {"blocks": number, "rows": None if rows is None else int(rows)}
 
 
@@ -113,13 +129,13 @@ def _unweighted(block: PyTree) -> tuple[PyTree, PyTree | None]:
     return block if isinstance(block, Weighted) else (block, None)
 
 
-def _observed(index: int, block: PyTree) -> RowTable:
-    """A block of the user's, with its number in what is wrong with it."""
+def _observed(name: str, block: PyTree) -> RowTable:
+    """A block of the user's, with its name in what is wrong with it."""
     try:
         block = map_rows(_as_array, _unweighted(block))
         return split_rows(*ordinary(block, ("data", "weights")))
     except ValueError as error:
-        raise ValueError(f"Block {index}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _as_array(leaf: Any) -> Any:
@@ -161,15 +177,24 @@ class Feed:
     Args:
         blocks: the user's.
         check_numbers: refuse NaN and infinity.
+        nouns: what blocks and rows are called.
 
     Attributes:
         capacity: rows of the longest block so far.
     """
 
-    def __init__(self, blocks: Any, check_numbers: bool):
-        self.blocks, self.check_numbers = blocks, check_numbers
+    def __init__(self, blocks: Any, check_numbers: bool, nouns: Nouns = ROWS):
+        self.blocks, self.check_numbers, self.nouns = blocks, check_numbers, nouns
         self.capacity = 0
         self.layout: Layout | None = None
+
+    def first(self) -> Block:
+        """The first block with rows."""
+        for block in self.read(0):
+            return block
+        raise ValueError(
+            f"blocks has no {self.nouns.rows}; a fit needs at least one residual."
+        )
 
     def read(self, first: int) -> Iterator[Block]:
         """The blocks from one on, each read while the one before is computed with."""
@@ -213,7 +238,8 @@ class Feed:
                 block = next(source, _END)
             except Exception as error:
                 raise RuntimeError(
-                    f"Block {index} could not be read: {type(error).__name__}: {error}"
+                    f"{self.nouns.block} {index} could not be read: "
+                    f"{type(error).__name__}: {error}"
                 ) from error
             if block is _END:
                 return
@@ -222,22 +248,23 @@ class Feed:
                 yield prepared
 
     def _on_device(self, index: int, block: PyTree) -> Block | None:
-        table = _observed(index, block)
+        name = f"{self.nouns.block} {index}"
+        table = _observed(name, block)
         layout = Layout.of(table)
         if self.layout is None:
             self.layout = layout
         if layout != self.layout:
             raise ValueError(
-                f"Block {index} has other arrays than those before it: {layout}; "
+                f"{name} has other arrays than those before it: {layout}; "
                 f"expected {self.layout}."
             )
         rows = table.number
         if rows == 0:
             return None
         if self.check_numbers:
-            _check_numbers(index, table)
+            _check_numbers(name, table, self.nouns)
         self.capacity = max(self.capacity, rows)
-        arrays = [_filled_up(np.asarray(leaf), self.capacity) for leaf in table.rows]
+        arrays = [filled_up(np.asarray(leaf), self.capacity) for leaf in table.rows]
         arrays = jax.device_put(arrays)
         data, weights = table.marked(arrays, table.shared)
         return Block(index, data, weights, rows, self.capacity)
@@ -254,7 +281,7 @@ def _from(blocks: Any, first: int) -> Iterator:
     return itertools.islice(iter(blocks), first, None)
 
 
-def _filled_up(leaf: np.ndarray, rows: int) -> np.ndarray:
+def filled_up(leaf: np.ndarray, rows: int) -> np.ndarray:
     """A copy, since the user may read the next block into the same memory."""
     filled = np.empty((rows, *leaf.shape[1:]), leaf.dtype)
     filled[: len(leaf)] = leaf
@@ -262,21 +289,27 @@ def _filled_up(leaf: np.ndarray, rows: int) -> np.ndarray:
     return filled
 
 
-def _check_numbers(index: int, table: RowTable) -> None:
-    """Refuse NaN and infinity, but in rows of weight zero."""
+def _check_numbers(name: str, table: RowTable, nouns: Nouns) -> None:
+    """Refuse NaN and infinity, but where weights are zero."""
     for leaf in table.rows:
         if not np.issubdtype(leaf.dtype, np.inexact) or np.all(np.isfinite(leaf)):
             continue
         _, weights = table.with_rows(table.rows)
-        bad = ~_by_row(np.all, np.isfinite(leaf))
-        for weight in jax.tree.leaves(weights):
-            bad = bad & _by_row(np.any, np.asarray(weight) != 0)
+        bad = ~np.isfinite(leaf)
+        for weight in map(np.asarray, jax.tree.leaves(weights)):
+            counts = weight != 0
+            if counts.shape != bad.shape:  # of one row, or of other residuals
+                counts = _by_row(np.any, counts)
+                counts = counts.reshape(-1, *[1] * (bad.ndim - 1))
+            bad = bad & counts
+        bad = _by_row(np.any, bad)
         if np.any(bad):
+            other = ", or leave them out by nan_policy='omit'" * nouns.can_omit
             raise ValueError(
-                f"Block {index} has NaN or infinity in {np.sum(bad)} of its "
-                f"{table.number} rows, first in row {np.argmax(bad)}. Clean the "
-                "data, give such rows weight zero by Weighted(data, weights), or leave "
-                "them out by nan_policy='omit'."
+                f"{name} has NaN or infinity in {np.sum(bad)} of its {table.number} "
+                f"{nouns.rows}, first in {nouns.row} {np.argmax(bad)}. Clean the "
+                f"data, or give what is bad weight zero by Weighted(data, weights)"
+                f"{other}."
             )
 
 
