@@ -313,7 +313,7 @@ def test_what_is_mixed(name):
     assert same.is_mixed == expected
 
 
-@pytest.mark.parametrize("noise", [0.05, 1e-9])
+@pytest.mark.parametrize("noise", [0.05, 1e-7])
 @pytest.mark.parametrize("is_weighted", [False, True])
 def test_a_mixture_is_all_blocks(monkeypatch, noise, is_weighted):
     """With an offset that moves, weights, and few digits left of the data."""
@@ -493,8 +493,8 @@ def test_a_block_that_cannot_be_evaluated_is_named():
 
 def test_a_step_to_where_a_block_has_no_value_is_refused():
     def fn(x, u, data):
-        t, y = data
-        return u[0] * jnp.sqrt(x[0] - data[2]) * t + u[1] - y
+        t, y, edge = data
+        return u[0] * jnp.sqrt(x[0] - edge) * t + u[1] - y
 
     edges = np.linspace(0, 0.9, B)
     y = np.sqrt(1 - edges)[:, None] * 2 * T + 0.1 * NOISE
@@ -614,7 +614,7 @@ WRONG = {
     "bounds": ({"linear": True, "local_bounds": (0.0, 1.0)}, ValueError, "Leave out"),
     "loss": ({"linear": True, "loss": losses.Huber(1.0)}, ValueError, "Leave out"),
     "jac": ({"options": Options(jac=lambda *a: 0)}, ValueError, "custom_jvp"),
-    "function": ({"fn": 3.0}, TypeError, r"function \(x, u, data\)"),
+    "function": ({"fn": 3.0}, TypeError, "fn"),
     "data": ({"data": (T[0], Y)}, ValueError, "jaxfit.Shared"),
     "lengths": ({"data": (T, Y)}, ValueError, "numbers of rows differ|blocks"),
     "whole": ({"u0": np.ones((B, 2), int)}, TypeError, "Write 1.0 instead of 1"),

@@ -11,7 +11,7 @@ from jaxfit._core.options import Limits
 from jaxfit._core.rules import OURS, Rules
 from jaxfit._core.state import Point, State, Trial
 from jaxfit._linalg.branches import varying_with
-from jaxfit._linalg.kernels import Flag, Vector, every
+from jaxfit._linalg.kernels import Flag, Scalar, Vector, every
 
 
 class Setting(eqx.Module):
@@ -20,6 +20,8 @@ class Setting(eqx.Module):
     limits: Limits
     bounds: Bounds | None
     x_scale: Vector | None  # None: the inverse of the Jacobian's column norms
+    # how far what is no parameter here is rounded moves the residual vector
+    rounding: Scalar | None = eqx.field(kw_only=True, default=None)
     is_linear: bool = eqx.field(static=True)  # plain least squares, without a loss
     rules: Rules = eqx.field(static=True, default=OURS)
     # the residuals can have no kink

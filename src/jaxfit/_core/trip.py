@@ -136,6 +136,8 @@ def evaluated(
     quadratic = scaled_quadratic(x, linearization, columns, scale, bounds)
     projected = projected_gradient(x, columns, linearization, bounds)
     rounding = model_rounding(x, squared)
+    if setting.rounding is not None:
+        rounding = rounding + setting.rounding
     certified = is_certified(x, linearization, projected, rounding, start_cost, bounds)
     return Point(
         x=x,

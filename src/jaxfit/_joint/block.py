@@ -9,9 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfit._core.bounds import Bounds, active_set
 from jaxfit._core.certificate import (
     Status,
-    certificate_limit,
     model_rounding,
-    projected_gradient,
 )
 from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
@@ -21,7 +19,6 @@ from jaxfit._rows.linearization import (
     Frame,
     Linearization,
     Swept,
-    columns_of,
     in_words,
 )
 from jaxfit._rows.visit import Rows
@@ -36,12 +33,14 @@ class Local(NamedTuple):
     u: Float[Array, "*blocks l"]
     response: Float[Array, "*blocks l n"]  # du/dx
     status: Int[Array, "*blocks"]  # how the block's own fit ended
+    rounding: Float[Array, "*blocks"]  # how far rounding x moves the block's residuals
 
     @classmethod
     def start(cls, u: Float[Array, "B l"], x: Vector) -> "Local":
         """Before the first trip."""
         zeros = jnp.zeros((*u.shape, len(x)), u.dtype)
-        return cls(u, zeros, jnp.full(len(u), Status.MAX_STEPS, jnp.int32))
+        status = jnp.full(len(u), Status.MAX_STEPS, jnp.int32)
+        return cls(u, zeros, status, jnp.zeros(len(u), u.dtype))
 
     def moved(self, step: Vector, bounds: Bounds | None) -> "OwnStarts":
         """Where the local parameters may be after a step of x."""
@@ -49,7 +48,7 @@ class Local(NamedTuple):
         if bounds is not None:  # a start outside of them stays there, and is told
             inside = (self.u >= bounds.lower) & (self.u <= bounds.upper)
             u = jnp.where(inside, bounds.project(u), self.u)
-        return OwnStarts(expected=u, stood=self.u)
+        return OwnStarts(expected=u, stood=self.u, rounding=self.rounding)
 
 
 class OwnStarts(NamedTuple):
@@ -57,11 +56,19 @@ class OwnStarts(NamedTuple):
 
     expected: Float[Array, "*blocks l"]
     stood: Float[Array, "*blocks l"]  # at the point before
+    rounding: Float[Array, "*blocks"]  # of `Local`
 
-    def better(self, rows: Rows) -> Own:
-        """The one at which a block costs less."""
+    def better(self, setup: Setup) -> Setup:
+        """A block's own fit, from the start at which it costs less.
+
+        What cannot be told from rounding there is a matter of x too, as in a fit of all
+        parameters at once.
+        """
+        rows = setup.rows
         costs = rows.cost(self.expected), rows.cost(self.stood)
-        return jnp.where(costs[0] <= costs[1], self.expected, self.stood)
+        start = jnp.where(costs[0] <= costs[1], self.expected, self.stood)
+        setting = dataclasses.replace(setup.setting, rounding=self.rounding)
+        return setup._replace(start=start, setting=setting)
 
 
 class Factors(NamedTuple):
@@ -154,6 +161,12 @@ class Block(NamedTuple):
             ),
         )
 
+    def local(self, swept: Sweep, u: Own, status: Int[Array, ""]) -> Local:
+        """What is known of the local parameters."""
+        held = dataclasses.replace(swept.linearization, normal=swept.held)
+        rounding = model_rounding(self.x, jnp.maximum(held.squared_norms, 0))
+        return Local(u, swept.response, status, rounding)
+
     def minimum(self) -> Own:
         """Local parameters that enter linearly, at their minimum.
 
@@ -183,21 +196,5 @@ class Fitted(NamedTuple):
         # nothing moves a block whose residuals are all beyond the scale of the loss
         is_idle = outcome.linearization.influence == 0
         is_proper = outcome.status != jnp.int32(Status.INVALID_BOUNDS)
-        is_certified = outcome.certified | is_idle | _is_rounding(block, outcome, swept)
-        lin = block.linearization(swept, is_certified, is_proper)
-        return lin, Local(u, swept.response, outcome.status)
-
-
-def _is_rounding(block: Block, outcome: Outcome, swept: Sweep) -> Any:
-    """Whether the slope along the local parameters is what rounding all of them does.
-
-    The residuals of a block that is fitted to its last digits are rounding of x as well
-    as of u.
-    """
-    u, own = outcome.x, outcome.linearization
-    columns = columns_of(own)
-    shared = dataclasses.replace(swept.linearization, normal=swept.held)
-    rounding = model_rounding(u, columns.squared_norms)
-    rounding += model_rounding(block.x, jnp.maximum(shared.squared_norms, 0))
-    slope = projected_gradient(u, columns, own, block.bounds)
-    return slope <= certificate_limit(own, rounding)
+        lin = block.linearization(swept, outcome.certified | is_idle, is_proper)
+        return lin, block.local(swept, u, outcome.status)

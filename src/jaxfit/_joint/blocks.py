@@ -88,8 +88,7 @@ class Blocks(NamedTuple):
         """One block at its minimum."""
 
         def of_block(block: Block, starts: OwnStarts) -> tuple[Linearization, Local]:
-            start = starts.better(block.setup.rows)
-            return run(block.setup._replace(start=start), Fitted(block.frame))
+            return run(starts.better(block.setup), Fitted(block.frame))
 
         def of_affine(block: Block, _: OwnStarts) -> tuple[Linearization, Local]:
             u = block.minimum()
@@ -97,7 +96,7 @@ class Blocks(NamedTuple):
             lin = block.linearization(swept)
             is_finite = jnp.isfinite(jnp.sum(lin.normal))
             status = jnp.where(is_finite, Status.COST, Status.NONFINITE_START)
-            return lin, Local(u, swept.response, status.astype(jnp.int32))
+            return lin, block.local(swept, u, status.astype(jnp.int32))
 
         return self._alone_or_many(of_affine) if self.is_affine else of_block
 
