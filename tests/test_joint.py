@@ -494,10 +494,10 @@ def test_a_block_that_cannot_be_evaluated_is_named():
 def test_a_step_to_where_a_block_has_no_value_is_refused():
     def fn(x, u, data):
         t, y, edge = data
-        return u[0] * jnp.sqrt(x[0] - edge) * t + u[1] - y
+        return 2 * jnp.sqrt(x[0] - edge) * t + u[0] * jnp.sin(t) + u[1] - y
 
     edges = np.linspace(0, 0.9, B)
-    y = np.sqrt(1 - edges)[:, None] * 2 * T + 0.1 * NOISE
+    y = 2 * np.sqrt(1 - edges)[:, None] * T + 0.1 * NOISE
     fit = solve_joint(fn, np.array([30.0]), U0, (Shared(T), y, edges))
     assert fit.success
     assert_allclose(fit.x, 1, atol=0.1)

@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfit._core.bounds import Bounds, active_set
 from jaxfit._core.certificate import (
     Status,
+    certificate_limit,
     model_rounding,
+    projected_gradient,
 )
 from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
@@ -19,6 +21,7 @@ from jaxfit._rows.linearization import (
     Frame,
     Linearization,
     Swept,
+    columns_of,
     in_words,
 )
 from jaxfit._rows.visit import Rows
@@ -196,5 +199,18 @@ class Fitted(NamedTuple):
         # nothing moves a block whose residuals are all beyond the scale of the loss
         is_idle = outcome.linearization.influence == 0
         is_proper = outcome.status != jnp.int32(Status.INVALID_BOUNDS)
-        lin = block.linearization(swept, outcome.certified | is_idle, is_proper)
-        return lin, block.local(swept, u, outcome.status)
+        local = block.local(swept, u, outcome.status)
+        is_certified = outcome.certified | is_idle | _is_rounding(block, outcome, local)
+        return block.linearization(swept, is_certified, is_proper), local
+
+
+def _is_rounding(block: Block, outcome: Outcome, local: Local) -> Any:
+    """Whether the slope along the local parameters is what rounding all of them does.
+
+    On the first trip the block's own fit did not know yet what rounding x does.
+    """
+    u, own = outcome.x, outcome.linearization
+    columns = columns_of(own)
+    rounding = model_rounding(u, columns.squared_norms) + local.rounding
+    slope = projected_gradient(u, columns, own, block.bounds)
+    return slope <= certificate_limit(own, rounding)
