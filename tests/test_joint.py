@@ -73,11 +73,8 @@ def assert_as_dense(fit, dense, rtol=1e-9):
     assert fit.success
     assert dense.success
     error_x, error_u = dense.stderr()
-    far = np.max(np.abs(fit.x - dense.x[0]) / error_x)
-    assert far < 1e-7
-    assert np.max(np.abs(fit.local - dense.x[1]) / error_u) < 1e-6
     assert_allclose(fit.x, dense.x[0], rtol=rtol)
-    assert_allclose(fit.local, dense.x[1], rtol=10 * rtol, atol=rtol)
+    assert_allclose(fit.local, dense.x[1], rtol=rtol, atol=rtol)
     assert_allclose(fit.cost, dense.cost, rtol=1e-12)
     assert fit.count == dense.count
     assert_allclose(fit.stderr(), error_x, rtol=rtol)
@@ -97,9 +94,9 @@ def assert_as_dense(fit, dense, rtol=1e-9):
 def test_every_loss(name):
     loss = LOSSES[name]
     start, near = np.array([1.25]), TRUE_U + 0.02  # of several minima the same
-    fit = solve_joint(decay, start, near, DATA, loss=loss)
-    dense = solve(dense_decay, (start, near), (T, Y), loss=loss)
-    assert_as_dense(fit, dense, rtol=1e-8)
+    fit = solve_joint(decay, start, near, DATA, loss=loss, options=FINE)
+    dense = solve(dense_decay, (start, near), (T, Y), loss=loss, options=FINE)
+    assert_as_dense(fit, dense)
     assert fit.nfev <= dense.nfev
 
 
@@ -110,12 +107,14 @@ LOW, HIGH = np.array([0.0, -0.5]), np.array([2.5, 0.5])
 def test_bounds_active_on_both(name):
     loss = LOSSES[name]
     start, limits = np.array([0.5]), (0.0, 0.8)
-    own = {"local_bounds": (LOW, HIGH), "loss": loss}
+    own = {"local_bounds": (LOW, HIGH), "loss": loss, "options": FINE}
     fit = solve_joint(decay, start, U0, DATA, bounds=limits, **own)
     lower, upper = np.tile(LOW, (B, 1)), np.tile(HIGH, (B, 1))
     bounds = ((0.0, lower), (0.8, upper))
-    dense = solve(dense_decay, (start, U0), (T, Y), bounds=bounds, loss=loss)
-    assert_as_dense(fit, dense, rtol=1e-8)
+    dense = solve(
+        dense_decay, (start, U0), (T, Y), bounds=bounds, loss=loss, options=FINE
+    )
+    assert_as_dense(fit, dense)
     assert fit.active == 1
     assert np.array_equal(fit.active, dense.active[0])
     assert np.array_equal(fit.local_active, dense.active[1])
