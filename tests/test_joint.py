@@ -267,6 +267,10 @@ AFFINE = {
     "offset": (lambda x, u, d: u[0] * d + jnp.sin(x[0] * d) + u[1] - u[0], True),
     "product": (lambda x, u, d: u[0] * u[1] * d + x[0], False),
     "inside": (lambda x, u, d: u[0] * jnp.exp(-u[1] * d * x[0]), False),
+    "rounded": (lambda x, u, d: u[0] * d + jnp.round(u[1]) * x[0], False),
+    "step": (lambda x, u, d: u[0] * d + jnp.where(u[1] > 0, 1.0, x[0]), False),
+    "mask": (lambda x, u, d: u[0] * jnp.where(d > x[0], d, 0.0) + u[1], True),
+    "scan": (lambda x, u, d: jnp.cumsum(u[0] * d * x[0]) + u[1], True),
     "kink": (lambda x, u, d: jnp.abs(u[0] * d * x[0] + u[1]), False),
 }
 
