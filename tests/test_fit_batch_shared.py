@@ -128,7 +128,7 @@ def assert_alike(fits, expected, rtol=1e-7):
     assert fits.success.all()
     for name in NAMES:
         value, error = np.asarray(values[name]), np.asarray(errors[name])
-        shape = () if fits.is_single(name) else SHAPE
+        shape = () if name in fits.single else SHAPE
         assert np.shape(fits[name]) == np.shape(fits.errors[name]) == shape
         value, error = (v.reshape(SHAPE if v.ndim else ()) for v in (value, error))
         atol = 1e-2 * rtol * np.max(error)

@@ -153,13 +153,10 @@ class BatchRecord:
     def _determined_values(self) -> Float[np.ndarray, "N k"]:
         return np.where(self.numbers.determined, self.numbers.values, np.nan)
 
-    def is_single(self, name: str) -> bool:
-        """Whether a quantity has one value for all data sets, which is shared."""
-        return self.together is not None and name in self.together.single
-
-    def map_of(self, values: Any) -> np.ndarray:
-        """A map, or what is the same for all data sets as a map of it."""
-        return np.broadcast_to(values, self.shape)
+    @property
+    def single(self) -> tuple[str, ...]:
+        """The quantities that have one value for all data sets, which is shared."""
+        return () if self.together is None else tuple(self.together.single)
 
     def _of_parameters(self, columns: np.ndarray) -> dict[str, Any]:
         return self._named(self.names, columns)
@@ -171,7 +168,7 @@ class BatchRecord:
         """The first columns of an array by name: as maps, or one number if shared."""
 
         def quantity(column: np.ndarray, name: str) -> Any:
-            if self.together is not None and self.is_single(name):
+            if self.together is not None and name in self.single:
                 return column[self.together.row].item()
             return column.reshape(self.shape)
 

@@ -23,13 +23,15 @@ def maps(record: BatchRecord, names: Iterable[str] | None, errors: bool) -> Any:
     plt = pyplot()
     chosen = list(record.names) if names is None else list(names)
     if names is None:
-        chosen = [name for name in chosen if not record.is_single(name)]
+        chosen = [name for name in chosen if name not in record.single]
     source = record.values | record.derived
     if errors:
         source = record.errors | record.derived_errors
     grid = grid_of(plt, len(chosen) + 1, 3.1, 2.7, columns=3)
     for axis, name in zip(grid.axes, chosen, strict=False):
-        values = np.where(record.success, record.map_of(source[name]), np.nan)
+        values = np.where(
+            record.success, np.broadcast_to(source[name], record.shape), np.nan
+        )
         title = f"{name}, standard error" if errors else name
         _draw_map(grid.figure, axis, values, title)
     _draw_status(grid.figure, grid.axes[len(chosen)], record)

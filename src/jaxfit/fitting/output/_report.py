@@ -96,7 +96,7 @@ def batch(record: BatchRecord) -> str:
     lines.append(f"{'':<20}{'median':>13}{'16 %':>13}{'84 %':>13}{'median error':>15}")
     errors = record.errors | record.derived_errors
     for name, values in (record.values | record.derived).items():
-        if record.is_single(name):
+        if name in record.single:
             continue
         is_good = record.success & np.isfinite(values)
         if not is_good.any():
@@ -107,7 +107,7 @@ def batch(record: BatchRecord) -> str:
             f"{name[:19]:<20}{middle:>13.5g}{low:>13.5g}{high:>13.5g}{error:>15.3g}"
         )
     for name, determined in record.determined.items():
-        if record.is_single(name):
+        if name in record.single:
             continue
         number = int(np.sum(record.success & ~determined))
         if number:

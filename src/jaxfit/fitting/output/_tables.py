@@ -93,10 +93,10 @@ def batch_dataframe(record: BatchRecord) -> Any:
     errors = record.errors | record.derived_errors
     columns: dict[str, Any] = {}
     for name, values in (record.values | record.derived).items():
-        columns[name] = record.map_of(values).ravel()
-        columns[f"{name}_stderr"] = record.map_of(errors[name]).ravel()
+        columns[name] = np.broadcast_to(values, record.shape).ravel()
+        columns[f"{name}_stderr"] = np.broadcast_to(errors[name], record.shape).ravel()
     columns["status"] = record.status.ravel()
-    reduced = record.map_of(record.reduced_chi_square)
+    reduced = np.broadcast_to(record.reduced_chi_square, record.shape)
     columns["reduced_chi_square"] = reduced.ravel()
     index = None
     if len(record.shape) > 1:
