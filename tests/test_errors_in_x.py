@@ -546,3 +546,11 @@ def test_what_else_is_refused():
             sigma_x=0.1,
             loss=losses.Huber(1.0),
         )
+
+
+def test_curves_that_share_parameters_have_none():
+    x = np.linspace(0, 4, 10)
+    y = np.stack([2 * x, 3 * x])
+    given = {"sigma": 0.1, "sigma_x": 0.1, "shared": "intercept"}
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        jaxfit.fit_batch(models.Linear(), x, y, **given)

@@ -73,6 +73,18 @@ from jaxfit._linalg.precision import precision_of
 from jaxfit._rows.linearization import Columns, Linearization
 
 
+class Faces(NamedTuple):
+    """The parameters that are held by a bound; a fixed one is by its lower."""
+
+    lower: Flags
+    upper: Flags
+
+    @property
+    def free(self) -> Flags:
+        """Those that are not held."""
+        return ~(self.lower | self.upper)
+
+
 class Bounds(NamedTuple):
     """Lower and upper bounds of the flat parameters."""
 
@@ -87,6 +99,11 @@ class Bounds(NamedTuple):
     def contains(self, x: Vector) -> Flag:
         """Whether x lies within the bounds; False for NaN."""
         return every((x >= self.lower) & (x <= self.upper))
+
+    def faces(self, x: Vector, slope: Vector) -> "Faces":
+        """The bounds that hold a parameter: it lies there, and the slope pushes out."""
+        at_lower = ~self.free | ((x <= self.lower) & (slope > 0))
+        return Faces(at_lower, ~at_lower & (x >= self.upper) & (slope < 0))
 
     def project(self, x: Vector) -> Vector:
         """The nearest point within the bounds."""

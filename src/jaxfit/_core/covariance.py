@@ -45,7 +45,12 @@ def variance_of_residuals(
     lin: Linearization, free: Bool[Array, " n"], absolute: ArrayLike
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
     """2 cost / (count - free), or 1 if it is known; and whether it can be told."""
-    dof = lin.count - lin.local_parameters - jnp.sum(free).astype(lin.normal.dtype)
+    dof = degrees_of_freedom(lin, free)
     variance = jnp.where(dof > 0, 2 * lin.cost / jnp.where(dof > 0, dof, 1), 1)
     is_known = jnp.asarray(absolute)
     return jnp.where(is_known, 1, variance), (dof > 0) | is_known
+
+
+def degrees_of_freedom(lin: Linearization, free: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Residuals that count, less all parameters that are free, local ones too."""
+    return lin.count - lin.local_parameters - jnp.sum(free).astype(lin.normal.dtype)

@@ -365,10 +365,9 @@ def on_face(
 
     A parameter is held by a bound if it lies there and the gradient pushes outward.
     """
-    at_lower = ~bounds.free | ((x <= bounds.lower) & (slope > 0))
-    at_upper = ~at_lower & (x >= bounds.upper) & (slope < 0)
-    along = jnp.where(at_lower, moved.lower, jnp.where(at_upper, moved.upper, 0))
-    return ~(at_lower | at_upper), along
+    faces = bounds.faces(x, slope)
+    upper = jnp.where(faces.upper, moved.upper, 0)
+    return faces.free, jnp.where(faces.lower, moved.lower, upper)
 
 
 def _same_frame(linearization: Linearization) -> Frame:

@@ -181,13 +181,7 @@ class Solution(eqx.Module):
     @at_once
     def stderr(self, absolute: ArrayLike = False) -> PyTree[Float[Numbers, "..."]]:
         """Standard errors in the structure of `x`; see `covariance`."""
-        covariance = self.covariance(absolute)
-        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-        # the root of zero or infinity has no derivative, and the first is none either
-        proper = (variance > 0) & jnp.isfinite(variance)
-        root = jnp.sqrt(jnp.where(proper, variance, 1))
-        improper = jnp.sqrt(jax.lax.stop_gradient(variance))
-        return self._like_x(jnp.where(proper, root, improper))
+        return self._like_x(standard_errors(self.covariance(absolute)))
 
     @at_once
     def correlation(self) -> Float[Numbers, "*batch n n"]:
@@ -242,13 +236,26 @@ class Solution(eqx.Module):
 
     def _like_x(self, vector: Numbers) -> PyTree:
         """Split (..., n) into the structure and shapes of `x`."""
-        leaves, structure = jax.tree.flatten(self.x)
-        batch = self.status.shape
-        parts, start = [], 0
-        for leaf in leaves:
-            shape = leaf.shape[len(batch) :]
-            size = math.prod(shape)
-            part = vector[..., start : start + size]
-            parts.append(part.reshape(batch + shape))
-            start += size
-        return jax.tree.unflatten(structure, parts)
+        return split_like(self.x, vector, self.status.shape)
+
+
+def standard_errors(covariance: Float[Numbers, "*many n n"]) -> Float[Numbers, "..."]:
+    """The roots of the variances."""
+    variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+    # the root of zero or infinity has no derivative, and the first is none either
+    proper = (variance > 0) & jnp.isfinite(variance)
+    root = jnp.sqrt(jnp.where(proper, variance, 1))
+    improper = jnp.sqrt(jax.lax.stop_gradient(variance))
+    return jnp.where(proper, root, improper)
+
+
+def split_like(tree: PyTree, vectors: Numbers, lead: tuple[int, ...]) -> PyTree:
+    """Split (*lead, n) into the structure and shapes of a tree with these axes."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts, start = [], 0
+    for leaf in leaves:
+        shape = leaf.shape[len(lead) :]
+        size = math.prod(shape)
+        parts.append(vectors[..., start : start + size].reshape(lead + shape))
+        start += size
+    return jax.tree.unflatten(structure, parts)

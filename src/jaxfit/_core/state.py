@@ -98,6 +98,12 @@ def _infinitely_bad(linearization: Linearization) -> Linearization:
     return dataclasses.replace(linearization, normal=worst, robust=robust)
 
 
+def never_left(status: Int[Array, "*lanes"]) -> Flag:
+    """Whether a fit has ended where it could not be started."""
+    is_nonfinite = status == jnp.int32(Status.NONFINITE_START)
+    return is_nonfinite | (status == jnp.int32(Status.INVALID_BOUNDS))
+
+
 # In lanes
 
 
@@ -124,8 +130,5 @@ def restarted(state: State, fresh: State, lanes: Int[Array, " K"]) -> State:
 
 def reached(state: State, fresh: State) -> State:
     """The state with the start for its point where no trip has accepted any."""
-    never_left = (state.status == jnp.int32(Status.NONFINITE_START)) | (
-        state.status == jnp.int32(Status.INVALID_BOUNDS)
-    )
-    point = choose(never_left, fresh.point, state.point)
+    point = choose(never_left(state.status), fresh.point, state.point)
     return dataclasses.replace(state, point=point)

@@ -190,11 +190,7 @@ class Fitted(NamedTuple):
         block, u, bounds = Block(setup, self.frame), outcome.x, setup.setting.bounds
         free = block.free
         if bounds is not None:
-            slope = outcome.linearization.gradient
-            held = ((u <= bounds.lower) & (slope > 0)) | (
-                (u >= bounds.upper) & (slope < 0)
-            )
-            free = free & ~held
+            free = bounds.faces(u, outcome.linearization.gradient).free
         swept = block.swept(u, free)
         # nothing moves a block whose residuals are all beyond the scale of the loss
         is_idle = outcome.linearization.influence == 0

@@ -126,7 +126,6 @@ class Blocks(NamedTuple):
         Args:
             is_plain: as what derivatives can be taken of.
         """
-
         kernel = _reported if is_plain else self._alone_or_many(_reported)
         return self._over_blocks(kernel, x, frame, u)
 
@@ -282,14 +281,22 @@ class Blocks(NamedTuple):
             u = jax.tree.leaves(own)[0]
             return kernel(Block(self._setup(x, rows, u), frame), own)
 
-        def added(total: tuple, piece: Piece) -> tuple:
-            amount, kept = total
+        def of_some(amount: PyTree, piece: Piece) -> tuple[PyTree, PyTree]:
             size = len(piece.rows[0])
             own = jax.tree.map(
                 lambda leaf: lax.dynamic_slice_in_dim(leaf, piece.first, size), each
             )
             terms, results = jax.vmap(of_block)(piece.rows, own)
-            amount = plus(amount, _total(terms, piece.counts))
+            return plus(amount, _total(terms, piece.counts)), results
+
+        number = self.table.number
+        chunks = Chunks(self.table, self.size or number, self.valid)
+        if chunks.is_one:
+            return of_some(nothing, chunks.whole)
+
+        def added(total: tuple, piece: Piece) -> tuple:
+            amount, kept = total
+            amount, results = of_some(amount, piece)
             kept = jax.tree.map(
                 lambda whole, part: lax.dynamic_update_slice_in_dim(
                     whole, part, piece.first, 0
@@ -302,9 +309,7 @@ class Blocks(NamedTuple):
         first = [leaf[0] for leaf in self.table.rows]
         own = jax.tree.map(lambda leaf: leaf[0], each)
         _, shapes = jax.eval_shape(of_block, first, own)
-        number = self.table.number
         kept = jax.tree.map(lambda s: jnp.zeros((number, *s.shape), s.dtype), shapes)
-        chunks = Chunks(self.table, self.size or number, self.valid)
         kept = varying_with(kept, self.like)
         return chunks.over(added, (nothing, kept))
 

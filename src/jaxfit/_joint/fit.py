@@ -24,7 +24,7 @@ from jaxfit._core.options import (
 )
 from jaxfit._core.parameters import Parameters
 from jaxfit._core.setting import Setting, initial_state
-from jaxfit._core.state import State, is_running
+from jaxfit._core.state import State, is_running, never_left
 from jaxfit._core.trip import decide, frame_of
 from jaxfit._joint.affine import check_affine
 from jaxfit._joint.block import Factors, Local, OwnStarts
@@ -141,22 +141,14 @@ def set_up_joint(request: JointRequest) -> JointSetup:
     template = template._replace(setting=own)
     if len(start) + of_one.size > MANY:  # products of matrices, from a library
         template = template._replace(is_one_function=False, in_parts=False)
-    rows, size, valid = request.rows, None, None
-    if rows is None:
-        each = template.rows.residuals.number * (len(start) + of_one.size + 2)
-        size = budget(CPU, OTHER).holds(each * start.dtype.itemsize)
-    elif not isinstance(rows, Whole):
-        size = rows.size
-    if isinstance(rows, Sharded) and rows.counts is not None:
-        valid = rows.counts[0]
-    blocks = Blocks(
-        table=table,
-        template=template,
-        is_affine=request.is_affine.value,
-        size=None if size is None else min(size, table.number),
-        valid=valid,
-        axes=rows.axes if isinstance(rows, Sharded) else None,
-        like=start,
+    blocks = _visited_as(
+        request.rows,
+        Blocks(
+            table=table,
+            template=template,
+            is_affine=request.is_affine.value,
+            like=start,
+        ),
     )
     return JointSetup(
         parameters=parameters,
@@ -168,6 +160,25 @@ def set_up_joint(request: JointRequest) -> JointSetup:
         gauss_newton=options.derivative == "gauss-newton",
         is_mixed=can_be_mixed(blocks, start),
     )
+
+
+def _visited_as(rows: Whole | Chunked | Sharded | None, blocks: Blocks) -> Blocks:
+    """The blocks, visited as they are asked to be; None: as many at once as is good."""
+    if isinstance(rows, Whole):
+        return blocks
+    if rows is None:
+        assert blocks.like is not None
+        width = len(blocks.like) + len(blocks.template.start) + 2
+        each = blocks.template.rows.residuals.number * width
+        size = budget(CPU, OTHER).holds(each * blocks.like.dtype.itemsize)
+    else:
+        size = rows.size
+    if size is not None:
+        blocks = blocks._replace(size=min(size, blocks.table.number))
+    if not isinstance(rows, Sharded):
+        return blocks
+    valid = None if rows.counts is None else rows.counts[0]
+    return blocks._replace(axes=rows.axes, valid=valid)
 
 
 def tables(request: JointRequest) -> tuple[PyTree, PyTree, RowTable]:
@@ -335,9 +346,7 @@ def outcome_of(state: State, crossed: Bool[Array, ""]) -> Outcome:
 
 def with_report(outcome: Outcome, lin: Linearization) -> Outcome:
     """The outcome with the linearization of the report, unless it has failed."""
-    failed = outcome.status <= jnp.int32(Status.NONFINITE_START)
-    failed = failed & (outcome.status != jnp.int32(Status.STALLED))
-    lin = choose(failed, outcome.linearization, lin)
+    lin = choose(never_left(outcome.status), outcome.linearization, lin)
     return outcome._replace(linearization=lin)
 
 

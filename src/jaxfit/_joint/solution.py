@@ -1,7 +1,6 @@
 """What a joint fit returns: a `Solution` of x, and the local parameters of blocks."""
 
 import dataclasses
-import math
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit._core.certificate import Status
 from jaxfit._core.covariance import variance_of_residuals
-from jaxfit._core.solution import Numbers, Solution, at_once
+from jaxfit._core.solution import (
+    Numbers,
+    Solution,
+    at_once,
+    split_like,
+    standard_errors,
+)
 from jaxfit._joint.blocks import Factors
 from jaxfit._linalg.inverse import inverse_gram
 from jaxfit._rows.linearization import Linearization
@@ -98,12 +103,7 @@ class JointSolution(Solution):
         self, absolute: ArrayLike = False
     ) -> PyTree[Float[Numbers, "..."]]:
         """Standard errors of the local parameters, in the structure of `u0`."""
-        covariance = self.local_covariance(absolute)
-        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-        proper = (variance > 0) & jnp.isfinite(variance)
-        root = jnp.sqrt(jnp.where(proper, variance, 1))
-        improper = jnp.sqrt(jax.lax.stop_gradient(variance))
-        return self._like_local(jnp.where(proper, root, improper))
+        return self._like_local(standard_errors(self.local_covariance(absolute)))
 
     def cross_covariance(
         self, absolute: ArrayLike = False
@@ -128,16 +128,7 @@ class JointSolution(Solution):
 
     def _like_local(self, matrix: Numbers) -> PyTree:
         """Split (..., B, l) into the structure and shapes of `local`."""
-        leaves, structure = jax.tree.flatten(self.local)
-        blocks = self.local_status.shape
-        parts, start = [], 0
-        for leaf in leaves:
-            shape = leaf.shape[len(blocks) :]
-            size = math.prod(shape)
-            part = matrix[..., start : start + size]
-            parts.append(part.reshape(blocks + shape))
-            start += size
-        return jax.tree.unflatten(structure, parts)
+        return split_like(self.local, matrix, self.local_status.shape)
 
 
 class _Errors(eqx.Module):

@@ -18,6 +18,7 @@ from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._dates import Dated
 from jaxfit.fitting._errors_in_x import (
     check_method_with_errors,
+    check_not_shared,
     check_unwatched,
     with_errors_in_x,
 )
@@ -119,12 +120,7 @@ def fit_batch(
     terms |= {"prior": prior}
     asked = problem_from(model, p0=p0, rowwise=rowwise, **terms)
     names = shared_names(asked.problem, shared, asked.starts)
-    if names and seen.sigma_x is not None:
-        raise ValueError(
-            f"shared={names!r} and sigma_x are given. Errors in x are those of curves "
-            "fitted each by itself: leave one of the two out, or put the curves into "
-            "one `fit` of several data sets without sigma_x."
-        )
+    check_not_shared(seen, names)
     starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
     settings = terms | {
         "sigma": seen.of_points(seen.data.sigma),

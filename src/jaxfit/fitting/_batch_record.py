@@ -156,7 +156,7 @@ class BatchRecord:
     @property
     def single(self) -> tuple[str, ...]:
         """The quantities that have one value for all data sets, which is shared."""
-        return () if self.together is None else tuple(self.together.single)
+        return () if self.together is None else self.together.single
 
     def _of_parameters(self, columns: np.ndarray) -> dict[str, Any]:
         return self._named(self.names, columns)
@@ -168,7 +168,7 @@ class BatchRecord:
         """The first columns of an array by name: as maps, or one number if shared."""
 
         def quantity(column: np.ndarray, name: str) -> Any:
-            if self.together is not None and name in self.single:
+            if self.together is not None and name in self.together.single:
                 return column[self.together.row].item()
             return column.reshape(self.shape)
 

@@ -82,6 +82,15 @@ def check_method_with_errors(seen: Observed, method: Method) -> None:
         )
 
 
+def check_not_shared(seen: Observed, shared: tuple[str, ...]) -> None:
+    """Refuse parameters that curves share."""
+    if shared and seen.sigma_x is not None:
+        raise ValueError(
+            f"shared={shared!r} and sigma_x are given. Errors in x are those of curves "
+            "fitted each by itself: leave one of the two out."
+        )
+
+
 def check_unwatched(seen: Observed, is_watched: bool, is_on_host: bool) -> None:
     """Refuse fits of one step at a time, which are none with errors in x."""
     if seen.sigma_x is None:

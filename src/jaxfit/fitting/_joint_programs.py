@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxfit._core.covariance import degrees_of_freedom
 from jaxfit._joint.affine import is_affine, used_inputs
 from jaxfit._joint.solution import JointSolution
 from jaxfit._joint.solve import solve_joint
@@ -119,13 +120,12 @@ def joint_fit(inputs: JointInputs) -> JointEnd:
         options=method.options,
         linear=inputs.is_linear,
     )
-    lin = solution.linearization
-    free = jnp.sum(solution.free).astype(lin.normal.dtype)
+    lin, free = solution.linearization, jnp.asarray(solution.free)
     return JointEnd(
         vectors=_vectors(inputs, solution),
         cost=solution.cost,
         count=jnp.asarray(solution.count),
-        dof=lin.count - lin.local_parameters - free,
+        dof=degrees_of_freedom(lin, free),
         status=solution.status,
         nfev=jnp.asarray(solution.nfev),
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxfit._core.covariance import degrees_of_freedom
 from jaxfit._joint.solution import JointSolution
 from jaxfit._rows.residuals import jacobian
 from jaxfit.losses import Linear, Loss
@@ -121,7 +122,7 @@ def joint_sandwich(
     onward = _dot(mixed, _transposed(response))
     local = _dot(own[..., number:], local_bread) + onward + _transposed(onward)
     local = local + _dot(_dot(response, shared), _transposed(response))
-    dof = lin.count - lin.local_parameters - number
+    dof = degrees_of_freedom(lin, jnp.asarray(solution.free))
     factor = jnp.where(dof > 0, lin.count / jnp.where(dof > 0, dof, 1), jnp.inf)
     found = Covariances(shared, _dot(response, shared) + mixed, local)
     return Covariances(

@@ -9,9 +9,7 @@ class Together:
     """The whole of a fit of data sets that share parameters."""
 
     shared: tuple[str, ...]  # parameters, in the model's order
-    single: tuple[
-        str, ...
-    ]  # quantities with one value: these, and what they alone give
+    single: tuple[str, ...]  # quantities with one value: also what these alone give
     row: int  # a data set that counts
     number: int  # of data sets that count
     cost: float  # of all, and of priors
