@@ -123,7 +123,7 @@ def model_rounding(x: Vector, squared_norms: Vector) -> Scalar:
 
 def certificate_limit(linearization: Linearization, rounding: Scalar) -> Scalar:
     """τ |r| + 8 ε sum_k D_k |x_k|: see `Solution`."""
-    size = jnp.sqrt(linearization.squared_residual)
+    size = jnp.sqrt(linearization.squared_scale)
     return precision_of(size.dtype).cosine * size + 8 * rounding
 
 
@@ -145,6 +145,8 @@ def is_certified(
     seen = largest(diagonal(linearization.held)) >= _least_square(x.dtype)
     stationary = (projected <= limit) & seen
     solved = cost < jnp.finfo(x.dtype).eps ** 1.5 * start_cost
+    if linearization.is_likelihood:  # whose cost may have no zero
+        solved = jnp.zeros_like(solved)
     noise = jnp.sqrt(linearization.squared_residual) * rounding
     not_worse = cost <= start_cost + cost_rounding(linearization) + noise
     certified = (stationary | solved) & not_worse & (linearization.influence > 0)

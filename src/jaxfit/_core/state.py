@@ -13,7 +13,7 @@ from jaxfit._core.kink import Search
 from jaxfit._core.quadratic import Reduced
 from jaxfit._linalg.branches import choose
 from jaxfit._linalg.kernels import Flag, Scalar, Vector, bordered, identity
-from jaxfit._rows.linearization import Linearization, without_rows
+from jaxfit._rows.linearization import Kind, Linearization, without_rows
 
 
 class Trial(eqx.Module):
@@ -47,11 +47,11 @@ class Point(eqx.Module):
 
     @classmethod
     def not_evaluated(
-        cls, x: Vector, is_linear: bool, is_swept: bool = False
+        cls, x: Vector, kind: Kind, is_swept: bool = False
     ) -> "Point":
         """A point that is worse than any other: its cost is infinite."""
         zeros, zero = jnp.zeros_like(x), jnp.zeros_like(x[0])
-        nothing = without_rows(zeros, identity(x), is_linear, is_swept)
+        nothing = without_rows(zeros, identity(x), kind, is_swept)
         return cls(
             x=x,
             linearization=_infinitely_bad(nothing),

@@ -6,6 +6,7 @@ problem `merge` by addition, so that it does not matter in how many pieces the r
 visited. `reduction.py` makes them of rows, and `visit.py` visits the rows.
 """
 
+import enum
 import operator
 from typing import NamedTuple
 
@@ -44,10 +45,18 @@ class Frame(NamedTuple):
     directions: Matrix  # Pᵀ, a direction in each row
 
 
-class Robust(eqx.Module):
-    """What a robust loss adds to a linearization."""
+class Kind(enum.Enum):
+    """What a cost is made of."""
 
-    gram: Matrix  # (J_s P)ᵀ J_s P
+    SQUARES = "squares"
+    ROBUST = "robust"  # a loss of each residual
+    LIKELIHOOD = "likelihood"
+
+
+class Robust(eqx.Module):
+    """What a robust loss, or a likelihood, adds to a linearization."""
+
+    gram: Matrix | None  # (J_s P)ᵀ J_s P; None: of a likelihood, the one in `normal`
     cost: Scalar
     influence: Scalar
 
@@ -74,6 +83,10 @@ class Linearization(eqx.Module):
     matrix, so that JP is nearly orthonormal and the Gram matrix keeps the digits
     that squaring the condition number would cost.
 
+    With a likelihood r = slope / √h and J = √h ∂mean/∂x of each row, h the expected
+    curvature of its cost: JᵀJ is the expected information and Jᵀr the gradient, and one
+    is the natural size of a residual. The cost stands apart.
+
     The properties are those of one fit. (Inside a fit, lanes of a batch are the last
     axis of everything; in a batched `Solution` the batch comes first, and its methods
     take one fit after the other.)
@@ -82,7 +95,7 @@ class Linearization(eqx.Module):
     normal: Float[Array, "k k *lanes"]  # (JP r)ᵀ W (JP r), k = n + 1
     frame: Matrix  # P⁻¹
     counted: Int[Array, "2 *lanes"]  # residuals that count; see `in_words`
-    robust: Robust | None  # None without a loss
+    robust: Robust | None  # None for plain least squares
     swept: Swept | None = None  # None without local parameters
 
     @property
@@ -91,6 +104,26 @@ class Linearization(eqx.Module):
         if self.robust is None:
             return 0.5 * self.squared_residual
         return self.robust.cost
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the cost is that of a likelihood."""
+        return self.robust is not None and self.robust.gram is None
+
+    @property
+    def cost_scale(self) -> Scalar:
+        """What a change of the cost is compared with.
+
+        Of a likelihood, whose cost has a unit and no natural zero, at least that unit.
+        """
+        if self.is_likelihood:
+            return jnp.abs(self.cost) + 0.5 * self.squared_scale
+        return self.cost
+
+    @property
+    def squared_scale(self) -> Scalar:
+        """What squares of moves in the space of residuals are compared with."""
+        return self.squared_residual + (1 if self.is_likelihood else 0)
 
     @property
     def influence(self) -> Scalar:
@@ -131,7 +164,7 @@ class Linearization(eqx.Module):
     @property
     def gram(self) -> Matrix:
         """The model's Hessian in the frame, (J_s P)ᵀ J_s P."""
-        if self.robust is None:
+        if self.robust is None or self.robust.gram is None:
             return self.normal[:-1, :-1]
         return self.robust.gram
 
@@ -255,7 +288,8 @@ def sums(linearization: Linearization) -> Sums:
     lin = linearization
     numbers, counts = [lin.normal], [lin.counted]
     if lin.robust is not None:
-        numbers += [lin.robust.gram, lin.robust.cost]
+        grams = [] if lin.robust.gram is None else [lin.robust.gram]
+        numbers += [*grams, lin.robust.cost]
     if lin.swept is not None:
         numbers += [lin.swept.held]
         counts += [lin.swept.parameters, lin.swept.uncertified]
@@ -270,7 +304,8 @@ def with_sums(
     normal, counted = numbers.pop(0), counts.pop(0)
     robust = swept = None
     if linearization.robust is not None:
-        robust = Robust(numbers.pop(0), numbers.pop(0), influence)
+        matrix = None if linearization.is_likelihood else numbers.pop(0)
+        robust = Robust(matrix, numbers.pop(0), influence)
     if linearization.swept is not None:
         swept = Swept(numbers.pop(0), *counts)
     return Linearization(normal, linearization.frame, counted, robust, swept)
@@ -286,20 +321,23 @@ def _merged(a: Linearization, b: Linearization, sums: Sums) -> Linearization:
 
 
 def without_rows(
-    x: Vector, inverse: Matrix, is_linear: bool, is_swept: bool = False
+    x: Vector, inverse: Matrix, kind: Kind, is_swept: bool = False
 ) -> Linearization:
     """The linearization of no rows at points like x.
 
     Args:
         inverse: P⁻¹, its frame.
-        is_linear: without a loss.
+        kind: of the cost.
         is_swept: with local parameters.
     """
     zeros = jnp.zeros_like(x)
     size, zero = len(x) + 1, zeros[0]
     normal = jnp.zeros((size, size, *zero.shape), x.dtype) + zero
     counted = jnp.zeros((2, *zero.shape), jnp.int32) + zero.astype(jnp.int32)
-    robust = None if is_linear else Robust(jnp.zeros_like(inverse), zero, zero)
+    robust = None
+    if kind is not Kind.SQUARES:
+        matrix = jnp.zeros_like(inverse) if kind is Kind.ROBUST else None
+        robust = Robust(matrix, zero, zero)
     swept = Swept(normal, counted, counted) if is_swept else None
     return Linearization(normal, inverse, counted, robust, swept)
 
@@ -316,10 +354,10 @@ class RunningSum(NamedTuple):
 
     @classmethod
     def of_nothing(
-        cls, x: Vector, inverse: Matrix, is_linear: bool, is_swept: bool = False
+        cls, x: Vector, inverse: Matrix, kind: Kind, is_swept: bool = False
     ) -> "RunningSum":
         """The sum of no terms, in one frame."""
-        nothing = without_rows(x, inverse, is_linear, is_swept)
+        nothing = without_rows(x, inverse, kind, is_swept)
         return cls(nothing, jax.tree.map(jnp.zeros_like, sums(nothing).numbers))
 
     def plus(self, more: Linearization) -> "RunningSum":
@@ -347,5 +385,5 @@ def lost_in_sum(so_far: Array, a: Array, b: Array, added: Array) -> Array:
 
 def cost_rounding(linearization: Linearization) -> Scalar:
     """How large a change of the cost may be rounding alone."""
-    cost = linearization.cost
-    return COST_ROUNDING * jnp.finfo(cost.dtype).eps * linearization.count * cost
+    scale = linearization.cost_scale
+    return COST_ROUNDING * jnp.finfo(scale.dtype).eps * linearization.count * scale
