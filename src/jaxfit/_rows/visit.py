@@ -162,7 +162,9 @@ class Rows(NamedTuple):
 
     @property
     def _has_known_loss(self) -> bool:
-        return self.loss is None or type(self.loss).__module__ == Loss.__module__
+        return self.loss is None or type(self.loss).__module__.startswith(
+            "jaxfit.losses."
+        )
 
     @property
     def is_smooth(self) -> bool:
