@@ -35,6 +35,11 @@ class Status(enum.IntEnum):
         """A sentence for the user: what happened and what to do."""
         return _MESSAGES[self]
 
+    @property
+    def message_of_likelihood(self) -> str:
+        """The same about a fit with a likelihood."""
+        return _MESSAGES_OF_LIKELIHOOD.get(self, self.message)
+
 
 _MESSAGES = {
     Status.MAX_STEPS: (
@@ -68,6 +73,20 @@ _MESSAGES = {
     Status.INVALID_BOUNDS: (
         "A lower bound exceeds its upper bound, a bound or a start is NaN, or the "
         "start lies outside the bounds."
+    ),
+}
+
+
+_MESSAGES_OF_LIKELIHOOD = {
+    Status.GRADIENT: (
+        "Converged: the gradient of the likelihood is zero, but for what bounds hold."
+    ),
+    Status.NONFINITE_START: (
+        "The likelihood or its derivatives are not finite at the start: a mean lies "
+        "outside its range there (Poisson: positive, or zero where nothing was "
+        "counted; binomial: from 0 to trials; gamma: positive), what was observed is "
+        "negative, NaN or beyond its range, or a weight is negative. Check data and "
+        "weights, and start where every mean is in range; bounds keep it there."
     ),
 }
 

@@ -46,9 +46,7 @@ class Point(eqx.Module):
     rounding: Scalar  # how far rounding x alone moves the residual vector
 
     @classmethod
-    def not_evaluated(
-        cls, x: Vector, kind: Kind, is_swept: bool = False
-    ) -> "Point":
+    def not_evaluated(cls, x: Vector, kind: Kind, is_swept: bool = False) -> "Point":
         """A point that is worse than any other: its cost is infinite."""
         zeros, zero = jnp.zeros_like(x), jnp.zeros_like(x[0])
         nothing = without_rows(zeros, identity(x), kind, is_swept)

@@ -42,7 +42,7 @@ from jaxfit._rows.linearization import (
     sums,
     with_sums,
 )
-from jaxfit._rows.reduction import is_linear
+from jaxfit._rows.predictions import kind_of
 from jaxfit._rows.table import RowTable, whole_rows
 
 WORDS = 2**14  # so many can be added up in 32 bits
@@ -237,7 +237,7 @@ class Blocks(NamedTuple):
         """The sum of linearizations, and what else a kernel gives of each block."""
         x, frame = varying_with((x, frame), self.like)
         nothing = RunningSum.of_nothing(
-            x, frame.inverse, is_linear(self.template.rows.loss), is_swept=True
+            x, frame.inverse, kind_of(self.template.rows.loss), is_swept=True
         )
         running, kept = self._added_to(nothing, kernel, x, frame, each)
         lin = running.total()

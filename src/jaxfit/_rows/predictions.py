@@ -1,8 +1,8 @@
 """What a function predicts of observed numbers, as rows of a likelihood.
 
-A row enters the linearization as r = slope / √h and J = √h ∂mean/∂x, with h the expected
-curvature of its cost: generalised Gauss-Newton, which is Fisher scoring (McCullagh and
-Nelder, Generalized Linear Models, 2nd ed., 1989, section 2.5).
+A row enters the linearization as r = slope / √h and J = √h ∂mean/∂x, with h the
+expected curvature of its cost: generalised Gauss-Newton, which is Fisher scoring
+(McCullagh and Nelder, Generalized Linear Models, 2nd ed., 1989, section 2.5).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,12 @@ def kind_of(loss: Loss | Likelihood | None) -> Kind:
     if isinstance(loss, Likelihood):
         return Kind.LIKELIHOOD
     return Kind.SQUARES if loss is None or type(loss) is Linear else Kind.ROBUST
+
+
+def rows_of_loss(loss: Loss | Likelihood, values: Any) -> tuple:
+    """A loss as a function of rows, and such arguments as it takes."""
+    arguments = 2 if isinstance(loss, Likelihood) else 1
+    return loss.evaluate, *[values] * arguments
 
 
 def is_prediction(node: Any) -> bool:
@@ -82,9 +88,7 @@ class Groups(NamedTuple):
         ends = np.cumsum([len(part.observed) for part in self.parts])[:-1]
         proper = [
             part._replace(observed=values)
-            for part, values in zip(
-                self.parts, jnp.split(observed, ends), strict=True
-            )
+            for part, values in zip(self.parts, jnp.split(observed, ends), strict=True)
         ]
         return jnp.where(counts, Groups(proper).costs(means, None), 0)
 
@@ -152,7 +156,7 @@ def _group(leaf: Any, loss: Likelihood, rows: Callable[[Any], Array]) -> Group:
         )
     for name, value in (("mean", leaf.mean), ("observed", leaf.observed)):
         if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
-            raise TypeError(f"The {name} of a Prediction is complex; give real numbers.")
+            raise TypeError(f"The {name} of a Prediction is complex; give real ones.")
     return Group(
         observed=rows(jnp.broadcast_to(leaf.observed, mean)),
         likelihood=jax.tree.map(for_each_row, likelihood),
@@ -191,14 +195,40 @@ class WithoutNumbers(eqx.Module):
         return self.function(*points, data)
 
 
-def row_numbers(loss: Loss | Likelihood | None) -> Likelihood | None:
-    """The numbers of a likelihood that are one for each row; None: there are none."""
-    if not isinstance(loss, Likelihood):
-        return None
-    numbers = eqx.filter(loss, lambda leaf: np.ndim(leaf) > 0)
-    return numbers if jax.tree.leaves(numbers) else None
+class RowNumbers(NamedTuple):
+    """A likelihood with a number for each row, apart: a row of data brings its own."""
+
+    likelihood: Likelihood  # None where there is a number for each row
+    numbers: Likelihood  # these
+
+    @classmethod
+    def of(cls, loss: Loss | Likelihood | None) -> "RowNumbers | None":
+        """Those of a loss; None: it has none."""
+        if not isinstance(loss, Likelihood):
+            return None
+        numbers, rest = eqx.partition(loss, lambda leaf: np.ndim(leaf) > 0)
+        return cls(rest, numbers) if jax.tree.leaves(numbers) else None
+
+    @property
+    def loss(self) -> Likelihood:
+        """A likelihood of the same kind."""
+        return eqx.combine(self.likelihood, jax.tree.map(lambda _: 1.0, self.numbers))
+
+    def given_to(self, function: Any) -> Any:
+        """A function whose data bring the numbers, where it returns a `Prediction`."""
+        return Assigned(function, self.likelihood)
+
+    def kept_from(self, jacobian: Any) -> Any:
+        """A Jacobian of these data, if it is a function."""
+        return WithoutNumbers(jacobian) if callable(jacobian) else jacobian
 
 
-def without_row_numbers(loss: Likelihood) -> Likelihood:
-    """A likelihood of the same kind: each `Prediction` brings its own."""
-    return jax.tree.map(lambda leaf: leaf if np.ndim(leaf) == 0 else 1.0, loss)
+def check_no_row_numbers(loss: Loss | Likelihood | None) -> None:
+    """Refuse a likelihood with a number for each row, where blocks of rows are read."""
+    found = RowNumbers.of(loss)
+    if found is not None:
+        raise ValueError(
+            f"loss is {loss!r}, with a number for each row, and rows are read block by "
+            "block. Let them come with the data, as in Prediction(mean, observed, "
+            f"{type(loss).__name__}(data[...])), and give loss one number."
+        )

@@ -61,7 +61,9 @@ def weighted_rows(
         residual=weighted(rows.residual),
         columns=jax.tree.map(weighted, rows.columns),
         counts=counts,
-        cost=None if rows.cost is None else weighted(rows.cost, root * root),
+        cost=None
+        if rows.cost is None
+        else weighted(rows.cost, 1 if weights is None else weights),
     )
 
 

@@ -146,6 +146,17 @@ class Evaluated(NamedTuple):
     cost: Float[Array, " m"] | None  # of each row of a likelihood; None: half a square
     weights: Float[Array, " m"] | None = None
 
+    @classmethod
+    def of_residuals(
+        cls,
+        residual: Float[Array, " m"],
+        weights: Float[Array, " m"] | None = None,
+        cost: Float[Array, " m"] | None = None,
+    ) -> "Evaluated":
+        """Rows of which no derivatives are asked."""
+        columns = jnp.zeros((0, len(residual)), residual.dtype)
+        return cls(residual, columns, cost, weights)
+
 
 class Residuals(NamedTuple):
     """The user's residual function, traced: it is not called in Python again."""
@@ -208,10 +219,8 @@ class Residuals(NamedTuple):
     ) -> Evaluated:
         """Residuals, or the costs of a likelihood, without derivatives."""
         values, groups = self.predicted(x, *pieces)
-        columns = jnp.zeros((0, len(values)), values.dtype)
-        if groups is None:
-            return Evaluated(values, columns, None)
-        return Evaluated(values, columns, groups.costs(values, counts))
+        cost = None if groups is None else groups.costs(values, counts)
+        return Evaluated.of_residuals(values, cost=cost)
 
     def _pushed(self, x: Vector, directions: Matrix, *pieces: PyTree) -> "_Pushed":
         """What the function returns, and its derivatives along directions."""
