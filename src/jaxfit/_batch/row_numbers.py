@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
@@ -33,10 +34,7 @@ def with_row_numbers(
             )
         return is_of_fits
 
-    each, shared = (
-        jax.tree.map(lambda n: n if is_of_each(n) == wanted else None, own.numbers)
-        for wanted in (True, False)
-    )
+    each, shared = eqx.partition(own.numbers, is_of_each)
     return fits._replace(
         each=_with_data(fits.each, each), shared=_with_data(fits.shared, shared)
     )

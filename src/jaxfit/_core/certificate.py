@@ -78,6 +78,13 @@ _MESSAGES = {
 
 
 _MESSAGES_OF_LIKELIHOOD = {
+    Status.STALLED: (
+        "No step lowers the cost any more, and yet the gradient is not small. A mean "
+        "may have come to the edge of its range, such as zero where nothing was "
+        "counted: bound the parameters so that the means stay inside, as in "
+        "bounds=(0, inf) for amplitudes and background. Otherwise the function may be "
+        "discontinuous or not differentiable there, or its derivative wrong."
+    ),
     Status.GRADIENT: (
         "Converged: the gradient of the likelihood is zero, but for what bounds hold."
     ),

@@ -88,12 +88,12 @@ def is_running(state: State) -> Any:
 
 def _infinitely_bad(linearization: Linearization) -> Linearization:
     """A linearization with an infinite cost."""
-    normal, robust = linearization.normal, linearization.robust
+    normal, terms = linearization.normal, linearization.terms
     infinite = jnp.full_like(normal[0, 0], jnp.inf)
     worst = bordered(normal[:-1, :-1], normal[-1, :-1], infinite)
-    if robust is not None:
-        robust = dataclasses.replace(robust, cost=infinite)
-    return dataclasses.replace(linearization, normal=worst, robust=robust)
+    if terms is not None:
+        terms = dataclasses.replace(terms, cost=infinite)
+    return dataclasses.replace(linearization, normal=worst, terms=terms)
 
 
 def never_left(status: Int[Array, "*lanes"]) -> Flag:

@@ -344,8 +344,8 @@ def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
         tuple(_total_words(words) for words in of_all.counts),
     )
     influence = 0 * added.numbers[0][0, 0]
-    if terms.robust is not None:
-        influence = jnp.max(terms.robust.influence, axis=0)
+    if terms.terms is not None:
+        influence = jnp.max(terms.terms.influence, axis=0)
     first = jax.tree.map(lambda leaf: leaf[0], terms)  # in the same frame as all
     return with_sums(first, added, influence)
 

@@ -250,11 +250,11 @@ def _without_columns(lin: Linearization, gone: Bool[Array, " n"]) -> Linearizati
     """The linearization with some columns put to zero."""
     kept = jnp.append(~gone, True)
     normal = jnp.where(outer(kept, kept), lin.normal, 0)
-    robust = lin.robust
-    if robust is not None and robust.gram is not None:
-        matrix = jnp.where(outer(~gone, ~gone), robust.gram, 0)
-        robust = dataclasses.replace(robust, gram=matrix)
-    return dataclasses.replace(lin, normal=normal, robust=robust)
+    terms = lin.terms
+    if terms is not None:
+        matrix = jnp.where(outer(~gone, ~gone), terms.matrix, 0)
+        terms = dataclasses.replace(terms, matrix=matrix)
+    return dataclasses.replace(lin, normal=normal, terms=terms)
 
 
 def newton_step(own: Evaluated) -> Float[Array, " l"]:

@@ -53,19 +53,21 @@ class Kind(enum.Enum):
     LIKELIHOOD = "likelihood"
 
 
-class Robust(eqx.Module):
-    """What a robust loss, or a likelihood, adds to a linearization."""
+class CostTerms(eqx.Module):
+    """What a cost that is no sum of squares adds to a linearization."""
 
-    gram: Matrix | None  # (J_s P)ᵀ J_s P; None: of a likelihood, the one in `normal`
+    # of a robust loss (J_s P)ᵀ J_s P; of a likelihood Pᵀ E P, see `Linearization`
+    matrix: Matrix
     cost: Scalar
     influence: Scalar
+    kind: Kind = eqx.field(static=True)
 
 
 class Swept(eqx.Module):
     """What a linearization keeps of local parameters that were swept out of it.
 
     Each row then moves with the local parameters of its block, which follow x: J in
-    `normal` and in `Robust.gram` is that total derivative (`_joint/sweep.py`).
+    `normal` and in `CostTerms` is that total derivative (`_joint/sweep.py`).
     """
 
     held: Float[Array, "k k *lanes"]  # `normal`, the local parameters held
@@ -84,8 +86,11 @@ class Linearization(eqx.Module):
     that squaring the condition number would cost.
 
     With a likelihood r = slope / √h and J = √h ∂mean/∂x of each row, h the expected
-    curvature of its cost: JᵀJ is the expected information and Jᵀr the gradient, and one
-    is the natural size of a residual. The cost stands apart.
+    curvature of its cost: Jᵀr is the gradient, JᵀJ the expected information, and one is
+    the natural size of a residual. At the edge of its range a mean can have an expected
+    curvature without end where the cost has none, as a Poisson mean near zero where
+    nothing was counted. There h is limited, so that the fit and its certificate see no
+    such wall, and E is what the expected information is more.
 
     The properties are those of one fit. (Inside a fit, lanes of a batch are the last
     axis of everything; in a batched `Solution` the batch comes first, and its methods
@@ -95,20 +100,20 @@ class Linearization(eqx.Module):
     normal: Float[Array, "k k *lanes"]  # (JP r)ᵀ W (JP r), k = n + 1
     frame: Matrix  # P⁻¹
     counted: Int[Array, "2 *lanes"]  # residuals that count; see `in_words`
-    robust: Robust | None  # None for plain least squares
+    terms: CostTerms | None  # None for plain least squares
     swept: Swept | None = None  # None without local parameters
 
     @property
     def cost(self) -> Scalar:
         """Half the sum of the loss."""
-        if self.robust is None:
+        if self.terms is None:
             return 0.5 * self.squared_residual
-        return self.robust.cost
+        return self.terms.cost
 
     @property
     def is_likelihood(self) -> bool:
         """Whether the cost is that of a likelihood."""
-        return self.robust is not None and self.robust.gram is None
+        return self.terms is not None and self.terms.kind is Kind.LIKELIHOOD
 
     @property
     def cost_scale(self) -> Scalar:
@@ -128,9 +133,9 @@ class Linearization(eqx.Module):
     @property
     def influence(self) -> Scalar:
         """The largest ρ' of a residual that counts."""
-        if self.robust is None:
+        if self.terms is None:
             return jnp.any(self.counted > 0, axis=0).astype(self.normal.dtype)
-        return self.robust.influence
+        return self.terms.influence
 
     @property
     def count(self) -> Scalar:
@@ -164,9 +169,16 @@ class Linearization(eqx.Module):
     @property
     def gram(self) -> Matrix:
         """The model's Hessian in the frame, (J_s P)ᵀ J_s P."""
-        if self.robust is None or self.robust.gram is None:
+        if self.terms is None or self.is_likelihood:
             return self.normal[:-1, :-1]
-        return self.robust.gram
+        return self.terms.matrix
+
+    @property
+    def information(self) -> Matrix:
+        """The inverse of the covariance in the frame, but for a common factor."""
+        if self.terms is None or not self.is_likelihood:
+            return self.gram
+        return self.gram + self.terms.matrix
 
     @property
     def rhs(self) -> Vector:
@@ -287,9 +299,8 @@ def sums(linearization: Linearization) -> Sums:
     """What adds up over rows."""
     lin = linearization
     numbers, counts = [lin.normal], [lin.counted]
-    if lin.robust is not None:
-        grams = [] if lin.robust.gram is None else [lin.robust.gram]
-        numbers += [*grams, lin.robust.cost]
+    if lin.terms is not None:
+        numbers += [lin.terms.matrix, lin.terms.cost]
     if lin.swept is not None:
         numbers += [lin.swept.held]
         counts += [lin.swept.parameters, lin.swept.uncertified]
@@ -302,13 +313,12 @@ def with_sums(
     """The inverse of `sums`, with what else depends on the rows."""
     numbers, counts = list(sums.numbers), list(sums.counts)
     normal, counted = numbers.pop(0), counts.pop(0)
-    robust = swept = None
-    if linearization.robust is not None:
-        matrix = None if linearization.is_likelihood else numbers.pop(0)
-        robust = Robust(matrix, numbers.pop(0), influence)
+    terms, swept = linearization.terms, None
+    if terms is not None:
+        terms = CostTerms(numbers.pop(0), numbers.pop(0), influence, terms.kind)
     if linearization.swept is not None:
         swept = Swept(numbers.pop(0), *counts)
-    return Linearization(normal, linearization.frame, counted, robust, swept)
+    return Linearization(normal, linearization.frame, counted, terms, swept)
 
 
 def merge(a: Linearization, b: Linearization) -> Linearization:
@@ -334,12 +344,11 @@ def without_rows(
     size, zero = len(x) + 1, zeros[0]
     normal = jnp.zeros((size, size, *zero.shape), x.dtype) + zero
     counted = jnp.zeros((2, *zero.shape), jnp.int32) + zero.astype(jnp.int32)
-    robust = None
+    terms = None
     if kind is not Kind.SQUARES:
-        matrix = jnp.zeros_like(inverse) if kind is Kind.ROBUST else None
-        robust = Robust(matrix, zero, zero)
+        terms = CostTerms(jnp.zeros_like(inverse), zero, zero, kind)
     swept = Swept(normal, counted, counted) if is_swept else None
-    return Linearization(normal, inverse, counted, robust, swept)
+    return Linearization(normal, inverse, counted, terms, swept)
 
 
 class RunningSum(NamedTuple):

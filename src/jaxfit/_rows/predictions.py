@@ -75,7 +75,17 @@ class Groups(NamedTuple):
         terms = [part.terms(mean) for part, mean in self._with(means)]
         if len(terms) == 1:
             return terms[0]
-        return LikelihoodTerms(*map(_joined, zip(*terms, strict=True)))
+        excess = None
+        if any(part.excess is not None for part in terms):
+            zeros = map(jnp.zeros_like, (part.cost for part in terms))
+            pairs = zip(terms, zeros, strict=True)
+            excess = _joined([z if t.excess is None else t.excess for t, z in pairs])
+        return LikelihoodTerms(
+            cost=_joined([part.cost for part in terms]),
+            residual=_joined([part.residual for part in terms]),
+            root=_joined([part.root for part in terms]),
+            excess=excess,
+        )
 
     def costs(
         self, means: Float[Array, " m"], counts: Bool[Array, " m"] | None

@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxfit._linalg.branches import branch
 from jaxfit._linalg.gram import gram
-from jaxfit._linalg.kernels import (
-    Scalar,
-)
+from jaxfit._linalg.kernels import Matrix, Scalar
 from jaxfit._rows.linearization import (
     COUNT_BASE,
+    CostTerms,
     Frame,
     Kind,
     Linearization,
-    Robust,
     carried,
     in_words,
 )
@@ -41,6 +40,7 @@ class Weighted(NamedTuple):
     columns: Any  # √w J
     counts: Bool[Array, "m *lanes"] | None  # which rows count; None: all
     cost: Float[Array, "m *lanes"] | None = None  # w c, of a likelihood
+    excess: Float[Array, "m *lanes"] | None = None  # of `Evaluated`
 
 
 def weighted_rows(
@@ -52,7 +52,7 @@ def weighted_rows(
         root = jnp.sqrt(weights)
         counts = weights != 0 if counts is None else counts & (weights != 0)
     if counts is None:
-        return Weighted(rows.residual, rows.columns, None, rows.cost)
+        return Weighted(rows.residual, rows.columns, None, rows.cost, rows.excess)
 
     def weighted(values: Array, factor: Any = root) -> Array:
         return jnp.where(counts, factor * values, 0)
@@ -64,16 +64,23 @@ def weighted_rows(
         cost=None
         if rows.cost is None
         else weighted(rows.cost, 1 if weights is None else weights),
+        excess=rows.excess,
     )
 
 
 class LossTerms(NamedTuple):
-    """The cost, and factors of the rows where a robust loss asks for them."""
+    """The cost, and the factors of rows that a robust loss or a likelihood asks for."""
 
     gradient: Float[Array, "m *lanes"] | None  # √ρ', with which JᵀWr is the gradient
     hessian: Float[Array, "m *lanes"] | None  # with which J_sᵀJ_s is the model Hessian
+    excess: Float[Array, "m *lanes"] | None  # of `Evaluated`
     cost: Scalar  # half the sum of the loss
     influence: Scalar  # the largest ρ'
+
+    @property
+    def kind(self) -> Kind:
+        """Of the cost."""
+        return Kind.LIKELIHOOD if self.hessian is None else Kind.ROBUST
 
 
 def terms_of(loss: Loss | Likelihood | None, rows: Weighted) -> LossTerms | None:
@@ -86,7 +93,13 @@ def terms_of(loss: Loss | Likelihood | None, rows: Weighted) -> LossTerms | None
     assert rows.cost is not None
     counts = jnp.ones(rows.cost.shape, bool) if rows.counts is None else rows.counts
     influence = jnp.any(counts, axis=0).astype(rows.cost.dtype)
-    return LossTerms(None, None, jnp.sum(rows.cost, axis=0), influence)
+    return LossTerms(
+        gradient=None,
+        hessian=None,
+        excess=rows.excess,
+        cost=jnp.sum(rows.cost, axis=0),
+        influence=influence,
+    )
 
 
 def _robust_terms(
@@ -110,6 +123,7 @@ def _robust_terms(
     return LossTerms(
         gradient=jnp.sqrt(jnp.maximum(slope, 0)),
         hessian=jnp.sqrt(hessian),
+        excess=None,
         cost=0.5 * scale**2 * jnp.sum(rho, axis=0),
         influence=jnp.max(slope, axis=0),
     )
@@ -144,11 +158,27 @@ def reduced(rows: Weighted, terms: LossTerms | None, frame: Frame) -> Linearizat
     normal = normal_matrix(rows, terms)
     if terms is None:
         return Linearization(normal, frame.inverse, counted, None)
-    matrix = None
+    matrix = _matrix_beside(rows, terms, frame)
+    beside = CostTerms(matrix, terms.cost, terms.influence, terms.kind)
+    return Linearization(normal, frame.inverse, counted, beside)
+
+
+def _matrix_beside(rows: Weighted, terms: LossTerms, frame: Frame) -> Matrix:
+    """That of `CostTerms`."""
+
+    def of_scaled(factor: Array) -> Matrix:
+        return gram([factor * column for column in rows.columns])
+
     if terms.hessian is not None:
-        matrix = gram([terms.hessian * column for column in rows.columns])
-    robust = Robust(matrix, terms.cost, terms.influence)
-    return Linearization(normal, frame.inverse, counted, robust)
+        return of_scaled(terms.hessian)
+    if terms.excess is None:
+        return jnp.zeros_like(frame.inverse)
+    return branch(
+        jnp.any(terms.excess > 0, axis=0),
+        of_scaled,
+        lambda factor: jnp.zeros_like(frame.inverse),
+        terms.excess,
+    )
 
 
 def normal_matrix(

@@ -145,6 +145,7 @@ class Evaluated(NamedTuple):
     columns: Float[Array, "n m"]
     cost: Float[Array, " m"] | None  # of each row of a likelihood; None: half a square
     weights: Float[Array, " m"] | None = None
+    excess: Float[Array, " m"] | None = None  # of `LikelihoodTerms`
 
     @classmethod
     def of_residuals(
@@ -212,7 +213,12 @@ class Residuals(NamedTuple):
         if pushed.groups is None:
             return Evaluated(pushed.values, pushed.columns, None)
         terms = pushed.groups.terms(pushed.values)
-        return Evaluated(terms.residual, terms.root * pushed.columns, terms.cost)
+        return Evaluated(
+            residual=terms.residual,
+            columns=terms.root * pushed.columns,
+            cost=terms.cost,
+            excess=terms.excess,
+        )
 
     def costs(
         self, x: Vector, counts: Bool[Array, " m"] | None, *pieces: PyTree

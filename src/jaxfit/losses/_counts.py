@@ -24,8 +24,8 @@ class Poisson(Likelihood):
     The cost is half the deviance, μ - y + y log(y / μ), and the expected curvature 1/μ.
     Counts need not be whole numbers.
 
-    In the residual and the root a mean counts as 1e-10 (1e-5 in float32) where it is
-    less, so that they are finite for a mean that ends at zero; the slope is exact.
+    In the information a mean counts as 1e-10 (1e-5 in float32) where it is less, so
+    that it is finite for a mean that ends at zero; the slope is exact.
     """
 
     def cost(self, mean: Elements, observed: Observed) -> Rows:
@@ -42,11 +42,13 @@ class Poisson(Likelihood):
     def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
         y = like(mean, observed)
         safe = within(y, mean)
-        floored = jnp.maximum(mean, least_mean(mean))
+        floored = jnp.maximum(mean, jnp.where(y > 0, least_mean(mean), EDGE))
         root = jnp.sqrt(1 / floored)
         # slope / root, where safe and floored are one but at the smallest means
         residual = (safe - y) / safe * (floored * root)
-        return LikelihoodTerms(half_deviance(y, mean), residual, root)
+        beyond = floored * self.curvature(mean, observed) - 1
+        excess = jnp.sqrt(jnp.where((y > 0) | ~(mean < EDGE), 0, beyond))
+        return LikelihoodTerms(half_deviance(y, mean), residual, root, excess)
 
     def constant(self, observed: Observed) -> Rows:
         return log_factorial_rest(floating(observed))
@@ -61,6 +63,12 @@ class Poisson(Likelihood):
         observed = np.asarray(observed)
         is_bad = ~((observed >= 0) & (observed < np.inf))
         return told(self, observed, is_bad, "give counts of zero or more")
+
+
+# The cost of a row without counts is the mean itself, which has no curvature; what is
+# expected, 1 / mean, would hold up a fit as a wall does. Below this mean it is left to
+# the information.
+EDGE = 1e-3
 
 
 def least_mean(mean: Elements) -> float:

@@ -31,6 +31,8 @@ class LikelihoodTerms(NamedTuple):
     cost: Rows
     residual: Rows  # slope / root
     root: Rows  # of the expected curvature: the Jacobian is root * d mean
+    # where `root` is less: (the root of what the expected curvature is more) / root
+    excess: Rows | None = None
 
 
 class ExpectedDeviance(NamedTuple):
