@@ -141,11 +141,13 @@ def _jacobian_matrix(
 class Evaluated(NamedTuple):
     """Rows: residuals, and their derivatives along directions."""
 
-    residual: Float[Array, " m"]
-    columns: Float[Array, "n m"]
-    cost: Float[Array, " m"] | None  # of each row of a likelihood; None: half a square
-    weights: Float[Array, " m"] | None = None
-    excess: Float[Array, " m"] | None = None  # of `LikelihoodTerms`
+    residual: Float[Array, "m *lanes"]
+    columns: Float[Array, "n m *lanes"]
+    cost: (
+        Float[Array, "m *lanes"] | None
+    )  # of each row of a likelihood; None: half a square
+    weights: Float[Array, "m *lanes"] | None = None
+    excess: Float[Array, "m *lanes"] | None = None  # of `LikelihoodTerms`
 
     @classmethod
     def of_residuals(
