@@ -1,6 +1,7 @@
 """What a row costs: robust losses of residuals, likelihoods of predictions."""
 
-from jaxfit.losses._counts import Poisson
+from jaxfit.losses._amplitudes import Gamma, Rician, StudentT
+from jaxfit.losses._counts import Binomial, Poisson, PoissonGaussian
 from jaxfit.losses._likelihood import (
     ExpectedDeviance,
     Likelihood,
@@ -11,15 +12,20 @@ from jaxfit.losses._robust import Arctan, Cauchy, Huber, Linear, Loss, SoftL1, T
 
 __all__ = [
     "Arctan",
+    "Binomial",
     "Cauchy",
     "ExpectedDeviance",
+    "Gamma",
     "Huber",
     "Likelihood",
     "LikelihoodTerms",
     "Linear",
     "Loss",
     "Poisson",
+    "PoissonGaussian",
     "Prediction",
+    "Rician",
     "SoftL1",
+    "StudentT",
     "Tukey",
 ]

@@ -1,21 +1,64 @@
 """Likelihoods of counts."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jaxfit.losses._deviance import deviance_of_counts
 from jaxfit.losses._likelihood import (
     Elements,
+    ExpectedDeviance,
     Likelihood,
     LikelihoodTerms,
+    Means,
     Observed,
     Rows,
     floating,
+    judge,
     like,
     told,
 )
-from jaxfit.losses._special import half_deviance, log_factorial_rest, within
+from jaxfit.losses._special import (
+    floored,
+    half_deviance,
+    log_factorial_rest,
+    slope_of_count,
+    within,
+)
+
+
+class Counts(NamedTuple):
+    """Counts and their means."""
+
+    observed: Rows
+    mean: Rows
+
+
+# The cost of a row without counts is the mean itself, which has no curvature; what is
+# expected, 1 / mean, would hold up a fit as a wall does. Below this mean it is left to
+# the information.
+EDGE = 1e-3
+
+
+def least_known(observed: Rows, mean: Rows) -> Rows:
+    """The mean whose inverse is the curvature that a solver sees."""
+    return jnp.where(observed == 0, jnp.maximum(mean, EDGE), floored(mean))
+
+
+def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
+    """What a solver takes, with a logarithm, few roots and few divisions."""
+    safe, known = within(observed, mean), least_known(observed, mean)
+    root = jnp.sqrt(1 / known)
+    return LikelihoodTerms(
+        cost=half_deviance(observed, mean),
+        # slope / root, where known * root is √μ but at the smallest means
+        residual=(safe - observed) / safe * (known * root),
+        root=root,
+        excess=jnp.where(known > mean, jnp.sqrt(known / floored(mean) - 1), 0),
+    )
 
 
 class Poisson(Likelihood):
@@ -32,23 +75,13 @@ class Poisson(Likelihood):
         return half_deviance(like(mean, observed), mean)
 
     def slope(self, mean: Elements, observed: Observed) -> Rows:
-        y = like(mean, observed)
-        safe = within(y, mean)
-        return (safe - y) / safe  # 1 - y / mean, without cancellation
+        return slope_of_count(like(mean, observed), mean)
 
     def curvature(self, mean: Elements, observed: Observed) -> Rows:
-        return 1 / jnp.maximum(mean, least_mean(mean))
+        return 1 / floored(mean)
 
     def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
-        y = like(mean, observed)
-        safe = within(y, mean)
-        floored = jnp.maximum(mean, jnp.where(y > 0, least_mean(mean), EDGE))
-        root = jnp.sqrt(1 / floored)
-        # slope / root, where safe and floored are one but at the smallest means
-        residual = (safe - y) / safe * (floored * root)
-        beyond = floored * self.curvature(mean, observed) - 1
-        excess = jnp.sqrt(jnp.where((y > 0) | ~(mean < EDGE), 0, beyond))
-        return LikelihoodTerms(half_deviance(y, mean), residual, root, excess)
+        return terms_of_count(like(mean, observed), mean)
 
     def constant(self, observed: Observed) -> Rows:
         return log_factorial_rest(floating(observed))
@@ -59,19 +92,145 @@ class Poisson(Likelihood):
     def sample(self, key: Key[Array, ""] | Array, mean: Elements) -> Rows:
         return jax.random.poisson(key, mean).astype(mean.dtype)
 
+    def expected_deviance(self, mean: Means) -> ExpectedDeviance:
+        """That of Kaastra (A&A 605, A51, 2017): sums, or series where these are long."""
+        return deviance_of_counts(np.asarray(mean))
+
     def problem_with(self, observed: Observed) -> str | None:
         observed = np.asarray(observed)
         is_bad = ~((observed >= 0) & (observed < np.inf))
         return told(self, observed, is_bad, "give counts of zero or more")
 
 
-# The cost of a row without counts is the mean itself, which has no curvature; what is
-# expected, 1 / mean, would hold up a fit as a wall does. Below this mean it is left to
-# the information.
-EDGE = 1e-3
+class PoissonGaussian(Likelihood):
+    """Counts with Gaussian noise on top, as a camera reads them out.
+
+    The observed value plus the variance is taken for a count of the mean plus the
+    variance, which has the same mean and variance (the shifted Poisson of Huang et al.,
+    Nature Methods 10, 2013). Observed values may be negative, but not below minus the
+    variance.
+
+    Args:
+        variance: that of the Gaussian noise, in counts²; a number or one for each row.
+    """
+
+    readout: Any
+
+    def __init__(self, variance: Any) -> None:
+        self.readout = variance
+
+    def __check_init__(self) -> None:
+        judge(self, "variance", self.readout, allows_zero=True)
+
+    def cost(self, mean: Elements, observed: Observed) -> Rows:
+        count, shifted = self._shifted(mean, observed)
+        return half_deviance(count, shifted)
+
+    def slope(self, mean: Elements, observed: Observed) -> Rows:
+        count, shifted = self._shifted(mean, observed)
+        return slope_of_count(count, shifted)
+
+    def curvature(self, mean: Elements, observed: Observed) -> Rows:
+        return 1 / floored(mean + like(mean, self.readout))
+
+    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+        count, shifted = self._shifted(mean, observed)
+        return terms_of_count(count, shifted)
+
+    def constant(self, observed: Observed) -> Rows:
+        observed = floating(observed)
+        return log_factorial_rest(observed + like(observed, self.readout))
+
+    def variance(self, mean: Elements) -> Rows:
+        return mean + like(mean, self.readout)
+
+    def expected_deviance(self, mean: Means) -> ExpectedDeviance:
+        """That of the shifted counts, as if they were whole numbers."""
+        return deviance_of_counts(np.asarray(mean) + np.asarray(self.readout))
+
+    def sample(self, key: Key[Array, ""] | Array, mean: Elements) -> Rows:
+        """Counts plus noise; what is below minus the variance is raised to it."""
+        of_count, of_noise = jax.random.split(key)
+        variance = like(mean, self.readout)
+        shape = jnp.broadcast_shapes(mean.shape, variance.shape)
+        count = jax.random.poisson(of_count, mean, shape).astype(mean.dtype)
+        noise = jnp.sqrt(variance) * jax.random.normal(of_noise, shape, mean.dtype)
+        return jnp.maximum(count + noise, -variance)
+
+    def problem_with(self, observed: Observed) -> str | None:
+        observed = np.asarray(observed)
+        shifted = observed + np.asarray(self.readout)
+        is_bad = ~((shifted >= 0) & (shifted < np.inf))
+        advice = "give numbers of at least minus the variance of the readout"
+        return told(self, observed, is_bad, advice)
+
+    def _shifted(self, mean: Elements, observed: Observed) -> Counts:
+        variance = like(mean, self.readout)
+        return Counts(like(mean, observed) + variance, mean + variance)
 
 
-def least_mean(mean: Elements) -> float:
-    """The mean that any smaller one counts as in the information."""
-    info = jnp.finfo(mean.dtype)
-    return 1e-10 if info.eps < 1e-10 else max(1e-5, float(info.tiny))
+class Binomial(Likelihood):
+    """Successes among trials: the mean is the expected number, from 0 to trials.
+
+    The cost is half the deviance, k log(k / μ) + (n - k) log((n - k) / (n - μ)), and
+    the expected curvature 1/μ + 1/(n - μ), where each of both numbers counts as 1e-10
+    (1e-5 in float32) where it is less. A mean of 0 is allowed with no success, and one
+    of n with n.
+
+    Args:
+        trials: how many, a number or one for each row.
+    """
+
+    trials: Any
+
+    def __check_init__(self) -> None:
+        judge(self, "trials", self.trials)
+
+    def cost(self, mean: Elements, observed: Observed) -> Rows:
+        k, n = like(mean, observed), like(mean, self.trials)
+        return half_deviance(k, mean) + half_deviance(n - k, n - mean)
+
+    def slope(self, mean: Elements, observed: Observed) -> Rows:
+        k, n = like(mean, observed), like(mean, self.trials)
+        return slope_of_count(k, mean) - slope_of_count(n - k, n - mean)
+
+    def curvature(self, mean: Elements, observed: Observed) -> Rows:
+        n = like(mean, self.trials)
+        return 1 / floored(mean) + 1 / floored(n - mean)
+
+    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+        k, n = like(mean, observed), like(mean, self.trials)
+        known = 1 / least_known(k, mean) + 1 / least_known(n - k, n - mean)
+        root = jnp.sqrt(known)
+        beyond = self.curvature(mean, observed) / known - 1
+        return LikelihoodTerms(
+            cost=self.cost(mean, observed),
+            residual=self.slope(mean, observed) / root,
+            root=root,
+            excess=jnp.sqrt(jnp.where(beyond > 1e-12, beyond, 0)),
+        )
+
+    def constant(self, observed: Observed) -> Rows:
+        k = floating(observed)
+        n = like(k, self.trials)
+        rest = log_factorial_rest
+        return rest(k) + rest(n - k) - rest(n)
+
+    def variance(self, mean: Elements) -> Rows:
+        n = like(mean, self.trials)
+        return mean * (n - mean) / n
+
+    def expected_deviance(self, mean: Means) -> ExpectedDeviance:
+        """A sum over the numbers of successes, or a series where these are many."""
+        return deviance_of_counts(np.asarray(mean), np.asarray(self.trials))
+
+    def sample(self, key: Key[Array, ""] | Array, mean: Elements) -> Rows:
+        n = like(mean, self.trials)
+        return jax.random.binomial(key, n, mean / n).astype(mean.dtype)
+
+    def problem_with(self, observed: Observed) -> str | None:
+        observed = np.asarray(observed)
+        trials = np.asarray(self.trials)
+        is_bad = ~((observed >= 0) & (observed <= trials))
+        advice = "give numbers of successes from zero to the number of trials"
+        return told(self, observed, is_bad, advice)

@@ -160,9 +160,10 @@ def told(
     )
 
 
-def judge(likelihood: Likelihood, name: str, allows_zero: bool = False) -> None:
+def judge(
+    likelihood: Likelihood, name: str, value: Any, allows_zero: bool = False
+) -> None:
     """Raise an error if a number of a likelihood, unless traced, is not positive."""
-    value = getattr(likelihood, name)
     if isinstance(value, Tracer):
         return
     numbers = np.asarray(value)

@@ -42,14 +42,25 @@ def _half_deviance_jvp(
     safe = within(y, mean)
     least = jnp.finfo(y.dtype).tiny
     log_ratio = jnp.log(jnp.where(y == 0, least, y)) - jnp.log(safe)
-    slope = (safe - y) / safe
-    return half_deviance(y, mean), slope * mean_dot + log_ratio * y_dot
+    return half_deviance(y, mean), (safe - y) / safe * mean_dot + log_ratio * y_dot
 
 
 def within(observed: Rows, mean: Rows) -> Rows:
     """The mean where it is positive, 1 where it and y are zero, and NaN elsewhere."""
     both_zero = (mean == 0) & (observed == 0)
     return jnp.where(mean > 0, mean, jnp.where(both_zero, 1, jnp.nan))
+
+
+def slope_of_count(observed: Rows, mean: Rows) -> Rows:
+    """1 - y / μ without cancellation: the derivative of `half_deviance` by the mean."""
+    safe = within(observed, mean)
+    return (safe - observed) / safe
+
+
+def floored(mean: Rows) -> Rows:
+    """The mean, or the least one that counts in the information: 1e-10 or 1e-5."""
+    info = jnp.finfo(mean.dtype)
+    return jnp.maximum(mean, 1e-10 if info.eps < 1e-10 else max(1e-5, float(info.tiny)))
 
 
 def log_factorial_rest(y: Rows) -> Rows:
