@@ -11,12 +11,12 @@ import numpy as np
 from jaxfit._core.options import Options
 from jaxfit._programs.call import Static
 from jaxfit._scipy.arguments import real_array
+from jaxfit.fitting._priors import priors_from
 from jaxfit.fitting._problem import Method, Problem, once_for_a_model
 from jaxfit.losses import Loss
 from jaxfit.models import Model
 
 Interval = tuple[float, float]
-Prior = tuple[np.ndarray, np.ndarray]  # mean and standard deviation
 
 COVARIANCES = {kind: Static(kind) for kind in ("gram", "sandwich")}
 
@@ -35,7 +35,7 @@ def problem_from(
     bounds: Any = None,
     fixed: Any = None,
     tie: Mapping[str, Any] | None = None,
-    prior: Mapping[str, Any] | None = None,
+    prior: Mapping[Any, Any] | None = None,
     rowwise: Any = False,
 ) -> ProblemAndStarts:
     """The problem, and the starts; arguments as in `fit`, and checked here."""
@@ -66,7 +66,7 @@ def _with_terms(
     bounds: Any = None,
     fixed: Any = None,
     tie: Mapping[str, Any] | None = None,
-    prior: Mapping[str, Any] | None = None,
+    prior: Mapping[Any, Any] | None = None,
 ) -> Problem:
     """The model with what is asked of its parameters."""
     names = model.names
@@ -78,8 +78,6 @@ def _with_terms(
             values.setdefault(name, lower)
     limits = model.bounds | intervals
     _check_fixed(values, limits)
-    pairs = by_name(names, prior, "prior").items()
-    priors = {name: _prior(name, pair) for name, pair in pairs}
     varied = tuple(n for n in names if n not in values and n not in ties)
     if not varied:
         raise ValueError("Every parameter is fixed or tied; let at least one vary.")
@@ -92,7 +90,7 @@ def _with_terms(
         ties=ties,
         lower=None if is_free else lower,
         upper=None if is_free else upper,
-        prior=priors,
+        prior=priors_from(names, prior),
     )
 
 
@@ -257,18 +255,3 @@ def _interval(name: str, pair: Any) -> Interval:
             f"bounds[{name!r}] is {pair!r}: the lower bound is above the upper one."
         )
     return lower, upper
-
-
-def _prior(name: str, pair: Any) -> Prior:
-    try:
-        mean, deviation = (real_array(value, "it").reshape(()) for value in pair)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"prior[{name!r}] is {pair!r}; give a pair (mean, standard deviation)."
-        ) from error
-    if not (np.isfinite(mean) and 0 < deviation < np.inf):
-        raise ValueError(
-            f"prior[{name!r}] is {pair!r}; the mean must be finite and the standard "
-            "deviation positive."
-        )
-    return mean, deviation

@@ -53,7 +53,7 @@ def fit_batch(
     options: Options | None = None,
     nan_policy: str = "omit",
     tie: Mapping[str, Any] | None = None,
-    prior: Mapping[str, Any] | None = None,
+    prior: Mapping[Any, Any] | None = None,
     absolute_sigma: bool = False,
     covariance: str | None = None,
     shared: Any = (),
@@ -88,7 +88,9 @@ def fit_batch(
             one value is a number in `fits[name]` and `fits.errors[name]`, with its
             error from all data, and all else a map. Parameters of each that enter
             linearly, such as heights, are eliminated (variable projection). A prior of
-            what is shared counts once. Models on the host are refused.
+            what is shared counts once; of one over shared and other names the part of
+            the shared ones does, and each data set has what it says of the others given
+            those. Models on the host are refused.
         progress: show a bar; with `shared`, of the fits of each by itself.
 
     Returns:

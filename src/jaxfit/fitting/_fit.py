@@ -56,7 +56,7 @@ def fit(
     options: Options | None = None,
     nan_policy: str = "raise",
     tie: Mapping[str, Any] | None = None,
-    prior: Mapping[str, Any] | None = None,
+    prior: Mapping[Any, Any] | None = None,
     absolute_sigma: bool = False,
     starts: int = 1,
     seed: int = 0,
@@ -119,7 +119,10 @@ def fit(
             {"b_width": lambda p: p["a_width"]}, or the name of one. The model's bounds
             hold for what is tied too: a fit that ends outside has failed.
         prior: (mean, standard deviation) by name: one further residual each,
-            (parameter - mean) / deviation, in units of sigma.
+            (parameter - mean) / deviation, in units of sigma. Or (means, covariance
+            matrix) by a tuple of names, {("a", "b"): ([1, 2], [[4, 1], [1, 9]])}, such
+            as the result and `covariance` of an earlier fit: with L Lᵀ the covariance,
+            the residuals L⁻¹ (parameters - means).
         absolute_sigma: sigma is known; otherwise it is scaled so that the reduced
             chi-square is 1, as in SciPy and lmfit.
         starts: fit from that many starts, guesses from parts of the data and
@@ -166,7 +169,12 @@ def fit(
     if several is not None:
         seen = several.seen(nan_policy)
         model = model_of(model, seen, local)
-        terms = {name: model.expanded(term) for name, term in terms.items()}
+        terms = {
+            name: model.expanded_prior(term)
+            if name == "prior"
+            else model.expanded(term)
+            for name, term in terms.items()
+        }
     elif local != ():
         raise ValueError(f"local is {local!r}, and there is one data set.")
     else:

@@ -15,6 +15,7 @@ from jaxfit.fitting._guesses import start_vectors
 from jaxfit.fitting._joint_programs import JointInputs, Split, joint_fit, single_names
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Axes, DataSet
+from jaxfit.fitting._priors import names_of_rows
 from jaxfit.fitting._problem import Method, Problem, traced_function
 from jaxfit.fitting._record import listed
 from jaxfit.fitting._run import HASTY, numbers_from, numbers_in, of_varied
@@ -69,7 +70,13 @@ def shared_names(
 
 
 def for_sharing(problem: Problem, shared: tuple[str, ...]) -> Problem:
-    """The problem, for x as it is where another origin would mix what is shared."""
+    """The problem, as data sets that share parameters have it.
+
+    For x as it is where another origin would mix what is shared, and in each prior what
+    is shared first: see `_priors.py`.
+    """
+    priors = tuple(prior.with_first(shared) for prior in problem.prior)
+    problem = dataclasses.replace(problem, prior=priors)
     if problem.mixed.isdisjoint(shared):
         return problem
     return dataclasses.replace(problem, origin=None)
@@ -158,8 +165,7 @@ def _weights(
     counted: Bool[np.ndarray, " N"],
 ) -> dict[str, np.ndarray] | None:
     """The weights of all residuals; a prior of what is shared counts only once."""
-    # in a program priors are sorted by name, as all dictionaries in pytrees
-    is_of_all = [name in shared for name in sorted(problem.prior)]
+    is_of_all = [name in shared for name in names_of_rows(problem.prior)]
     valid = data_sets.valid
     if valid is None and not any(is_of_all):
         return None

@@ -21,6 +21,7 @@ from jaxfit._rows.table import Shared
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._joint_sandwich import Covariances, RowsAt, joint_sandwich
 from jaxfit.fitting._numbers import Numbers
+from jaxfit.fitting._priors import names_of_rows
 from jaxfit.fitting._problem import Method, Problem
 from jaxfit.fitting._programs import finished
 from jaxfit.losses import Linear
@@ -226,7 +227,7 @@ def _is_own(inputs: JointInputs) -> Bool[np.ndarray, " m"]:
     return np.concatenate(
         [
             np.ones(inputs.points.y[0].size, bool),
-            np.array([name not in shared for name in problem.prior], bool),
+            np.array([n not in shared for n in names_of_rows(problem.prior)], bool),
         ]
     )
 

@@ -209,7 +209,7 @@ def _with_priors(
     )
     weights: dict[str, Any] = {"data": counts, "x": along_x}
     if problem.prior:
-        shape = len(counts), len(problem.prior)
+        shape = len(counts), problem.rows_of_priors
         weights["prior"] = jnp.broadcast_to(1 - is_point[:, None], shape)
     return points, weights
 

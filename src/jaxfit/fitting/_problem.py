@@ -20,6 +20,7 @@ from jaxfit._programs.call import Static
 from jaxfit._programs.host import double_precision
 from jaxfit._scipy.observations import Points, in_units_of
 from jaxfit.fitting._points import Observed
+from jaxfit.fitting._priors import Prior, names_of_rows
 from jaxfit.losses import Loss
 from jaxfit.models import Model
 from jaxfit.models._guess import far_middle
@@ -59,7 +60,7 @@ class Problem:
         fixed: the values of those that are fixed.
         ties: functions of all other parameters, by the name of the one they give.
         lower, upper: bounds of the varied parameters, (n,); None: all are free.
-        prior: (mean, standard deviation) by name: further residuals.
+        prior: what is known besides the data: further residuals.
         origin: where the solver's x counts from, whose vector then holds the parameters
             for that; None: 0. All that stands here is for x as it is.
         rowwise: "yes" where the user says that the model treats each point by itself,
@@ -73,7 +74,7 @@ class Problem:
     ties: dict[str, Callable]
     lower: Any
     upper: Any
-    prior: dict[str, tuple[Any, Any]]
+    prior: tuple[Prior, ...]
     origin: Any = None
     rowwise: str = ""  # a text, which a pytree's structure tells from all others
     numbers: str = ""
@@ -160,6 +161,15 @@ class Problem:
         parameters = self.parameters(x)
         return xp.stack([parameters[name] for name in self.varied])
 
+    def at_solver(self, x: Float[Numeric, " n"]) -> Float[Numeric, " n"]:
+        """The solver's vector, from the parameters that vary: `of_varied` undone."""
+        if self.origin is None:
+            return x
+        values = dict(zip(self.varied, x, strict=True))
+        fixed = {name: xp.asarray(v, x.dtype) for name, v in self.fixed.items()}
+        changed = self.model.moved(values | fixed, self.origin) or {}
+        return xp.stack([changed.get(name, v) for name, v in values.items()])
+
     def ties_hold(self, x: Vector) -> Bool[Array, ""]:
         """Whether what is tied lies within the model's bounds, as all else does."""
         parameters, limits = self.parameters(x), self.model.bounds
@@ -202,7 +212,7 @@ class Problem:
         return xp.broadcast_to(values, shape)
 
     def residuals(self, x: Vector, data: Points) -> dict[str, Numeric]:
-        """(model - y) / sigma, and (parameter - mean) / deviation for each prior.
+        """(model - y) / sigma, and those of the priors.
 
         For a covariance L Lᵀ of y that is L⁻¹ (model - y), and sigma is L.
         """
@@ -217,14 +227,16 @@ class Problem:
         return residuals
 
     def of_priors(self, x: Vector) -> Numeric:
-        """(parameter - mean) / deviation for each prior."""
+        """The residuals of all priors, one for each parameter that they name."""
         parameters = self.parameters(x)
         return jnp.stack(
-            [
-                (parameters[name] - mean) / deviation
-                for name, (mean, deviation) in self.prior.items()
-            ]
+            [row for prior in self.prior for row in prior.residuals(parameters)]
         )
+
+    @property
+    def rows_of_priors(self) -> int:
+        """The number of their residuals."""
+        return len(names_of_rows(self.prior))
 
 
 def traced_function(model: Model) -> Any:

@@ -54,7 +54,7 @@ def weights_of(
         return None
     weights = {"data": jnp.asarray(valid, float)}
     if problem.prior:
-        weights["prior"] = jnp.ones(len(problem.prior), float)
+        weights["prior"] = jnp.ones(problem.rows_of_priors, float)
     return weights
 
 
@@ -127,7 +127,7 @@ def sandwich(
     bread, filling = jnp.linalg.inv(hessian), dot(gradients.T, gradients)
     count = r.size
     if data_set.valid is not None:
-        count = jnp.sum(data_set.valid) + len(problem.prior)
+        count = jnp.sum(data_set.valid) + problem.rows_of_priors
     dof = count - len(x)
     factor = jnp.where(dof > 0, count / jnp.where(dof > 0, dof, 1), jnp.inf)
     covariance = dot(dot(bread, filling), bread.T) * factor

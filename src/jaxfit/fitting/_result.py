@@ -1,15 +1,17 @@
 """`Fit`: parameters by name, and all that a scientist asks of a fit."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Inexact, PyTree
 
 from jaxfit.fitting import _several
 from jaxfit.fitting._record import Record
-from jaxfit.fitting.inference import _bands, _bootstrap, _intervals
+from jaxfit.fitting.inference import _bands, _bootstrap, _intervals, _posterior
 from jaxfit.fitting.inference._bands import Band
 from jaxfit.fitting.inference._bootstrap import Bootstrap
 from jaxfit.fitting.inference._intervals import (
@@ -148,6 +150,25 @@ class Fit(Record):
             points: of each edge.
         """
         return _intervals.contour(self, a, b, level, points)
+
+    # The posterior
+
+    @functools.cached_property
+    def log_density(self) -> Partial:
+        """The log posterior density of the varied parameters, for samplers.
+
+        A pure function for JAX: `jax.jit(fit.log_density)`, `jax.grad`, `jax.vmap`, and
+        what BlackJAX, NumPyro and emcee do with it. Its argument is a vector in the
+        order of `fit.varied`, or the numbers by name. Up to a constant it is minus half
+        of chi-square, under the loss and with the priors, over the variance of
+        residuals in units of sigma: 1 where sigma is known (`absolute_sigma`), else the
+        reduced chi-square, as in the covariance. Bounds, also those of what is tied,
+        are flat priors: minus infinity outside, where its derivative is zero.
+
+        Called by itself it computes in float64; in your own `jit`, `grad` or `vmap` in
+        JAX's precision. Chi-square of many points needs `jax_enable_x64` there.
+        """
+        return _posterior.log_density(self)
 
     # For people
 

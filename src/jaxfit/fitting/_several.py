@@ -17,6 +17,7 @@ from jaxfit._numpy.either import Values, xp
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._dates import Dated
 from jaxfit.fitting._points import Observed, observed, parted
+from jaxfit.fitting._priors import expanded
 from jaxfit.fitting._record import Record
 from jaxfit.models import Model
 from jaxfit.models._guess import start_from
@@ -139,6 +140,10 @@ class Several(Model):
         if isinstance(values, (list, tuple, set)) and set(values) & set(self.local):
             return [n for name in values for n in self.names_of(name)]
         return values
+
+    def expanded_prior(self, prior: Any) -> Any:
+        """`expanded` of priors, whose names may stand in tuples."""
+        return expanded(prior, self.names_of, len(self.shapes))
 
 
 class OneOf(Model):

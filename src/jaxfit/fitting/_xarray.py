@@ -136,7 +136,7 @@ def _unbounded(model: _Named) -> Problem:
         ties={},
         lower=None,
         upper=None,
-        prior={},
+        prior=(),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxfit._core.certificate import Status
 from jaxfit.fitting import _several
 from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._priors import words_of
 from jaxfit.fitting._record import Parameter, Record, listed
 from jaxfit.fitting._together import Together
 from jaxfit.fitting.inference._statistics import quantile
@@ -163,6 +164,7 @@ def _warned(record: Record) -> list[str]:
 def _notes(record: Record) -> list[str]:
     """Lines about the data."""
     sentences = [*record.observed.notes, *_several.notes(record)]
+    sentences += words_of(record.problem.prior)
     if record.together is not None:
         shared, number = record.together.shared, record.together.number
         sentences.append(

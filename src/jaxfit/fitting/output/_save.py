@@ -18,6 +18,7 @@ from jaxfit.fitting._dates import Dates
 from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Observed
+from jaxfit.fitting._priors import restored, stored
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._record import Record
 from jaxfit.fitting._several import Several
@@ -59,7 +60,7 @@ def save(record: Record, path: Any) -> None:
         "minima": record.minima,
         "remarks": record.remarks,
         "fixed": {n: float(v) for n, v in problem.fixed.items()},
-        "prior": {n: list(map(float, v)) for n, v in problem.prior.items()},
+        "prior": stored(problem.prior),
     }
     arrays: dict[str, Any] = {f"x{i}": leaf for i, leaf in enumerate(x_leaves)}
     arrays |= {f"sigma_x{i}": leaf for i, leaf in enumerate(observed.sigma_x or ())}
@@ -147,12 +148,11 @@ def _problem_from(
             f"The fit in {path} ties {', '.join(head['ties']) or 'nothing'}; give the "
             "same names in tie=, whose functions are not stored."
         )
-    problem, _ = problem_from(
-        chosen, fixed=head["fixed"], tie=ties, prior=head["prior"]
-    )
+    problem, _ = problem_from(chosen, fixed=head["fixed"], tie=ties)
     origin = head.get("origin")
     return dataclasses.replace(
         problem,
+        prior=restored(head["prior"]),
         lower=file.arrays.get("lower"),
         upper=file.arrays.get("upper"),
         origin=None if origin is None else np.float64(origin),
