@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Key
-from scipy.special import digamma, polygamma
 
 from jaxfit.losses import _rice
 from jaxfit.losses._likelihood import (
@@ -69,6 +68,8 @@ class Gamma(Likelihood):
 
     def expected_deviance(self, mean: Means) -> ExpectedDeviance:
         """In closed form; it is that of any mean."""
+        from scipy.special import digamma, polygamma
+
         shape = np.asarray(self.shape, float)
         expectation = 2 * shape * (np.log(shape) - digamma(shape))
         variance = 4 * shape**2 * (polygamma(1, shape) - 1 / shape)
@@ -199,6 +200,8 @@ class StudentT(Likelihood):
 
     def expected_deviance(self, mean: Means) -> ExpectedDeviance:
         """In closed form, since 1/(1 + r²/(df scale²)) follows a beta distribution."""
+        from scipy.special import digamma, polygamma
+
         df = np.asarray(self.df, float)
         expectation = (df + 1) * (digamma((df + 1) / 2) - digamma(df / 2))
         spread = polygamma(1, df / 2) - polygamma(1, (df + 1) / 2)

@@ -48,6 +48,12 @@ def least_known(observed: Rows, mean: Rows) -> Rows:
     return jnp.where(observed == 0, jnp.maximum(mean, EDGE), floored(mean))
 
 
+def root_of_excess(ratio: Rows) -> Rows:
+    """That of `LikelihoodTerms`, by the expected curvature over what a solver sees."""
+    is_more = ratio > 1 + 1e-3  # and no rounding
+    return jnp.sqrt(jnp.where(is_more, ratio - 1, 1)) * is_more.astype(ratio.dtype)
+
+
 def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
     """What a solver takes, with a logarithm, few roots and few divisions."""
     safe, known = within(observed, mean), least_known(observed, mean)
@@ -57,7 +63,7 @@ def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
         # slope / root, where known * root is √μ but at the smallest means
         residual=(safe - observed) / safe * (known * root),
         root=root,
-        excess=jnp.where(known > mean, jnp.sqrt(known / floored(mean) - 1), 0),
+        excess=root_of_excess(known / floored(mean)),
     )
 
 
@@ -202,12 +208,11 @@ class Binomial(Likelihood):
         k, n = like(mean, observed), like(mean, self.trials)
         known = 1 / least_known(k, mean) + 1 / least_known(n - k, n - mean)
         root = jnp.sqrt(known)
-        beyond = self.curvature(mean, observed) / known - 1
         return LikelihoodTerms(
             cost=self.cost(mean, observed),
             residual=self.slope(mean, observed) / root,
             root=root,
-            excess=jnp.sqrt(jnp.where(beyond > 1e-12, beyond, 0)),
+            excess=root_of_excess(self.curvature(mean, observed) / known),
         )
 
     def constant(self, observed: Observed) -> Rows:
