@@ -233,6 +233,17 @@ class RowNumbers(NamedTuple):
         return WithoutNumbers(jacobian) if callable(jacobian) else jacobian
 
 
+def with_numbers(likelihood: Likelihood, numbers: Any) -> Likelihood:
+    """A likelihood with a number for each row, where it lacks one."""
+    if numbers is None:
+        return likelihood
+    return jax.tree.map(
+        lambda leaf: numbers if leaf is None else leaf,
+        likelihood,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
 def check_no_row_numbers(loss: Loss | Likelihood | None) -> None:
     """Refuse a likelihood with a number for each row, where blocks of rows are read."""
     found = RowNumbers.of(loss)

@@ -24,12 +24,13 @@ from jaxfit.fitting._errors_in_x import (
 )
 from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._joint_fit import for_sharing, joint_numbers, shared_names
+from jaxfit.fitting._likelihood import with_likelihood
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Axes, DataSet, Observed, observed
 from jaxfit.fitting._problem import from_middle, starts_about
 from jaxfit.fitting._run import batch_numbers
 from jaxfit.interop.lmfit import Terms, without_lmfit
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 from jaxfit.models import as_model
 
 ON_HOST = (
@@ -49,7 +50,7 @@ def fit_batch(
     p0: Any = None,
     bounds: Any = None,
     fixed: Any = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
     nan_policy: str = "omit",
     tie: Mapping[str, Any] | None = None,
@@ -118,6 +119,7 @@ def fit_batch(
     seen = observed(x, y, sigma, nan_policy, trailing)
     sigma_x = jax.tree.map(_values, sigma_x, is_leaf=_has_dims)
     seen = with_errors_in_x(seen, sigma_x, trailing)
+    seen = with_likelihood(seen, loss, trailing)
     terms = {"bounds": given.bounds, "fixed": given.fixed, "tie": given.tie}
     terms |= {"prior": prior}
     asked = problem_from(model, p0=p0, rowwise=rowwise, **terms)
