@@ -127,7 +127,7 @@ def fit_batch(
     check_not_shared(seen, names)
     starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
     settings = terms | {
-        "sigma": seen.of_points(seen.data.sigma),
+        "sigma": seen.of_points(seen.sigma if seen.likelihood else seen.data.sigma),
         "sigma_x": sigma_x,
         "loss": loss,
         "options": options,

@@ -58,7 +58,7 @@ class BatchFit(BatchRecord):
         if problem.origin is not None:  # an amplitude at x = 0 may be beyond any number
             ended = {name: v for name, v in ended.items() if np.isfinite(v)}
         same = {**self.settings, "p0": ended, "nan_policy": "omit"}
-        same["sigma"] = self._sigma(index)
+        same |= {"sigma": self._sigma(index), "loss": self._loss(index)}
         x = Dated(self.x, self.dates)
         return fit(problem.model, x, self.y[index], **(same | settings))
 
@@ -66,6 +66,20 @@ class BatchFit(BatchRecord):
         """The standard errors of one data set."""
         sigma = self.settings["sigma"]
         return None if sigma is None else np.broadcast_to(sigma, self.y.shape)[index]
+
+    def _loss(self, index: Any) -> Any:
+        """The loss of one data set: its own numbers of a likelihood."""
+        loss = self.settings["loss"]
+        if RowNumbers.of(loss) is None:
+            return loss
+        trailing = self.y.ndim - len(self.shape)
+
+        def own(number: Any) -> Any:
+            if np.ndim(number) <= trailing:
+                return number
+            return np.broadcast_to(number, self.y.shape)[index]
+
+        return jax.tree.map(own, loss)
 
     def _part_of_all(self, index: Any, settings: dict[str, Any]) -> Fit:
         """One data set as the joint fit has it."""
@@ -75,7 +89,9 @@ class BatchFit(BatchRecord):
                 "together with others. Give settings to fit_batch, or the data to fit."
             )
         x, own = Dated(self.x, self.dates), self.settings
+        loss = self._loss(index)
         seen = observed(x, self.y[index], self._sigma(index), "omit")
+        seen = with_likelihood(seen, loss)
         number = int(np.ravel_multi_index(np.atleast_1d(index), self.shape, "wrap"))
         numbers = self.numbers.nth(number)
         best = _bands.at_data(self.problem, seen, numbers)
@@ -83,7 +99,7 @@ class BatchFit(BatchRecord):
             problem=self.problem,
             observed=seen,
             method=method_from(
-                own["loss"], own["options"], own["absolute_sigma"], own["covariance"]
+                loss, own["options"], own["absolute_sigma"], own["covariance"]
             ),
             numbers=numbers._replace(best=best),
             together=self.together,

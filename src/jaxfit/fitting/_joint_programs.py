@@ -18,6 +18,7 @@ from jaxfit._joint.solve import solve_joint
 from jaxfit._programs.call import Static
 from jaxfit._programs.host import pack
 from jaxfit._rows.table import Shared
+from jaxfit._rows.visit import ResidualModel, visit
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._joint_sandwich import Covariances, RowsAt, joint_sandwich
 from jaxfit.fitting._numbers import Numbers

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxfit._programs.call import Static
 from jaxfit._programs.host import computed
 from jaxfit._rows.predictions import RowNumbers, with_numbers
 from jaxfit.fitting._points import Observed
 from jaxfit.losses import Likelihood, Loss
 
 Values = Float[np.ndarray, "..."]
+Rows = Float[np.ndarray | Array, "..."]
 
 
 def with_likelihood(
@@ -93,14 +95,10 @@ def _of_points(
     )
 
 
-def whole(seen: Observed) -> Likelihood:
-    """The likelihood of data, with its number for each point."""
-    return with_numbers(seen.likelihood, seen.data.sigma)
-
-
 def counted(seen: Observed) -> Likelihood:
     """The likelihood of the points that count, flat."""
     numbers = seen.data.sigma
+    assert seen.likelihood is not None
     if numbers is None:
         return seen.likelihood
     numbers = np.broadcast_to(numbers, np.shape(seen.data.y))
@@ -119,10 +117,10 @@ def as_loss(loss: Any) -> Any:
 class Judged(NamedTuple):
     """What a likelihood says of the points that count, flat."""
 
-    cost: Values
-    constant: Values  # cost + constant is minus the log-likelihood
-    expected: Values
-    variance: Values
+    cost: Rows
+    constant: Rows  # cost + constant is minus the log-likelihood
+    expected: Rows
+    variance: Rows
 
     @property
     def log_likelihood(self) -> float:
@@ -169,3 +167,19 @@ def expected_deviance(
         value=float(np.sum(moments.expectation)) - varied,
         deviation=float(np.sqrt(np.sum(moments.variance))),
     )
+
+
+# Drawn anew
+
+
+def sampled(seen: Observed, best: Values, number: int, seed: int) -> Values:
+    """Values of the points that count, (number, points), drawn from the likelihood."""
+    return computed(_sampled, counted(seen), best, Static(number), np.uint32(seed))
+
+
+def _sampled(
+    likelihood: Likelihood, mean: Float[Array, " m"], number: Static, seed: Any
+) -> Float[Array, "number m"]:
+    key = jax.random.key(seed)
+    means = jnp.broadcast_to(mean, (number.value, len(mean)))
+    return likelihood.sample(key, means)

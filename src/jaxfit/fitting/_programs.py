@@ -145,7 +145,7 @@ class RowSums(NamedTuple):
 
     hessian: Float[Array, "n n"]  # Jᵀ diag(ψ') J, or the expected information
     filling: Float[Array, "n n"]  # the sum of g gᵀ
-    count: Int[Array, ""]
+    number: Int[Array, ""]  # of rows
 
 
 def row_sums(rows: Rows, x: Float[Array, " n"]) -> RowSums:
@@ -165,7 +165,7 @@ def row_sums(rows: Rows, x: Float[Array, " n"]) -> RowSums:
     return RowSums(
         hessian=_dot(slopes.T, (slope + 2 * z * curvature)[:, None] * slopes),
         filling=_dot(gradients.T, gradients),
-        count=jnp.sum(counts),
+        number=jnp.sum(counts),
     )
 
 
@@ -186,7 +186,7 @@ def sandwich(
     sums = row_sums(rows, x)
     scale = _products_of_sizes(sums.hessian)
     bread, filling = jnp.linalg.inv(sums.hessian / scale), sums.filling / scale
-    count, dof = sums.count, sums.count - len(x)
+    count, dof = sums.number, sums.number - len(x)
     factor = jnp.where(dof > 0, count / jnp.where(dof > 0, dof, 1), jnp.inf)
     covariance = _dot(_dot(bread, filling), bread.T) * factor / scale
     unknown = ~jnp.isfinite(jnp.diagonal(plain))

@@ -431,7 +431,8 @@ class Record:
         likelihood, and with one that has no deviance, they are the standardised ones.
         """
         observed = self.observed
-        if not self.is_judged or not observed.likelihood.is_deviance:
+        likelihood = observed.likelihood
+        if likelihood is None or not likelihood.is_deviance:
             return self.standardized_residuals
         root = np.sqrt(np.maximum(2 * self.judged.cost, 0))
         sign = observed.counted(self.real_residuals)
