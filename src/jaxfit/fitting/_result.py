@@ -11,7 +11,13 @@ from jaxtyping import Inexact, PyTree
 
 from jaxfit.fitting import _several
 from jaxfit.fitting._record import Record
-from jaxfit.fitting.inference import _bands, _bootstrap, _intervals, _posterior
+from jaxfit.fitting.inference import (
+    _bands,
+    _bootstrap,
+    _draws,
+    _intervals,
+    _posterior,
+)
 from jaxfit.fitting.inference._bands import Band
 from jaxfit.fitting.inference._bootstrap import Bootstrap
 from jaxfit.fitting.inference._intervals import (
@@ -169,6 +175,24 @@ class Fit(Record):
         JAX's precision. Chi-square of many points needs `jax_enable_x64` there.
         """
         return _posterior.log_density(self)
+
+    def draws(self, number: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Draws of all parameters from what the fit says of them, by name, (number,).
+
+        Laplace's approximation of the posterior: what varied is drawn from the normal
+        distribution of estimate and covariance, and draws outside of bounds are drawn
+        again; what is tied or derived is computed from each draw, and what is fixed
+        stays. So errors go through any function of yours: np.std(f(**draws)).
+
+        Args:
+            number: of draws.
+            seed: of the random numbers.
+
+        Raises:
+            ValueError: a parameter has no finite error, or nearly all draws lie
+                outside of the bounds.
+        """
+        return _draws.draws(self, number, seed)
 
     # For people
 
