@@ -16,6 +16,7 @@ from jaxfit.fitting.inference import (
     _bootstrap,
     _draws,
     _intervals,
+    _outliers,
     _posterior,
 )
 from jaxfit.fitting.inference._bands import Band
@@ -156,6 +157,26 @@ class Fit(Record):
             points: of each edge.
         """
         return _intervals.contour(self, a, b, level, points)
+
+    def outliers(self, level: float = 0.01) -> Any:
+        """Which points are too far from the curve, a mask of the shape of y.
+
+        Residuals are divided by their standard deviations, with what the curve takes
+        from them, and compared with what the largest of so many is by chance: of m
+        points each has the level 1 - (1 - level)^(1/m). Where sigma is known
+        (`absolute_sigma`) they are normal; otherwise the scale is that of the other
+        points, without those far out, and they have Student's distribution. Points that
+        do not count are no outliers. With a covariance of y each point is compared with
+        what the others say of it; of complex y a point is one if one of its parts is;
+        with errors in x distances from the curve count.
+
+        An outlier also draws the curve to itself. With a robust loss it does not, so
+        that several are found beside each other.
+
+        Args:
+            level: the probability of a mask that is not empty, for normal errors.
+        """
+        return _outliers.outliers(self, level)
 
     # The posterior
 
