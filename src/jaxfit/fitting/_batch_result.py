@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Inexact, PyTree
+from jaxtyping import Bool, Inexact, PyTree
 
 from jaxfit.fitting._arguments import method_from
 from jaxfit.fitting._batch_record import BatchRecord
@@ -13,7 +13,7 @@ from jaxfit.fitting._dates import Dated
 from jaxfit.fitting._fit import FitError, fit
 from jaxfit.fitting._points import observed
 from jaxfit.fitting._result import Fit
-from jaxfit.fitting.inference import _bands
+from jaxfit.fitting.inference import _bands, _draws, _outliers
 from jaxfit.fitting.output import _plot_batch, _report, _tables
 
 
@@ -107,6 +107,23 @@ class BatchFit(BatchRecord):
         if not result.success:
             raise FitError(_report.failure(result), result)
         return result
+
+    def outliers(self, level: float = 0.01) -> Bool[np.ndarray, "..."]:
+        """Which points are too far from their curve, a mask of the shape of Y.
+
+        As `Fit.outliers`, with the level for the points of each data set; none of a
+        fit that failed.
+        """
+        return _outliers.batch_outliers(self, level)
+
+    def draws(self, number: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Draws of all parameters of every fit, by name: (..., number).
+
+        As `Fit.draws`. What data sets share is drawn once for all, (number,), and each
+        has the others given that. NaN where a parameter has no finite error, or nearly
+        all draws lie outside of the bounds.
+        """
+        return _draws.batch_draws(self, number, seed)
 
     def __str__(self) -> str:
         return _report.batch(self)

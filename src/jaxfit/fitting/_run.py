@@ -403,7 +403,7 @@ def devices_for(number: int) -> Mesh | None:
 def not_finite(problem: Problem, data_set: DataSet, numbers: Numbers) -> str:
     """What is not finite where a fit started, in words."""
     residual, slopes = computed(
-        _rows,
+        rows_and_slopes,
         problem,
         data_set,
         numbers.at_solver.x,
@@ -417,7 +417,7 @@ def not_finite(problem: Problem, data_set: DataSet, numbers: Numbers) -> str:
     return what_is_not_finite(residual, slopes)
 
 
-def _rows(
+def rows_and_slopes(
     problem: Problem, data_set: DataSet, x: Float[Array, " n"]
 ) -> tuple[Float[Numeric, "..."], Float[Array, "... n"]]:
     """The residuals of the data, or the model's values, and their derivatives."""

@@ -25,6 +25,7 @@ from jaxfit.losses import Likelihood, Poisson
 from jaxfit.models import Model
 
 Curve = Inexact[np.ndarray, "..."]
+NUMBERS = 2**22  # of curves and their derivatives at a time
 
 
 class Band(NamedTuple):
@@ -149,6 +150,30 @@ def curves(record: BatchRecord, x: PyTree) -> Curve:
     return values.reshape(*record.shape, *values.shape[1:])
 
 
+def errors_at_data(record: Record) -> Float[np.ndarray, "..."]:
+    """The standard errors of the curve at the data, in the shape of `observed`."""
+    return _values(record, None).stderr
+
+
+def curves_with_errors(record: BatchRecord) -> _Values:
+    """The models at the data and their standard errors, for each of many fits."""
+    ends = record.numbers.at_solver
+    points = np.size(record.y) // max(len(ends.x), 1)
+    number = max(1, NUMBERS // (max(points, 1) * (len(record.problem.varied) + 1)))
+    parts = [
+        computed(
+            _values_of_each,
+            record.problem,
+            record.x,
+            AtSolver(*(part[begin : begin + number] for part in ends)),
+            traced=traced_function(record.model),
+            is_hasty=False,
+        )
+        for begin in range(0, len(ends.x), number)
+    ]
+    return _Values(*map(np.concatenate, zip(*parts, strict=True)))
+
+
 def at_data(problem: Problem, seen: Observed, numbers: Numbers) -> Curve:
     """The model at the data of one fit, as `Numbers.best`: flat, complex in parts."""
     values = computed(
@@ -213,6 +238,10 @@ def _values_and_errors(problem: Problem, points: PyTree, solution: AtSolver) -> 
     value, slope = curve(solution.x), jacobian(curve, solution.x)
     stderr = propagated(slope, solution.covariance)
     return _Values(value.reshape(shape), stderr.reshape(shape))
+
+
+def _values_of_each(problem: Problem, points: PyTree, ends: AtSolver) -> _Values:
+    return jax.vmap(_values_and_errors, (None, None, 0))(problem, points, ends)
 
 
 def _components(
