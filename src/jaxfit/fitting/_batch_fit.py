@@ -127,7 +127,7 @@ def fit_batch(
     check_not_shared(seen, names)
     starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
     settings = terms | {
-        "sigma": seen.of_points(seen.sigma if seen.likelihood else seen.data.sigma),
+        "sigma": None if seen.likelihood else seen.of_points(seen.data.sigma),
         "sigma_x": sigma_x,
         "loss": loss,
         "options": options,
@@ -185,7 +185,7 @@ def _flat(seen: Observed, starts: dict[str, Any], lead: tuple[int, ...]) -> _Fla
 
     sigma, sigma_axis = data.sigma, None
     if sigma is not None and sigma.ndim > len(trailing):
-        sigma, sigma_axis = flat(seen.sigma), 0
+        sigma, sigma_axis = flat(np.broadcast_to(sigma, data.y.shape)), 0
     valid = None if seen.valid is None else flat(seen.valid)
     return _Flat(
         DataSet(

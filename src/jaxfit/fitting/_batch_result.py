@@ -4,17 +4,21 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Inexact, PyTree
 
+from jaxfit._rows.predictions import RowNumbers
 from jaxfit.fitting._arguments import method_from
-from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._batch_record import BatchRecord, Map
 from jaxfit.fitting._dates import Dated
 from jaxfit.fitting._fit import FitError, fit
+from jaxfit.fitting._likelihood import ExpectedDeviance, with_likelihood
 from jaxfit.fitting._points import observed
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting.inference import _bands, _draws, _outliers
 from jaxfit.fitting.output import _plot_batch, _report, _tables
+from jaxfit.losses import Likelihood
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -66,6 +70,34 @@ class BatchFit(BatchRecord):
         """The standard errors of one data set."""
         sigma = self.settings["sigma"]
         return None if sigma is None else np.broadcast_to(sigma, self.y.shape)[index]
+
+    @property
+    def deviance(self) -> Map:
+        """`chi_square` by the name that it has with a likelihood: see `Fit.deviance`.
+
+        Beside it `expected_deviance()` tells how large it would be of a right model.
+        """
+        return self.chi_square
+
+    def expected_deviance(self) -> ExpectedDeviance | None:
+        """The deviance that a right model would have, as maps: see `Fit`.
+
+        None without a likelihood, with priors, and where it is not known.
+        """
+        loss, one = self.settings["loss"], self.y.ndim - len(self.shape)
+        if not isinstance(loss, Likelihood) or self.problem.prior:
+            return None
+        with np.errstate(invalid="ignore"):
+            moments = loss.expected_deviance(np.asarray(_bands.curves(self, None)))
+        if moments is None:
+            return None
+        valid, points = np.isfinite(self.y), tuple(range(-one, 0))
+        expectation, variance = (
+            np.sum(np.where(valid, part, 0), axis=points) for part in moments
+        )
+        return ExpectedDeviance(
+            value=expectation - len(self.problem.varied), deviation=np.sqrt(variance)
+        )
 
     def _loss(self, index: Any) -> Any:
         """The loss of one data set: its own numbers of a likelihood."""

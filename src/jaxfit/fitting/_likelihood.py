@@ -122,6 +122,21 @@ class Judged(NamedTuple):
     expected: Rows
     variance: Rows
 
+    def pearson(self, y: Values) -> Values:
+        """Pearson's residuals, from what is expected in its standard deviations."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = (y - self.expected) / np.sqrt(self.variance)
+        return np.where(y == self.expected, 0, ratio)
+
+    def near_normal(self, likelihood: Likelihood, y: Values) -> Values:
+        """The roots of deviances with a sign, which few counts are more normal by.
+
+        Pearson's residuals of a likelihood that has no deviance.
+        """
+        if not likelihood.is_deviance:
+            return self.pearson(y)
+        return np.copysign(np.sqrt(np.maximum(2 * self.cost, 0)), y - self.expected)
+
     @property
     def log_likelihood(self) -> float:
         """Of all points."""
@@ -130,12 +145,16 @@ class Judged(NamedTuple):
 
 def judged(seen: Observed, best: Values) -> Judged:
     """The points that count, with the model's values there."""
-    means, observed = seen.counted(best), seen.counted(seen.data.y)
-    return Judged(*computed(_judged, counted(seen), means, observed, is_hasty=False))
+    return judged_by(counted(seen), seen.counted(best), seen.counted(seen.data.y))
+
+
+def judged_by(likelihood: Likelihood, mean: Values, observed: Values) -> Judged:
+    """Observed values of any shape, with their means."""
+    return Judged(*computed(_judged, likelihood, mean, observed, is_hasty=False))
 
 
 def _judged(
-    likelihood: Likelihood, mean: Float[Array, " m"], observed: Float[Array, " m"]
+    likelihood: Likelihood, mean: Float[Array, "..."], observed: Float[Array, "..."]
 ) -> Judged:
     return Judged(
         cost=likelihood.cost(mean, observed),
@@ -148,8 +167,8 @@ def _judged(
 class ExpectedDeviance(NamedTuple):
     """The deviance that a right model would have, and its standard deviation."""
 
-    value: float
-    deviation: float
+    value: Any  # a number, or a map of many fits
+    deviation: Any
 
 
 def expected_deviance(

@@ -418,10 +418,8 @@ class Record:
         observed = self.observed
         if not self.is_judged:
             return observed.standardized(self.real_residuals)
-        judged, y = self.judged, observed.counted(observed.data.y)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = (y - judged.expected) / np.sqrt(judged.variance)
-        return observed.spread(np.where(y == judged.expected, 0, ratio))
+        y = observed.counted(observed.data.y)
+        return observed.spread(self.judged.pearson(y))
 
     @property
     def deviance_residuals(self) -> Any:
@@ -430,13 +428,12 @@ class Record:
         Nearer to a normal distribution than Pearson's where counts are few. Without a
         likelihood, and with one that has no deviance, they are the standardised ones.
         """
-        observed = self.observed
-        likelihood = observed.likelihood
-        if likelihood is None or not likelihood.is_deviance:
+        observed, likelihood = self.observed, self.observed.likelihood
+        if likelihood is None:
             return self.standardized_residuals
-        root = np.sqrt(np.maximum(2 * self.judged.cost, 0))
-        sign = observed.counted(self.real_residuals)
-        return observed.shown(observed.spread(np.copysign(root, sign)))
+        y = observed.counted(observed.data.y)
+        roots = self.judged.near_normal(likelihood, y)
+        return observed.shown(observed.spread(roots))
 
     @property
     def _scale(self) -> float:

@@ -113,8 +113,8 @@ class PoissonGaussian(Likelihood):
 
     The observed value plus the variance is taken for a count of the mean plus the
     variance, which has the same mean and variance (the shifted Poisson of Huang et al.,
-    Nature Methods 10, 2013). Observed values may be negative, but not below minus the
-    variance.
+    Nature Methods 10, 2013). Observed values may be negative; one below minus the
+    variance, where that count would be less than none, is judged as minus the variance.
 
     Args:
         variance: that of the Gaussian noise, in counts²; a number or one for each row.
@@ -145,7 +145,8 @@ class PoissonGaussian(Likelihood):
 
     def constant(self, observed: Observed) -> Rows:
         observed = floating(observed)
-        return log_factorial_rest(observed + like(observed, self.readout))
+        shifted = observed + like(observed, self.readout)
+        return log_factorial_rest(jnp.maximum(shifted, 0))
 
     def variance(self, mean: Elements) -> Rows:
         return mean + like(mean, self.readout)
@@ -155,24 +156,17 @@ class PoissonGaussian(Likelihood):
         return deviance_of_counts(np.asarray(mean) + np.asarray(self.readout))
 
     def sample(self, key: Key[Array, ""] | Array, mean: Elements) -> Rows:
-        """Counts plus noise; what is below minus the variance is raised to it."""
         of_count, of_noise = jax.random.split(key)
         variance = like(mean, self.readout)
         shape = jnp.broadcast_shapes(mean.shape, variance.shape)
         count = jax.random.poisson(of_count, mean, shape).astype(mean.dtype)
         noise = jnp.sqrt(variance) * jax.random.normal(of_noise, shape, mean.dtype)
-        return jnp.maximum(count + noise, -variance)
-
-    def problem_with(self, observed: Observed) -> str | None:
-        observed = np.asarray(observed)
-        shifted = observed + np.asarray(self.readout)
-        is_bad = ~((shifted >= 0) & (shifted < np.inf))
-        advice = "give numbers of at least minus the variance of the readout"
-        return told(self, observed, is_bad, advice)
+        return count + noise
 
     def _shifted(self, mean: Elements, observed: Observed) -> Counts:
         variance = like(mean, self.readout)
-        return Counts(like(mean, observed) + variance, mean + variance)
+        count = like(mean, observed) + variance
+        return Counts(jnp.where(count < 0, 0, count), mean + variance)
 
 
 class Binomial(Likelihood):
