@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfit._core.certificate import Status
 from jaxfit._core.solution import Solution
 from jaxfit._linalg.seldom import uncertainty_of
-from jaxfit._numpy.either import xp
+from jaxfit._numpy.either import is_numpy, xp
 from jaxfit._rows.visit import ResidualModel, Rows, visit
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import DataSet
@@ -22,18 +22,50 @@ from jaxfit.fitting._problem import Method, Numeric, Problem
 from jaxfit.losses import Linear, Loss
 from jaxfit.models._guess import start_from
 
+# Shares of the mean size of data by which these are lifted where a start is negative
+# and a likelihood has no use for it.
+LIFTS = 0.1, 1.0
+
 BLOCK_NUMBERS = 2**24  # of data on an accelerator at a time
 
 
 def start_vector(problem: Problem, data_set: DataSet) -> Float[Numeric, " n"]:
     """The starts of a data set, and guesses for the others, moved inside bounds."""
-    starts, data = data_set.starts, data_set.data
+    starts, likelihood = data_set.starts, problem.likelihood
     if all(name in starts for name in problem.varied):
         return xp.stack([xp.asarray(starts[name]) for name in problem.varied])
+    x0 = _guessed(problem, data_set, 0.0)
+    if likelihood is None or not likelihood.has_positive_mean:
+        return x0
+    for share in LIFTS:
+        is_proper = _is_positive(problem, data_set, x0)
+        if is_numpy(is_proper) and is_proper:
+            break
+        x0 = xp.where(is_proper, x0, _guessed(problem, data_set, share))
+    return x0
+
+
+def _is_positive(
+    problem: Problem, data_set: DataSet, x: Float[Numeric, " n"]
+) -> Bool[Numeric, ""]:
+    """Whether the model is positive at all points that count."""
+    points, y = problem.points(data_set.data.x), data_set.data.y
+    positive = problem.values_about(x, points, y.shape) > 0
+    if data_set.valid is not None:
+        positive = positive | ~data_set.valid
+    return xp.all(positive)
+
+
+def _guessed(problem: Problem, data_set: DataSet, share: float) -> Float[Numeric, " n"]:
+    """A start from data that are higher by some share of their mean size."""
+    starts, data = data_set.starts, data_set.data
     known = {**starts, **problem.counted(problem.fixed)}
     points, y, valid = problem.points(data.x), data.y, data_set.valid
     if problem.numbers == "complex":  # the library's models are real
         y, valid = y[..., 0], None if valid is None else valid[..., 0]
+    if share:
+        size = xp.abs(y) if valid is None else xp.where(valid, xp.abs(y), 0)
+        y = y + share * xp.mean(size)
     guess = start_from(problem.model, points, y, valid, known)
     x0 = xp.stack([guess[name] for name in problem.varied])
     if problem.bounds is not None:

@@ -36,6 +36,7 @@ class Gamma(Likelihood):
         shape: a number or one for each row.
     """
 
+    has_positive_mean: ClassVar[bool] = True
     shape: Any = 1.0
 
     def __check_init__(self) -> None:

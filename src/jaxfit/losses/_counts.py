@@ -1,6 +1,6 @@
 """Likelihoods of counts."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,8 @@ class Poisson(Likelihood):
     that it is finite for a mean that ends at zero; the slope is exact.
     """
 
+    has_positive_mean: ClassVar[bool] = True
+
     def cost(self, mean: Elements, observed: Observed) -> Rows:
         return half_deviance(like(mean, observed), mean)
 
@@ -120,6 +122,7 @@ class PoissonGaussian(Likelihood):
         variance: that of the Gaussian noise, in counts²; a number or one for each row.
     """
 
+    has_positive_mean: ClassVar[bool] = True
     readout: Any
 
     def __init__(self, variance: Any) -> None:
@@ -181,6 +184,7 @@ class Binomial(Likelihood):
         trials: how many, a number or one for each row.
     """
 
+    has_positive_mean: ClassVar[bool] = True
     trials: Any
 
     def __check_init__(self) -> None:
