@@ -78,7 +78,7 @@ class Poisson(Likelihood):
         return jax.random.poisson(key, mean).astype(mean.dtype)
 
     def expected_deviance(self, mean: Means) -> ExpectedDeviance:
-        """That of Kaastra (A&A 605, A51, 2017): sums, or series where these are long."""
+        """Kaastra's (A&A 605, A51, 2017): sums, or series where these are long."""
         return deviance_of_counts(np.asarray(mean))
 
     def problem_with(self, observed: Observed) -> str | None:
