@@ -24,6 +24,7 @@ from jaxfit.losses._likelihood import (
 from jaxfit.losses._special import (
     floored,
     half_deviance,
+    least_mean,
     log_factorial_rest,
     slope_of_count,
     within,
@@ -38,11 +39,12 @@ class Counts(NamedTuple):
 
 
 def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
-    """What a solver takes, with a logarithm, a square root and few divisions."""
-    safe, least = within(observed, mean), floored(mean)
-    root = jnp.sqrt(1 / least)
-    # slope / root, where least * root is √μ but at the smallest means
-    residual = (safe - observed) / safe * (least * root)
+    """What a solver takes, with a logarithm, a square root and two divisions."""
+    safe, least = within(observed, mean), least_mean(mean)
+    inverse, is_usual = 1 / safe, mean > least
+    root = jnp.sqrt(jnp.where(is_usual, inverse, 1 / least))
+    # slope / root, where the last factor is √μ but at the smallest means
+    residual = (safe - observed) * inverse * (jnp.where(is_usual, safe, least) * root)
     return LikelihoodTerms(half_deviance(observed, mean), residual, root)
 
 
