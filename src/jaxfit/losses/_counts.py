@@ -39,12 +39,11 @@ class Counts(NamedTuple):
 
 
 def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
-    """What a solver takes, with a logarithm, a square root and two divisions."""
-    safe, least = within(observed, mean), least_mean(mean)
-    inverse, is_usual = 1 / safe, mean > least
-    root = jnp.sqrt(jnp.where(is_usual, inverse, 1 / least))
-    # slope / root, where the last factor is √μ but at the smallest means
-    residual = (safe - observed) * inverse * (jnp.where(is_usual, safe, least) * root)
+    """What a solver takes, with a square root and few divisions."""
+    safe = within(observed, mean)
+    inverse = 1 / safe
+    root = jnp.sqrt(jnp.minimum(inverse, 1 / least_mean(mean)))
+    residual = (safe - observed) * inverse / root
     return LikelihoodTerms(half_deviance(observed, mean), residual, root)
 
 

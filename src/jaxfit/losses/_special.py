@@ -28,7 +28,8 @@ def half_deviance(observed: Rows, mean: Rows) -> Rows:
     It is 0 at y = μ = 0, and NaN where y or μ is negative or μ alone is zero.
     """
     y, safe = observed, within(observed, mean)
-    power = power_of_two(jnp.where(y == 0, safe, y) * (1 / safe))
+    tiny = float(jnp.finfo(y.dtype).tiny) ** 0.5  # has no part in a product with y = 0
+    power = power_of_two(jnp.maximum(y, tiny) * (1 / safe))
     nearer = safe * power.value
     s = (y - nearer) / (y + nearer)
     w = s * s
@@ -85,9 +86,9 @@ def _half_deviance_jvp(
 
 
 def within(observed: Rows, mean: Rows) -> Rows:
-    """The mean where it is positive, 1 where it and y are zero, and NaN elsewhere."""
+    """The mean where it is positive, the least one where y is zero too, or NaN."""
     both_zero = (mean == 0) & (observed == 0)
-    return jnp.where(mean > 0, mean, jnp.where(both_zero, 1, jnp.nan))
+    return jnp.where(mean > 0, mean, jnp.where(both_zero, least_mean(mean), jnp.nan))
 
 
 def slope_of_count(observed: Rows, mean: Rows) -> Rows:
