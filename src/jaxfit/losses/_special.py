@@ -9,7 +9,6 @@ from jax import lax
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
-Elements = Float[Array, "*shape"]
 Rows = Float[Array, "..."]
 
 
