@@ -55,12 +55,12 @@ def root_of_excess(ratio: Rows) -> Rows:
 
 
 def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
-    """What a solver takes, with a logarithm, few roots and few divisions."""
+    """What a solver takes, with a few roots and divisions."""
     safe, known = within(observed, mean), least_known(observed, mean)
     root = jnp.sqrt(1 / known)
     return LikelihoodTerms(
         cost=half_deviance(observed, mean),
-        # slope / root, where known * root is √μ but at the smallest means
+        # slope / root, where known is the mean but at the smallest
         residual=(safe - observed) / safe * (known * root),
         root=root,
         excess=root_of_excess(known / floored(mean)),
@@ -101,7 +101,7 @@ class Poisson(Likelihood):
         return jax.random.poisson(key, mean).astype(mean.dtype)
 
     def expected_deviance(self, mean: Means) -> ExpectedDeviance:
-        """Sums, or series where these are long (Kaastra, A&A 605, A51, 2017)."""
+        """Kaastra's (A&A 605, A51, 2017): sums, or series where these are long."""
         return deviance_of_counts(np.asarray(mean))
 
     def problem_with(self, observed: Observed) -> str | None:

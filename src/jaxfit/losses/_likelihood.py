@@ -172,7 +172,7 @@ def judge(
         is_good = (numbers >= 0 if allows_zero else numbers > 0) & (numbers < np.inf)
         if is_good.all():
             return
-        value = numbers[~is_good].flat[0]
+        value = numbers[~is_good].flat[0].item()
     least = "of at least zero" if allows_zero else "above zero"
     raise ValueError(
         f"{type(likelihood).__name__}: {name} is {value!r}; give a finite number "
