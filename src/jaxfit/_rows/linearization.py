@@ -127,8 +127,16 @@ class Linearization(eqx.Module):
 
     @property
     def squared_scale(self) -> Scalar:
-        """What squares of moves in the space of residuals are compared with."""
-        return self.squared_residual + (1 if self.is_likelihood else 0)
+        """What squares of moves in the space of residuals are compared with.
+
+        Of a likelihood at least its unit, and no more than its deviance and count: a
+        mean that comes to zero where something was counted has a residual without end,
+        and a cost that grows as a logarithm.
+        """
+        if not self.is_likelihood:
+            return self.squared_residual
+        most = self.count + 2 * jnp.abs(self.cost)
+        return 1 + jnp.minimum(self.squared_residual, most)
 
     @property
     def influence(self) -> Scalar:

@@ -19,6 +19,7 @@ from jaxfit.losses._likelihood import (
     floating,
     judge,
     like,
+    root_of_excess,
     told,
 )
 from jaxfit.losses._special import (
@@ -46,12 +47,6 @@ EDGE = 1e-3
 def least_known(observed: Rows, mean: Rows) -> Rows:
     """The mean whose inverse is the curvature that a solver sees."""
     return jnp.where(observed == 0, jnp.maximum(mean, EDGE), floored(mean))
-
-
-def root_of_excess(ratio: Rows) -> Rows:
-    """That of `LikelihoodTerms`, by the expected curvature over what a solver sees."""
-    is_more = ratio > 1 + 1e-3  # and no rounding
-    return jnp.sqrt(jnp.where(is_more, ratio - 1, 1)) * is_more.astype(ratio.dtype)
 
 
 def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:

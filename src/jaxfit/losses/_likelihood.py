@@ -24,6 +24,8 @@ Rows = Float[Array, "..."]  # of what means and observed values broadcast to
 Observed = Real[Array | np.ndarray, "..."]
 Means = Real[Array | np.ndarray, "..."]  # on the host
 
+MOST = 1e3  # times what a row shows of curvature, and more of it is not believed
+
 
 class LikelihoodTerms(NamedTuple):
     """What a solver takes from each row."""
@@ -84,16 +86,23 @@ class Likelihood(eqx.Module):
         """Cost, residual and root of each row; residual * root is the slope.
 
         Where the curvature is not a positive number, the squared slope stands in for
-        it, whose expectation it is.
+        it, whose expectation it is. Where it is `MOST` times what both squared slope
+        and observed curvature are, the mean has come to the edge of its range, and the
+        rest is left to the information (`excess`).
         """
-        slope = self.slope(mean, observed)
+        ones = jnp.ones_like(mean)
+        slope, second = jax.jvp(lambda m: self.slope(m, observed), (mean,), (ones,))
         curvature = jnp.broadcast_to(self.curvature(mean, observed), slope.shape)
         is_usable = (curvature > 0) & (curvature < jnp.inf)
-        root = jnp.sqrt(jnp.where(is_usable, curvature, 1))
+        expected = jnp.where(is_usable, curvature, 1)
+        seen = MOST * jnp.maximum(slope * slope, jnp.abs(second)) / expected
+        ratio = 1 / jnp.clip(seen, 1e-16, 1)
+        root = jnp.sqrt(expected / ratio)
         return LikelihoodTerms(
             cost=self.cost(mean, observed),
             residual=jnp.where(is_usable, slope / root, jnp.sign(slope)),
             root=jnp.where(is_usable, root, jnp.abs(slope)),
+            excess=root_of_excess(jnp.where(is_usable, ratio, 1)),
         )
 
     def constant(self, observed: Observed) -> Rows:
@@ -142,6 +151,12 @@ class Prediction(eqx.Module):
     mean: Any
     observed: Any
     likelihood: Likelihood | None = None
+
+
+def root_of_excess(ratio: Rows) -> Rows:
+    """That of `LikelihoodTerms`, by the expected curvature over what a solver sees."""
+    is_more = ratio > 1 + 1e-3  # and no rounding
+    return jnp.sqrt(jnp.where(is_more, ratio - 1, 1)) * is_more.astype(ratio.dtype)
 
 
 def told(
