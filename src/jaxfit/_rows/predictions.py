@@ -159,7 +159,7 @@ def _group(leaf: Any, loss: Likelihood, rows: Callable[[Any], Array]) -> Group:
                 f"and the mean has {mean}: they must broadcast to it."
             ) from error
 
-    if np.broadcast_shapes(mean, observed) != mean:
+    if not _broadcasts(observed, mean):
         raise ValueError(
             f"A Prediction has a mean of the shape {mean} and observed numbers of the "
             f"shape {observed}; give one mean for each observed number."
@@ -171,6 +171,14 @@ def _group(leaf: Any, loss: Likelihood, rows: Callable[[Any], Array]) -> Group:
         observed=rows(jnp.broadcast_to(leaf.observed, mean)),
         likelihood=jax.tree.map(for_each_row, likelihood),
     )
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether arrays of the one shape broadcast to the other."""
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
 
 
 # Numbers of a likelihood, one for each row
