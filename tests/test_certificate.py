@@ -18,6 +18,7 @@ import jaxfit
 from jaxfit import Status
 from jaxfit._rows.linearization import Frame, columns_of
 from jaxfit._rows.reduction import reduce_rows
+from jaxfit._rows.residuals import Evaluated
 
 ROWS = 64
 PIXELS = np.stack(np.divmod(np.arange(ROWS), 8)).astype(float)
@@ -319,7 +320,7 @@ def test_a_frame_that_does_not_fit_is_noticed(lanes):
         )
         if lanes:
             along, residual = along[..., None], r[:, None]
-        return columns_of(reduce_rows(residual, list(along), None, None, frame))
+        return columns_of(reduce_rows(Evaluated(residual, along, None), None, frame))
 
     exact, own, other = (columns_in(frames[name]) for name in ("none", "own", "other"))
     assert exact.resolved

@@ -28,7 +28,7 @@ from jaxfit._joint.fit import set_up_joint
 from jaxfit._joint.solve import joint_request
 from jaxfit._joint.sweep import sweep
 from jaxfit._rows.linearization import Frame
-from jaxfit._rows.visit import Evaluated
+from jaxfit._rows.residuals import Evaluated
 
 B, M = 50, 30
 T = np.linspace(0, 4, M)
@@ -366,7 +366,12 @@ def test_the_sweep_is_the_schur_complement(condition, held):
     free = np.array([True, True, not held])
     frame = Frame(jnp.eye(2), jnp.eye(2))
     own, across = (
-        Evaluated(jnp.asarray(residual), jnp.asarray(columns), jnp.asarray(weights))
+        Evaluated(
+            residual=jnp.asarray(residual),
+            columns=jnp.asarray(columns),
+            cost=None,
+            weights=jnp.asarray(weights),
+        )
         for columns in (local, shared)
     )
     swept = jax.jit(lambda *a: sweep(*a, jnp.asarray(free), None, frame))(own, across)

@@ -17,6 +17,7 @@ from jaxfit import Chunked, Options, Sharded, Shared, Whole, losses, solve
 from jaxfit._rows.devices import of_first
 from jaxfit._rows.linearization import (
     COUNT_BASE,
+    Kind,
     RunningSum,
     carried,
     in_words,
@@ -220,7 +221,7 @@ def test_filling_up():
 def test_sums_do_not_lose_digits():
     terms = np.random.default_rng(0).uniform(0, 1, 20_000).astype(np.float32)
     x = jnp.zeros(1, jnp.float32)
-    nothing = without_rows(x, jnp.eye(1, dtype=jnp.float32), is_linear=True)
+    nothing = without_rows(x, jnp.eye(1, dtype=jnp.float32), kind=Kind.SQUARES)
 
     def add(running, term):
         normal = jnp.full((2, 2), term)
@@ -228,7 +229,7 @@ def test_sums_do_not_lose_digits():
         more = type(one)(normal, one.frame, in_words(jnp.int32(65535)), None)
         return running.plus(more), None
 
-    start = RunningSum.of_nothing(x, jnp.eye(1, dtype=jnp.float32), is_linear=True)
+    start = RunningSum.of_nothing(x, jnp.eye(1, dtype=jnp.float32), kind=Kind.SQUARES)
     total = jax.lax.scan(add, start, terms)[0].total()
     exact = np.sum(terms.astype(np.float64))
     assert abs(float(total.normal[0, 0]) / exact - 1) < 1e-7

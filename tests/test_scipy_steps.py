@@ -16,7 +16,7 @@ from jaxfit._core.parameters import Parameters
 from jaxfit._core.rules import SCIPY
 from jaxfit._core.setting import Setting, initial_state
 from jaxfit._core.trip import trip
-from jaxfit._rows.reduction import is_linear
+from jaxfit._rows.predictions import kind_of
 from jaxfit._rows.visit import ResidualModel, visit
 
 SCIPY_LOSSES = {
@@ -36,7 +36,7 @@ def our_path(residual, x0, data, bounds, loss, tolerance=1e-8):
         limits=Limits(*[jnp.asarray(tolerance)] * 3, jnp.int32(100 * len(x0))),
         bounds=parameters.bounds(bounds),
         x_scale=jnp.ones(len(x0)),
-        is_linear=is_linear(loss),
+        kind=kind_of(loss),
         rules=SCIPY,
     )
     state = initial_state(setting, x0)

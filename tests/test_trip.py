@@ -19,7 +19,7 @@ from jaxfit._core.quadratic import Quadratic, reduce_quadratic
 from jaxfit._core.rules import OURS, SCIPY, Region
 from jaxfit._core.setting import Setting, initial_state
 from jaxfit._core.state import Point
-from jaxfit._rows.linearization import Linearization
+from jaxfit._rows.linearization import Kind, Linearization
 
 EYE, X = jnp.eye(2), jnp.array([1.0, 2.0])
 HESSIAN = jnp.array([[2.0, 0.5], [0.5, 1.0]])
@@ -41,7 +41,7 @@ def setting(rules=OURS, bounds=None, max_steps=100):
         limits=Limits(*tolerances, jnp.int32(max_steps)),
         bounds=bounds,
         x_scale=jnp.ones(2),
-        is_linear=True,
+        kind=Kind.SQUARES,
         rules=rules,
         is_smooth=True,
     )

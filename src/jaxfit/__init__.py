@@ -20,6 +20,7 @@ from jaxfit._stream.joint import solve_joint_stream
 from jaxfit._stream.stream import solve_stream
 from jaxfit._stream.warm import subsample_start, warm_start
 from jaxfit.fitting import BatchFit, Fit, FitError, curvefit, fit, fit_batch
+from jaxfit.losses import Prediction
 
 __all__ = [
     "BatchFit",
@@ -30,6 +31,7 @@ __all__ = [
     "JointSolution",
     "Linearization",
     "Options",
+    "Prediction",
     "Sharded",
     "Shared",
     "Solution",

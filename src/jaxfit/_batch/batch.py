@@ -25,6 +25,7 @@ from jaxfit._batch.parts import (
     size_on_cpu,
     to_device,
 )
+from jaxfit._batch.row_numbers import with_row_numbers
 from jaxfit._core.derivative import (
     Differentiable,
     Outcome,
@@ -57,8 +58,9 @@ from jaxfit._programs.errors import explained
 from jaxfit._programs.hoist import hoisted
 from jaxfit._programs.one_function import can_be_one_function
 from jaxfit._programs.spread import is_explicit
+from jaxfit._rows.predictions import RowNumbers
 from jaxfit._rows.table import lengthened, unwrap_shared
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 
 def solve_batch(
@@ -69,7 +71,7 @@ def solve_batch(
     in_axes: tuple = (0, 0),
     bounds: tuple[PyTree, PyTree] | None = None,
     weights: PyTree | None = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
     lanes: int | None = None,
     mesh: Mesh | None = None,
@@ -121,7 +123,7 @@ def solve_batch(
     arguments = ordinary((x0, unwrap_shared(data), bounds, weights))
     by_itself = layout == DeviceLayout(None, None, None)
     if by_itself and is_eager_on_cpu((request, arguments)):
-        request = request._replace(fits=split(arguments, in_axes, np))
+        request = request.of_fits(split(arguments, in_axes, np))
         size = size_on_cpu(numbers_of_one(request.fits.each))
         with contextlib.suppress(NotNumbers):
             return to_device(
@@ -132,7 +134,7 @@ def solve_batch(
             "progress is shown where fits are done part by part: called eagerly on a "
             "CPU, without lanes or mesh. Leave it out, or use solve_blocks."
         )
-    request = request._replace(fits=split(arguments, in_axes, jnp))
+    request = request.of_fits(split(arguments, in_axes, jnp))
     with explained(fn):
         return compiled(specialised(_solve_batch, False), request)
 
@@ -152,9 +154,21 @@ class BatchRequest(NamedTuple):
     jac: Any  # of `Options`, apart
     keep: Any
     fits: BatchArguments
-    loss: Loss | None
+    loss: Loss | Likelihood | None
     options: Options
     layout: Static  # a `DeviceLayout`
+
+    def of_fits(self, fits: BatchArguments) -> "BatchRequest":
+        """The request with its fits, whose data bring all that is one for each row."""
+        own = RowNumbers.of(self.loss)
+        if own is None:
+            return self._replace(fits=fits)
+        return self._replace(
+            fn=own.given_to(self.fn),
+            jac=own.kept_from(self.jac),
+            fits=with_row_numbers(fits, own, self.fn),
+            loss=own.loss,
+        )
 
 
 NO_FITS = BatchArguments(None, None)
@@ -163,7 +177,7 @@ NO_FITS = BatchArguments(None, None)
 def batch_request(
     fn: Any,
     keep: Any,
-    loss: Loss | None,
+    loss: Loss | Likelihood | None,
     options: Options | None,
     layout: DeviceLayout,
 ) -> BatchRequest:
@@ -189,7 +203,7 @@ def batch_of_fits(
     *,
     bounds: PyTree,
     weights: PyTree,
-    loss: Loss | None,
+    loss: Loss | Likelihood | None,
     options: Options | None,
     mesh: Mesh | None = None,
     keep: Callable[[Solution], Any],
@@ -202,7 +216,7 @@ def batch_of_fits(
     """
     layout = DeviceLayout(None, mesh, None)
     fits = split((x0, data, bounds, weights), in_axes, jnp)._replace(idle=idle)
-    request = batch_request(fn, keep, loss, options, layout)._replace(fits=fits)
+    request = batch_request(fn, keep, loss, options, layout).of_fits(fits)
     batch = batch_of(request, is_lean)
     if fits.number > 1:
         return _laid_out(batch, fits, layout)

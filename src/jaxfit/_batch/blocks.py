@@ -16,7 +16,7 @@ from jaxfit._core.solution import Solution
 from jaxfit._programs.arrays import native, refuse_masks
 from jaxfit._programs.backend import is_eager_on_cpu
 from jaxfit._rows.table import unwrap_shared
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 
 def solve_blocks(
@@ -29,7 +29,7 @@ def solve_blocks(
     in_axes: tuple = (0, 0),
     bounds: tuple[PyTree, PyTree] | None = None,
     weights: PyTree | None = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
     lanes: int | None = None,
     mesh: Mesh | None = None,
@@ -63,7 +63,8 @@ def solve_blocks(
     refuse_masks(arguments)
     fits = split(arguments, in_axes, np)
     fits = fits._replace(shared=jax.tree.map(native, fits.shared))
-    request = request._replace(fits=fits)
+    request = request.of_fits(fits)
+    fits = request.fits
     block = max(1, min(block, fits.number))
     is_on_cpu = mesh is None and is_eager_on_cpu((fits.shared, loss, options))
     if is_on_cpu and lanes is None:

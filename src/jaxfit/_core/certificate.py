@@ -35,6 +35,11 @@ class Status(enum.IntEnum):
         """A sentence for the user: what happened and what to do."""
         return _MESSAGES[self]
 
+    @property
+    def message_of_likelihood(self) -> str:
+        """The same about a fit with a likelihood."""
+        return _MESSAGES_OF_LIKELIHOOD.get(self, self.message)
+
 
 _MESSAGES = {
     Status.MAX_STEPS: (
@@ -68,6 +73,27 @@ _MESSAGES = {
     Status.INVALID_BOUNDS: (
         "A lower bound exceeds its upper bound, a bound or a start is NaN, or the "
         "start lies outside the bounds."
+    ),
+}
+
+
+_MESSAGES_OF_LIKELIHOOD = {
+    Status.STALLED: (
+        "No step lowers the cost any more, and yet the gradient is not small. A mean "
+        "may have come to the edge of its range, such as zero where nothing was "
+        "counted: bound the parameters so that the means stay inside, as in "
+        "bounds=(0, inf) for amplitudes and background. Otherwise the function may be "
+        "discontinuous or not differentiable there, or its derivative wrong."
+    ),
+    Status.GRADIENT: (
+        "Converged: the gradient of the likelihood is zero, but for what bounds hold."
+    ),
+    Status.NONFINITE_START: (
+        "The likelihood or its derivatives are not finite at the start: a mean lies "
+        "outside its range there (Poisson: positive, or zero where nothing was "
+        "counted; binomial: from 0 to trials; gamma: positive), what was observed is "
+        "negative, NaN or beyond its range, or a weight is negative. Check data and "
+        "weights, and start where every mean is in range; bounds keep it there."
     ),
 }
 
@@ -123,7 +149,7 @@ def model_rounding(x: Vector, squared_norms: Vector) -> Scalar:
 
 def certificate_limit(linearization: Linearization, rounding: Scalar) -> Scalar:
     """τ |r| + 8 ε sum_k D_k |x_k|: see `Solution`."""
-    size = jnp.sqrt(linearization.squared_residual)
+    size = jnp.sqrt(linearization.squared_scale)
     return precision_of(size.dtype).cosine * size + 8 * rounding
 
 
@@ -145,6 +171,8 @@ def is_certified(
     seen = largest(diagonal(linearization.held)) >= _least_square(x.dtype)
     stationary = (projected <= limit) & seen
     solved = cost < jnp.finfo(x.dtype).eps ** 1.5 * start_cost
+    if linearization.is_likelihood:  # whose cost may have no zero
+        solved = jnp.zeros_like(solved)
     noise = jnp.sqrt(linearization.squared_residual) * rounding
     not_worse = cost <= start_cost + cost_rounding(linearization) + noise
     certified = (stationary | solved) & not_worse & (linearization.influence > 0)

@@ -30,7 +30,7 @@ def uncertainty(
         free: parameters whose bounds differ.
         absolute: a residual has variance 1; otherwise it is estimated.
     """
-    relative, undetermined = inverse_gram(lin.gram, lin.frame, free)
+    relative, undetermined = inverse_gram(lin.information, lin.frame, free)
     determined = ~free | (~undetermined & jnp.isfinite(jnp.diagonal(relative)))
     variance, has_errors = variance_of_residuals(lin, free, absolute)
     undetermined = undetermined | (~has_errors & free)
@@ -44,10 +44,13 @@ def uncertainty(
 def variance_of_residuals(
     lin: Linearization, free: Bool[Array, " n"], absolute: ArrayLike
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """2 cost / (count - free), or 1 if it is known; and whether it can be told."""
+    """2 cost / (count - free), or 1 if it is known, as with a likelihood.
+
+    And whether it can be told.
+    """
     dof = degrees_of_freedom(lin, free)
     variance = jnp.where(dof > 0, 2 * lin.cost / jnp.where(dof > 0, dof, 1), 1)
-    is_known = jnp.asarray(absolute)
+    is_known = jnp.asarray(absolute) | lin.is_likelihood
     return jnp.where(is_known, 1, variance), (dof > 0) | is_known
 
 

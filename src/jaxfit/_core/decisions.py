@@ -184,7 +184,7 @@ def _is_hopeless(tried: Tried) -> Flag:
     trial, old = tried.trial, tried.old
     step, length = norm((trial.x - old.x) / tried.scale), norm(old.x / tried.scale)
     eps = jnp.finfo(step.dtype).eps
-    wasted = trial.predicted <= GAIN_ROUNDING * eps * old.linearization.cost
+    wasted = trial.predicted <= GAIN_ROUNDING * eps * old.linearization.cost_scale
     return (wasted & jnp.isfinite(tried.gain)) | ~(step > 0.5 * eps * length)
 
 

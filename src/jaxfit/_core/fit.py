@@ -26,11 +26,11 @@ from jaxfit._linalg.kernels import is_large
 from jaxfit._linalg.seldom import reporting
 from jaxfit._programs.many import alone_or_many
 from jaxfit._programs.one_function import is_possible
-from jaxfit._rows.reduction import is_linear
+from jaxfit._rows.predictions import kind_of
 from jaxfit._rows.table import whole_rows
 from jaxfit._rows.visit import ResidualModel, Rows, visit
 from jaxfit._rows.ways import Chunked, Sharded, Whole
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 
 class Request(NamedTuple):
@@ -42,7 +42,7 @@ class Request(NamedTuple):
     data: PyTree
     bounds: Any
     weights: PyTree
-    loss: Loss | None
+    loss: Loss | Likelihood | None
     options: Options
     rows: Whole | Chunked | Sharded | None = None
 
@@ -124,7 +124,7 @@ def setting_of(parameters: Parameters, request: Request) -> Setting:
         limits=resolve(request.options, parameters.size, parameters.dtype),
         bounds=parameters.bounds(request.bounds),
         x_scale=x_scale,
-        is_linear=is_linear(request.loss),
+        kind=kind_of(request.loss),
     )
 
 

@@ -307,7 +307,7 @@ class _Seen(NamedTuple):
         least = jnp.minimum(jnp.min(slopes), slope) - bend
         most = jnp.maximum(jnp.max(slopes), slope) + bend
         lin, eps = vicinity.point.linearization, jnp.finfo(shift.dtype).eps
-        rounding = 4 * eps * jnp.sqrt(lin.count) * lin.cost
+        rounding = 4 * eps * jnp.sqrt(lin.count) * lin.cost_scale
         rounding += 2 * jnp.sqrt(lin.squared_residual) * vicinity.point.rounding
         rounding += len(shift) * vicinity.radius**2
         continuous = (change >= least - rounding) & (change <= most + rounding)

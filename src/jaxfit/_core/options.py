@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxfit._linalg.precision import precision_of
 from jaxfit._rows.ways import Chunked, Sharded, Whole
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 
 def _is_known(value: Any) -> bool:
@@ -165,8 +165,8 @@ def check_arguments(loss: Any, options: Any, rows: Any) -> None:
 
 def check_loss(loss: Any) -> None:
     """Refuse what is no loss."""
-    if not (loss is None or isinstance(loss, Loss)):
+    if not (loss is None or isinstance(loss, Loss | Likelihood)):
         raise TypeError(
-            f"loss is {loss!r}; expected None or an instance of a loss, such as "
-            "jaxfit.losses.Huber(1.0)."
+            f"loss is {loss!r}; expected None, or an instance of a loss or a "
+            "likelihood, such as jaxfit.losses.Huber(1.0) or jaxfit.losses.Poisson()."
         )

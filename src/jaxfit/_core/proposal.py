@@ -114,7 +114,7 @@ def _finish(
     lossy = is_lossy(point.model.reduced.pivot)
     is_useful = lossy & ~linearization.framed
     if bounds is not None:
-        reach = SNAP_REACH * jnp.sqrt(linearization.squared_residual)
+        reach = SNAP_REACH * jnp.sqrt(linearization.squared_scale)
         largest_norms = jnp.sqrt(point.largest_norms)
         reach = jnp.where(largest_norms > 0, reach / largest_norms, 0)
         x = snap(x, point.gradient, point.squared_norms, bounds, reach)

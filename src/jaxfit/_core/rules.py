@@ -141,7 +141,7 @@ def our_tests(
     step = norm((point.x - tried.old.x) / tried.scale)
     step = jnp.where(tried.is_step, step, jnp.inf)
     length = norm(point.x / tried.scale)
-    little = limits.ftol * point.linearization.cost
+    little = limits.ftol * point.linearization.cost_scale
     little = jnp.maximum(little, 0.5 * point.rounding**2)
     return _status_of(
         gradient=(point.optimality <= limits.gtol) & (limits.gtol > 0),
@@ -161,7 +161,7 @@ def scipy_tests(
     gradient = scaled_gradient_norm(point.x, point.gradient, bounds)
     return _status_of(
         gradient=gradient < limits.gtol,
-        reduction=(gain < limits.ftol * old.linearization.cost) & (ratio > 0.25),
+        reduction=(gain < limits.ftol * old.linearization.cost_scale) & (ratio > 0.25),
         short=step < limits.xtol * (limits.xtol + norm(old.x)),
     )
 
@@ -187,7 +187,7 @@ def cosine(
     bounds: Bounds | None,
 ) -> Scalar:
     """The cosine between residuals and Jacobian columns, projected at bounds."""
-    size = jnp.sqrt(linearization.squared_residual)
+    size = jnp.sqrt(linearization.squared_scale)
     return projected / jnp.where(size > 0, size, 1)
 
 

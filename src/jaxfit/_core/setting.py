@@ -12,6 +12,7 @@ from jaxfit._core.rules import OURS, Rules
 from jaxfit._core.state import Point, State, Trial
 from jaxfit._linalg.branches import varying_with
 from jaxfit._linalg.kernels import Flag, Scalar, Vector, every
+from jaxfit._rows.linearization import Kind
 
 
 class Setting(eqx.Module):
@@ -22,7 +23,7 @@ class Setting(eqx.Module):
     x_scale: Vector | None  # None: the inverse of the Jacobian's column norms
     # how far what is no parameter here is rounded moves the residual vector
     rounding: Scalar | None = eqx.field(kw_only=True, default=None)
-    is_linear: bool = eqx.field(static=True)  # plain least squares, without a loss
+    kind: Kind = eqx.field(static=True)  # of the cost
     rules: Rules = eqx.field(static=True, default=OURS)
     # the residuals can have no kink
     is_smooth: bool = eqx.field(static=True, default=False)
@@ -78,7 +79,7 @@ def initial_state(setting: Setting, x0: Vector) -> State:
         alpha=zero,
         nfev=count,
         finishing=zero != 0,
-        point=Point.not_evaluated(x0, setting.is_linear, setting.is_swept),
+        point=Point.not_evaluated(x0, setting.kind, setting.is_swept),
         steps=count,
         search=Search.off(x0) if setting.looks_for_kinks else None,
         status=status,

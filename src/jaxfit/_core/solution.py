@@ -136,9 +136,14 @@ class Solution(eqx.Module):
         """How the fit ended, as a sentence; an array of sentences for a batch."""
         if isinstance(self.status, Tracer):
             raise TypeError("Solution.message is for the host: read it outside of jit.")
-        messages = np.vectorize(lambda s: Status(s).message, otypes=[object])(
-            np.asarray(self.status)
-        )
+        is_likelihood = self.linearization.is_likelihood
+
+        def sentence(status: int) -> str:
+            kind = Status(status)
+            return kind.message_of_likelihood if is_likelihood else kind.message
+
+        status = np.asarray(self.status)
+        messages = np.vectorize(sentence, otypes=[object])(status)
         return messages.item() if messages.ndim == 0 else messages
 
     @at_once

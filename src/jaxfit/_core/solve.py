@@ -35,9 +35,10 @@ from jaxfit._programs.arrays import ordinary
 from jaxfit._programs.compiled import compiled, lean_first, specialised
 from jaxfit._programs.errors import explained
 from jaxfit._rows.devices import on_each_device
+from jaxfit._rows.predictions import RowNumbers
 from jaxfit._rows.table import split_rows
 from jaxfit._rows.ways import Chunked, Sharded, Whole, distributed
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 
 def solve(
@@ -47,7 +48,7 @@ def solve(
     *,
     bounds: tuple[PyTree, PyTree] | None = None,
     weights: PyTree | None = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
     rows: Whole | Chunked | Sharded | None = None,
 ) -> Solution:
@@ -87,10 +88,14 @@ def solve(
     check_arguments(loss, options, rows)
     options, jac = without_callable(options)
     x0, data, bounds, weights = ordinary((x0, data, bounds, weights))
+    function, own = fn, RowNumbers.of(loss)
+    if own is not None:
+        function, jac, loss = own.given_to(fn), own.kept_from(jac), own.loss
+        data = data, own.numbers
     if isinstance(rows, Sharded):
         rows, data, weights = distributed(rows, data, weights)
     request = Request(
-        fn=fn,
+        fn=function,
         jac=jac,
         x0=x0,
         data=data,

@@ -13,7 +13,7 @@ from jaxfit._core.kink import Search
 from jaxfit._core.quadratic import Reduced
 from jaxfit._linalg.branches import choose
 from jaxfit._linalg.kernels import Flag, Scalar, Vector, bordered, identity
-from jaxfit._rows.linearization import Linearization, without_rows
+from jaxfit._rows.linearization import Kind, Linearization, without_rows
 
 
 class Trial(eqx.Module):
@@ -46,12 +46,10 @@ class Point(eqx.Module):
     rounding: Scalar  # how far rounding x alone moves the residual vector
 
     @classmethod
-    def not_evaluated(
-        cls, x: Vector, is_linear: bool, is_swept: bool = False
-    ) -> "Point":
+    def not_evaluated(cls, x: Vector, kind: Kind, is_swept: bool = False) -> "Point":
         """A point that is worse than any other: its cost is infinite."""
         zeros, zero = jnp.zeros_like(x), jnp.zeros_like(x[0])
-        nothing = without_rows(zeros, identity(x), is_linear, is_swept)
+        nothing = without_rows(zeros, identity(x), kind, is_swept)
         return cls(
             x=x,
             linearization=_infinitely_bad(nothing),
@@ -90,12 +88,12 @@ def is_running(state: State) -> Any:
 
 def _infinitely_bad(linearization: Linearization) -> Linearization:
     """A linearization with an infinite cost."""
-    normal, robust = linearization.normal, linearization.robust
+    normal, terms = linearization.normal, linearization.terms
     infinite = jnp.full_like(normal[0, 0], jnp.inf)
     worst = bordered(normal[:-1, :-1], normal[-1, :-1], infinite)
-    if robust is not None:
-        robust = dataclasses.replace(robust, cost=infinite)
-    return dataclasses.replace(linearization, normal=worst, robust=robust)
+    if terms is not None:
+        terms = dataclasses.replace(terms, cost=infinite)
+    return dataclasses.replace(linearization, normal=worst, terms=terms)
 
 
 def never_left(status: Int[Array, "*lanes"]) -> Flag:

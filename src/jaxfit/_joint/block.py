@@ -24,6 +24,7 @@ from jaxfit._rows.linearization import (
     columns_of,
     in_words,
 )
+from jaxfit._rows.residuals import Predicted
 from jaxfit._rows.visit import Rows
 
 Own = Float[Array, " l"]  # one for each local parameter
@@ -120,7 +121,7 @@ class Block(NamedTuple):
         rows = self.setup.rows
         vector, table = rows.residuals.vector, rows.table
 
-        def swapped(x: Vector, pieces: list, *constants: Any) -> Array:
+        def swapped(x: Vector, pieces: list, *constants: Any) -> Predicted:
             return vector(pieces[0], [x, *pieces[1:]], *constants)
 
         return rows._replace(

@@ -42,7 +42,7 @@ from jaxfit._rows.linearization import (
     sums,
     with_sums,
 )
-from jaxfit._rows.reduction import is_linear
+from jaxfit._rows.predictions import kind_of
 from jaxfit._rows.table import RowTable, whole_rows
 
 WORDS = 2**14  # so many can be added up in 32 bits
@@ -237,7 +237,7 @@ class Blocks(NamedTuple):
         """The sum of linearizations, and what else a kernel gives of each block."""
         x, frame = varying_with((x, frame), self.like)
         nothing = RunningSum.of_nothing(
-            x, frame.inverse, is_linear(self.template.rows.loss), is_swept=True
+            x, frame.inverse, kind_of(self.template.rows.loss), is_swept=True
         )
         running, kept = self._added_to(nothing, kernel, x, frame, each)
         lin = running.total()
@@ -344,8 +344,8 @@ def _total(terms: PyTree, counts: Bool[Array, " c"] | None) -> PyTree:
         tuple(_total_words(words) for words in of_all.counts),
     )
     influence = 0 * added.numbers[0][0, 0]
-    if terms.robust is not None:
-        influence = jnp.max(terms.robust.influence, axis=0)
+    if terms.terms is not None:
+        influence = jnp.max(terms.terms.influence, axis=0)
     first = jax.tree.map(lambda leaf: leaf[0], terms)  # in the same frame as all
     return with_sums(first, added, influence)
 

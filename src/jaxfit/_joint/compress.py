@@ -41,6 +41,7 @@ from jaxfit._rows.linearization import (
     carried,
 )
 from jaxfit._rows.reduction import weighted_rows
+from jaxfit._rows.residuals import Evaluated
 from jaxfit._rows.table import split_rows
 
 WORTH = 2  # so many times more blocks than they would be made of
@@ -208,7 +209,8 @@ def _blocks_with(
         x, (scale, more) = data
         at_x, image = of_block(u, x)
         moved = image + scale * (at_x - at_start)
-        return weighted_rows(moved, [], weights, None).residual + more
+        rows = Evaluated.of_residuals(moved, weights)
+        return weighted_rows(rows).residual + more
 
     template = set_up(
         Request(

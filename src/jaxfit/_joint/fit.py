@@ -48,7 +48,7 @@ from jaxfit._programs.one_function import is_possible
 from jaxfit._rows.linearization import Frame, Linearization
 from jaxfit._rows.table import RowTable, Shared, split_rows
 from jaxfit._rows.ways import Chunked, Sharded, Whole
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 # Blocks that are worked on at once, by what one of them takes.
 CPU, OTHER = Budget(2**22, 64, 4096), Budget(2**28, 1024, 2**20)
@@ -68,7 +68,7 @@ class JointRequest(NamedTuple):
     bounds: Any
     local_bounds: Any
     weights: PyTree
-    loss: Loss | None
+    loss: Loss | Likelihood | None
     options: Options
     rows: Whole | Chunked | Sharded | None
     is_affine: Static  # a bool: in the local parameters

@@ -24,6 +24,7 @@ from jaxfit._linalg.kernels import Vector
 from jaxfit._rows.chunks import Chunks, Piece
 from jaxfit._rows.linearization import lost_in_sum
 from jaxfit._rows.reduction import weighted_rows
+from jaxfit._rows.residuals import Evaluated
 from jaxfit._rows.table import whole_rows
 
 # Of all products the part that every fit must leave, in units of rounding: above it
@@ -172,7 +173,7 @@ class Known(NamedTuple):
 
         def of_block(rows: list) -> Array:
             value = residuals.value(zeros, pieces(self.blocks, self.start, rows))
-            return weighted_rows(value, [], weights, None).residual
+            return weighted_rows(Evaluated.of_residuals(value, weights)).residual
 
         return jax.vmap(of_block)(rows)
 

@@ -46,10 +46,11 @@ from jaxfit._programs.compiled import compiled
 from jaxfit._programs.errors import explained
 from jaxfit._programs.spread import is_explicit
 from jaxfit._rows.devices import on_each_device
-from jaxfit._rows.reduction import is_linear
+from jaxfit._rows.linearization import Kind
+from jaxfit._rows.predictions import RowNumbers, kind_of
 from jaxfit._rows.table import split_rows
 from jaxfit._rows.ways import Chunked, Sharded, Whole, distributed
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 
 def solve_joint(
@@ -61,7 +62,7 @@ def solve_joint(
     bounds: tuple[PyTree, PyTree] | None = None,
     local_bounds: tuple[PyTree, PyTree] | None = None,
     weights: PyTree | None = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
     rows: Whole | Chunked | Sharded | None = None,
     linear: bool = False,
@@ -127,7 +128,7 @@ def joint_request(
     bounds: Any,
     local_bounds: Any,
     weights: PyTree,
-    loss: Loss | None,
+    loss: Loss | Likelihood | None,
     options: Options | None,
     rows: Any,
     linear: bool,
@@ -148,12 +149,15 @@ def joint_request(
             "linear=True finds the local parameters without bounds, and local_bounds "
             "are given. Leave out linear=True: the fit then keeps them inside."
         )
-    if linear and not is_linear(loss):
+    if linear and kind_of(loss) is not Kind.SQUARES:
         raise ValueError(
             f"linear=True is plain least squares, and loss is {loss!r}. Leave out "
             "linear=True: the fit then finds the local parameters step by step."
         )
     x0, data, bounds, weights = ordinary((x0, data, bounds, weights))
+    own = RowNumbers.of(loss)
+    if own is not None:
+        fn, loss, data = own.given_to(fn), own.loss, (data, own.numbers)
     u0, local_bounds = ordinary((u0, local_bounds), ("u0", "local_bounds"))
     return JointRequest(
         fn=fn,

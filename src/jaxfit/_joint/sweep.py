@@ -36,15 +36,13 @@ from jaxfit._linalg.inverse import is_lossy, swept
 from jaxfit._linalg.kernels import diagonal, identity, matmul, outer
 from jaxfit._rows.linearization import Frame, Linearization
 from jaxfit._rows.reduction import (
-    Weighted,
-    apply_loss,
-    is_linear,
     normal_matrix,
     reduced,
+    terms_of,
     weighted_rows,
 )
-from jaxfit._rows.visit import Evaluated
-from jaxfit.losses import Loss
+from jaxfit._rows.residuals import Evaluated
+from jaxfit.losses import Likelihood, Loss
 
 DEPENDENT = 16  # units of rounding, at least, by which a column differs from others
 
@@ -210,7 +208,7 @@ def sweep(
     own: Evaluated,
     across: Evaluated,
     free: Bool[Array, " l"],
-    loss: Loss | None,
+    loss: Loss | Likelihood | None,
     frame: Frame,
 ) -> Sweep:
     """Sweep the local parameters out of a block.
@@ -219,23 +217,24 @@ def sweep(
         own: the rows and their derivatives along u.
         across: the same along directions of x.
         free: local parameters that follow; the others are held.
-        loss: a robust loss, or None.
+        loss: a robust loss, a likelihood, or None.
         frame: the directions of x.
     """
-    size, terms, scaled = len(free), None, 1
+    size = len(free)
     columns = jnp.concatenate([own.columns, across.columns])
-    rows = weighted_rows(own.residual, columns, own.weights, None)
-    if not is_linear(loss):
-        terms = apply_loss(loss, rows.residual, rows.counts)
-        scaled = terms.hessian
+    rows = weighted_rows(own._replace(columns=columns))
+    terms = terms_of(loss, rows)
+    scaled = None if terms is None else terms.hessian
     local, shared = rows.columns[:size], rows.columns[size:]
     whole = normal_matrix(rows, terms)
-    products = whole if terms is None else gram([*(scaled * rows.columns)])
-    onto = projection(scaled * local, scaled * shared, products, free)
+    products, factor = whole, 1
+    if scaled is not None:
+        products, factor = gram([*(scaled * rows.columns)]), scaled
+    onto = projection(factor * local, factor * shared, products, free)
     response = -onto.coefficients  # (n, l)
     left = shared + _combined(response, local)
     # a column that depends on the local ones is nothing, and not its rounding
-    lin = reduced(Weighted(rows.residual, left, rows.counts), terms, frame)
+    lin = reduced(rows._replace(columns=left), terms, frame)
     squared = diagonal(products)[size : size + len(shared)]
     is_left = diagonal(lin.gram) > onto.rounding**2 * squared
     return Sweep(
@@ -251,16 +250,16 @@ def _without_columns(lin: Linearization, gone: Bool[Array, " n"]) -> Linearizati
     """The linearization with some columns put to zero."""
     kept = jnp.append(~gone, True)
     normal = jnp.where(outer(kept, kept), lin.normal, 0)
-    robust = lin.robust
-    if robust is not None:
-        matrix = jnp.where(outer(~gone, ~gone), robust.gram, 0)
-        robust = dataclasses.replace(robust, gram=matrix)
-    return dataclasses.replace(lin, normal=normal, robust=robust)
+    terms = lin.terms
+    if terms is not None:
+        matrix = jnp.where(outer(~gone, ~gone), terms.matrix, 0)
+        terms = dataclasses.replace(terms, matrix=matrix)
+    return dataclasses.replace(lin, normal=normal, terms=terms)
 
 
 def newton_step(own: Evaluated) -> Float[Array, " l"]:
     """To the minimum over u of least squares that are affine in u."""
-    rows = weighted_rows(own.residual, own.columns, own.weights, None)
+    rows = weighted_rows(own)
     everything = jnp.ones(len(own.columns), bool)
     residual = rows.residual[None]
     products = normal_matrix(rows, None)

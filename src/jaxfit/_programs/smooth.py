@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 # Without a kink in any of their arguments. Not these: roots, powers of a parameter, and
 # what compares or rounds parameters.
@@ -35,6 +36,13 @@ def is_smooth(jaxpr: Any) -> bool:
     """Whether a function of parameters, its first argument, and data has no kink."""
     depends = [True, *[False] * (len(jaxpr.invars) - 1)]
     return _dependent(jaxpr, depends) is not None
+
+
+def depends_on_first(jaxpr: Any, but: int) -> bool:
+    """Whether a function's results, but for the first ones, depend on its first
+    argument."""
+    asked = [place >= but for place in range(len(jaxpr.outvars))]
+    return partial_eval.dce_jaxpr(jaxpr, asked)[1][0]
 
 
 def _dependent(jaxpr: Any, depends: Sequence[bool]) -> list[bool] | None:

@@ -6,6 +6,7 @@ problem `merge` by addition, so that it does not matter in how many pieces the r
 visited. `reduction.py` makes them of rows, and `visit.py` visits the rows.
 """
 
+import enum
 import operator
 from typing import NamedTuple
 
@@ -44,19 +45,29 @@ class Frame(NamedTuple):
     directions: Matrix  # Pᵀ, a direction in each row
 
 
-class Robust(eqx.Module):
-    """What a robust loss adds to a linearization."""
+class Kind(enum.Enum):
+    """What a cost is made of."""
 
-    gram: Matrix  # (J_s P)ᵀ J_s P
+    SQUARES = "squares"
+    ROBUST = "robust"  # a loss of each residual
+    LIKELIHOOD = "likelihood"
+
+
+class CostTerms(eqx.Module):
+    """What a cost that is no sum of squares adds to a linearization."""
+
+    # of a robust loss (J_s P)ᵀ J_s P; of a likelihood Pᵀ E P, see `Linearization`
+    matrix: Matrix
     cost: Scalar
     influence: Scalar
+    kind: Kind = eqx.field(static=True)
 
 
 class Swept(eqx.Module):
     """What a linearization keeps of local parameters that were swept out of it.
 
     Each row then moves with the local parameters of its block, which follow x: J in
-    `normal` and in `Robust.gram` is that total derivative (`_joint/sweep.py`).
+    `normal` and in `CostTerms` is that total derivative (`_joint/sweep.py`).
     """
 
     held: Float[Array, "k k *lanes"]  # `normal`, the local parameters held
@@ -74,6 +85,13 @@ class Linearization(eqx.Module):
     matrix, so that JP is nearly orthonormal and the Gram matrix keeps the digits
     that squaring the condition number would cost.
 
+    With a likelihood r = slope / √h and J = √h ∂mean/∂x of each row, h the expected
+    curvature of its cost: Jᵀr is the gradient, JᵀJ the expected information, and one is
+    the natural size of a residual. At the edge of its range a mean can have an expected
+    curvature without end where the cost has none, as a Poisson mean near zero where
+    nothing was counted. There h is limited, so that the fit and its certificate see no
+    such wall, and E is what the expected information is more.
+
     The properties are those of one fit. (Inside a fit, lanes of a batch are the last
     axis of everything; in a batched `Solution` the batch comes first, and its methods
     take one fit after the other.)
@@ -82,22 +100,50 @@ class Linearization(eqx.Module):
     normal: Float[Array, "k k *lanes"]  # (JP r)ᵀ W (JP r), k = n + 1
     frame: Matrix  # P⁻¹
     counted: Int[Array, "2 *lanes"]  # residuals that count; see `in_words`
-    robust: Robust | None  # None without a loss
+    terms: CostTerms | None  # None for plain least squares
     swept: Swept | None = None  # None without local parameters
 
     @property
     def cost(self) -> Scalar:
         """Half the sum of the loss."""
-        if self.robust is None:
+        if self.terms is None:
             return 0.5 * self.squared_residual
-        return self.robust.cost
+        return self.terms.cost
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the cost is that of a likelihood."""
+        return self.terms is not None and self.terms.kind is Kind.LIKELIHOOD
+
+    @property
+    def cost_scale(self) -> Scalar:
+        """What a change of the cost is compared with.
+
+        Of a likelihood, whose cost has a unit and no natural zero, at least that unit.
+        """
+        if self.is_likelihood:
+            return jnp.abs(self.cost) + 0.5 * self.squared_scale
+        return self.cost
+
+    @property
+    def squared_scale(self) -> Scalar:
+        """What squares of moves in the space of residuals are compared with.
+
+        Of a likelihood at least its unit, and no more than its deviance and count: a
+        mean that comes to zero where something was counted has a residual without end,
+        and a cost that grows as a logarithm.
+        """
+        if not self.is_likelihood:
+            return self.squared_residual
+        most = self.count + 2 * jnp.abs(self.cost)
+        return 1 + jnp.minimum(self.squared_residual, most)
 
     @property
     def influence(self) -> Scalar:
         """The largest ρ' of a residual that counts."""
-        if self.robust is None:
+        if self.terms is None:
             return jnp.any(self.counted > 0, axis=0).astype(self.normal.dtype)
-        return self.robust.influence
+        return self.terms.influence
 
     @property
     def count(self) -> Scalar:
@@ -131,9 +177,16 @@ class Linearization(eqx.Module):
     @property
     def gram(self) -> Matrix:
         """The model's Hessian in the frame, (J_s P)ᵀ J_s P."""
-        if self.robust is None:
+        if self.terms is None or self.is_likelihood:
             return self.normal[:-1, :-1]
-        return self.robust.gram
+        return self.terms.matrix
+
+    @property
+    def information(self) -> Matrix:
+        """The inverse of the covariance in the frame, but for a common factor."""
+        if self.terms is None or not self.is_likelihood:
+            return self.gram
+        return self.gram + self.terms.matrix
 
     @property
     def rhs(self) -> Vector:
@@ -254,8 +307,8 @@ def sums(linearization: Linearization) -> Sums:
     """What adds up over rows."""
     lin = linearization
     numbers, counts = [lin.normal], [lin.counted]
-    if lin.robust is not None:
-        numbers += [lin.robust.gram, lin.robust.cost]
+    if lin.terms is not None:
+        numbers += [lin.terms.matrix, lin.terms.cost]
     if lin.swept is not None:
         numbers += [lin.swept.held]
         counts += [lin.swept.parameters, lin.swept.uncertified]
@@ -268,12 +321,12 @@ def with_sums(
     """The inverse of `sums`, with what else depends on the rows."""
     numbers, counts = list(sums.numbers), list(sums.counts)
     normal, counted = numbers.pop(0), counts.pop(0)
-    robust = swept = None
-    if linearization.robust is not None:
-        robust = Robust(numbers.pop(0), numbers.pop(0), influence)
+    terms, swept = linearization.terms, None
+    if terms is not None:
+        terms = CostTerms(numbers.pop(0), numbers.pop(0), influence, terms.kind)
     if linearization.swept is not None:
         swept = Swept(numbers.pop(0), *counts)
-    return Linearization(normal, linearization.frame, counted, robust, swept)
+    return Linearization(normal, linearization.frame, counted, terms, swept)
 
 
 def merge(a: Linearization, b: Linearization) -> Linearization:
@@ -286,22 +339,24 @@ def _merged(a: Linearization, b: Linearization, sums: Sums) -> Linearization:
 
 
 def without_rows(
-    x: Vector, inverse: Matrix, is_linear: bool, is_swept: bool = False
+    x: Vector, inverse: Matrix, kind: Kind, is_swept: bool = False
 ) -> Linearization:
     """The linearization of no rows at points like x.
 
     Args:
         inverse: P⁻¹, its frame.
-        is_linear: without a loss.
+        kind: of the cost.
         is_swept: with local parameters.
     """
     zeros = jnp.zeros_like(x)
     size, zero = len(x) + 1, zeros[0]
     normal = jnp.zeros((size, size, *zero.shape), x.dtype) + zero
     counted = jnp.zeros((2, *zero.shape), jnp.int32) + zero.astype(jnp.int32)
-    robust = None if is_linear else Robust(jnp.zeros_like(inverse), zero, zero)
+    terms = None
+    if kind is not Kind.SQUARES:
+        terms = CostTerms(jnp.zeros_like(inverse), zero, zero, kind)
     swept = Swept(normal, counted, counted) if is_swept else None
-    return Linearization(normal, inverse, counted, robust, swept)
+    return Linearization(normal, inverse, counted, terms, swept)
 
 
 class RunningSum(NamedTuple):
@@ -316,10 +371,10 @@ class RunningSum(NamedTuple):
 
     @classmethod
     def of_nothing(
-        cls, x: Vector, inverse: Matrix, is_linear: bool, is_swept: bool = False
+        cls, x: Vector, inverse: Matrix, kind: Kind, is_swept: bool = False
     ) -> "RunningSum":
         """The sum of no terms, in one frame."""
-        nothing = without_rows(x, inverse, is_linear, is_swept)
+        nothing = without_rows(x, inverse, kind, is_swept)
         return cls(nothing, jax.tree.map(jnp.zeros_like, sums(nothing).numbers))
 
     def plus(self, more: Linearization) -> "RunningSum":
@@ -347,5 +402,5 @@ def lost_in_sum(so_far: Array, a: Array, b: Array, added: Array) -> Array:
 
 def cost_rounding(linearization: Linearization) -> Scalar:
     """How large a change of the cost may be rounding alone."""
-    cost = linearization.cost
-    return COST_ROUNDING * jnp.finfo(cost.dtype).eps * linearization.count * cost
+    scale = linearization.cost_scale
+    return COST_ROUNDING * jnp.finfo(scale.dtype).eps * linearization.count * scale

@@ -2,26 +2,27 @@
 
 import functools
 import operator
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxfit._linalg.branches import branch
 from jaxfit._linalg.gram import gram
-from jaxfit._linalg.kernels import (
-    Scalar,
-)
+from jaxfit._linalg.kernels import Matrix, Scalar
 from jaxfit._rows.linearization import (
     COUNT_BASE,
+    CostTerms,
     Frame,
+    Kind,
     Linearization,
-    Robust,
     carried,
     in_words,
 )
-from jaxfit.losses import Linear, Loss
+from jaxfit._rows.predictions import kind_of
+from jaxfit._rows.residuals import Evaluated
+from jaxfit.losses import Likelihood, Loss
 
 
 def _count(counts: Bool[Array, "m *lanes"]) -> Int[Array, "2 *lanes"]:
@@ -32,50 +33,77 @@ def _count(counts: Bool[Array, "m *lanes"]) -> Int[Array, "2 *lanes"]:
     return carried(functools.reduce(operator.add, words))
 
 
-def is_linear(loss: Loss | None) -> bool:
-    """Whether a loss is plain least squares."""
-    return loss is None or type(loss) is Linear
-
-
 class Weighted(NamedTuple):
     """Rows times the roots of their weights."""
 
     residual: Float[Array, "m *lanes"]  # √w r
     columns: Any  # √w J
     counts: Bool[Array, "m *lanes"] | None  # which rows count; None: all
+    cost: Float[Array, "m *lanes"] | None = None  # w c, of a likelihood
+    excess: Float[Array, "m *lanes"] | None = None  # of `Evaluated`
 
 
 def weighted_rows(
-    residual: Float[Array, "m *lanes"],
-    columns: Any,
-    weights: Float[Array, "m *lanes"] | None,
-    counts: Bool[Array, "m *lanes"] | None,
+    rows: Evaluated, counts: Bool[Array, "m *lanes"] | None = None
 ) -> Weighted:
     """Rows and their weights; what does not count may be NaN."""
-    root = 1
+    root, weights = 1, rows.weights
     if weights is not None:
         root = jnp.sqrt(weights)
         counts = weights != 0 if counts is None else counts & (weights != 0)
     if counts is None:
-        return Weighted(residual, columns, None)
+        return Weighted(rows.residual, rows.columns, None, rows.cost, rows.excess)
 
-    def weighted(rows: Array) -> Array:
-        return jnp.where(counts, root * rows, 0)
+    def weighted(values: Array, factor: Any = root) -> Array:
+        return jnp.where(counts, factor * values, 0)
 
-    return Weighted(weighted(residual), jax.tree.map(weighted, columns), counts)
+    return Weighted(
+        residual=weighted(rows.residual),
+        columns=jax.tree.map(weighted, rows.columns),
+        counts=counts,
+        cost=None
+        if rows.cost is None
+        else weighted(rows.cost, 1 if weights is None else weights),
+        excess=rows.excess,
+    )
 
 
 class LossTerms(NamedTuple):
-    """Factors of the rows, and the cost, of a robust loss."""
+    """The cost, and the factors of rows that a robust loss or a likelihood asks for."""
 
-    gradient: Float[Array, "m *lanes"]  # √ρ', with which JᵀWr is the gradient
-    hessian: Float[Array, "m *lanes"]  # with which J_sᵀJ_s is the model Hessian
+    gradient: Float[Array, "m *lanes"] | None  # √ρ', with which JᵀWr is the gradient
+    hessian: Float[Array, "m *lanes"] | None  # with which J_sᵀJ_s is the model Hessian
+    excess: Float[Array, "m *lanes"] | None  # of `Evaluated`
     cost: Scalar  # half the sum of the loss
     influence: Scalar  # the largest ρ'
 
+    @property
+    def kind(self) -> Kind:
+        """Of the cost."""
+        return Kind.LIKELIHOOD if self.hessian is None else Kind.ROBUST
 
-def apply_loss(
-    loss: Loss | None,
+
+def terms_of(loss: Loss | Likelihood | None, rows: Weighted) -> LossTerms | None:
+    """What a loss makes of weighted rows; None: half their squares are the cost."""
+    kind = kind_of(loss)
+    if kind is Kind.SQUARES:
+        return None
+    if kind is Kind.ROBUST:
+        return _robust_terms(loss, rows.residual, rows.counts)
+    assert rows.cost is not None
+    counts = jnp.ones(rows.cost.shape, bool) if rows.counts is None else rows.counts
+    influence = jnp.any(counts, axis=0).astype(rows.cost.dtype)
+    return LossTerms(
+        gradient=None,
+        hessian=None,
+        excess=rows.excess,
+        cost=jnp.sum(rows.cost, axis=0),
+        influence=influence,
+    )
+
+
+def _robust_terms(
+    loss: Any,
     residual: Float[Array, "m *lanes"],
     counts: Bool[Array, "m *lanes"] | None,
 ) -> LossTerms:
@@ -85,7 +113,6 @@ def apply_loss(
     (2000), eq. 11, with SciPy's floor where the second derivative of the loss makes it
     indefinite.
     """
-    assert loss is not None
     dtype = residual.dtype
     scale = jnp.asarray(loss.scale, dtype)
     z = (residual / scale) ** 2
@@ -96,35 +123,32 @@ def apply_loss(
     return LossTerms(
         gradient=jnp.sqrt(jnp.maximum(slope, 0)),
         hessian=jnp.sqrt(hessian),
+        excess=None,
         cost=0.5 * scale**2 * jnp.sum(rho, axis=0),
         influence=jnp.max(slope, axis=0),
     )
 
 
 def reduce_rows(
-    residual: Float[Array, "m *lanes"],
-    columns: Sequence[Float[Array, "m *lanes"]] | Float[Array, "n m"],
-    weights: Float[Array, "m *lanes"] | None,
-    loss: Loss | None,
+    rows: Evaluated,
+    loss: Loss | Likelihood | None,
     frame: Frame,
     counts: Bool[Array, " m"] | None = None,
 ) -> Linearization:
     """Residuals and their derivatives along the frame's directions, as n x n.
 
     Args:
-        residual, columns: from `Residuals.evaluate`.
-        weights: of the residuals; None: 1.
-        loss: a robust loss, or None.
+        rows: what was evaluated.
+        loss: a robust loss, a likelihood, or None.
         frame: the directions.
         counts: which residuals count at all; None: all.
     """
-    rows = weighted_rows(residual, columns, weights, counts)
-    terms = None if is_linear(loss) else apply_loss(loss, rows.residual, rows.counts)
-    return reduced(rows, terms, frame)
+    weighted = weighted_rows(rows, counts)
+    return reduced(weighted, terms_of(loss, weighted), frame)
 
 
 def reduced(rows: Weighted, terms: LossTerms | None, frame: Frame) -> Linearization:
-    """Weighted rows, and what a robust loss makes of them, as n x n."""
+    """Weighted rows, and what a loss makes of them, as n x n."""
     residual, counts = rows.residual, rows.counts
     if counts is None:
         words = divmod(len(residual), COUNT_BASE)
@@ -134,9 +158,27 @@ def reduced(rows: Weighted, terms: LossTerms | None, frame: Frame) -> Linearizat
     normal = normal_matrix(rows, terms)
     if terms is None:
         return Linearization(normal, frame.inverse, counted, None)
-    columns = [terms.hessian * column for column in rows.columns]
-    robust = Robust(gram(columns), terms.cost, terms.influence)
-    return Linearization(normal, frame.inverse, counted, robust)
+    matrix = _matrix_beside(rows, terms, frame)
+    beside = CostTerms(matrix, terms.cost, terms.influence, terms.kind)
+    return Linearization(normal, frame.inverse, counted, beside)
+
+
+def _matrix_beside(rows: Weighted, terms: LossTerms, frame: Frame) -> Matrix:
+    """That of `CostTerms`."""
+
+    def of_scaled(factor: Array) -> Matrix:
+        return gram([factor * column for column in rows.columns])
+
+    if terms.hessian is not None:
+        return of_scaled(terms.hessian)
+    if terms.excess is None:
+        return jnp.zeros_like(frame.inverse)
+    return branch(
+        jnp.any(terms.excess > 0, axis=0),
+        of_scaled,
+        lambda factor: jnp.zeros_like(frame.inverse),
+        terms.excess,
+    )
 
 
 def normal_matrix(
@@ -144,33 +186,28 @@ def normal_matrix(
 ) -> Float[Array, "k k *lanes"]:
     """(JP r)ᵀ W (JP r)."""
     whole = [*rows.columns, rows.residual]
-    if terms is not None:
+    if terms is not None and terms.gradient is not None:
         whole = [terms.gradient * row for row in whole]
     return gram(whole)
 
 
-def robust_cost(
-    residual: Float[Array, " m"],
-    weights: Float[Array, " m"] | None,
-    loss: Loss | None,
+def cost_of(
+    rows: Evaluated,
+    loss: Loss | Likelihood | None,
     counts: Bool[Array, " m"] | None,
 ) -> Scalar:
-    """Half the sum of the loss."""
-    rows = weighted_rows(residual, [], weights, counts)
-    if is_linear(loss):
-        return 0.5 * jnp.sum(rows.residual**2)
-    return apply_loss(loss, rows.residual, rows.counts).cost
+    """Half the sum of the loss, of rows without columns."""
+    weighted = weighted_rows(rows, counts)
+    terms = terms_of(loss, weighted)
+    return 0.5 * jnp.sum(weighted.residual**2) if terms is None else terms.cost
 
 
 def scaled_for_loss(
-    residual: Float[Array, " m"],
-    columns: Float[Array, "n m"],
-    weights: Float[Array, " m"] | None,
-    loss: Loss | None,
+    rows: Evaluated, loss: Loss | Likelihood | None
 ) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
     """The weighted residuals, and J_s, the Jacobian with rows scaled for the loss."""
-    rows = weighted_rows(residual, columns, weights, None)
-    columns = rows.columns
-    if not is_linear(loss):
-        columns = apply_loss(loss, rows.residual, rows.counts).hessian * columns
-    return rows.residual, columns.T
+    weighted = weighted_rows(rows)
+    terms, columns = terms_of(loss, weighted), weighted.columns
+    if terms is not None and terms.hessian is not None:
+        columns = terms.hessian * columns
+    return weighted.residual, columns.T

@@ -17,7 +17,9 @@ from jaxfit._programs.one_function import (
     named_axes,
 )
 from jaxfit._programs.short import in_columns
-from jaxfit._programs.smooth import is_smooth
+from jaxfit._programs.smooth import depends_on_first, is_smooth
+from jaxfit._rows.predictions import Groups, grouped, means_of
+from jaxfit.losses import Likelihood, Loss
 
 
 def _real_vector(leaf: Array, dtype: Any) -> Array:
@@ -136,10 +138,34 @@ def _jacobian_matrix(
     return _concatenate(rows)
 
 
+class Evaluated(NamedTuple):
+    """Rows: residuals, and their derivatives along directions."""
+
+    residual: Float[Array, "m *lanes"]
+    columns: Float[Array, "n m *lanes"]
+    cost: (
+        Float[Array, "m *lanes"] | None
+    )  # of each row of a likelihood; None: half a square
+    weights: Float[Array, "m *lanes"] | None = None
+    excess: Float[Array, "m *lanes"] | None = None  # of `LikelihoodTerms`
+
+    @classmethod
+    def of_residuals(
+        cls,
+        residual: Float[Array, " m"],
+        weights: Float[Array, " m"] | None = None,
+        cost: Float[Array, " m"] | None = None,
+    ) -> "Evaluated":
+        """Rows of which no derivatives are asked."""
+        columns = jnp.zeros((0, len(residual)), residual.dtype)
+        return cls(residual, columns, cost, weights)
+
+
 class Residuals(NamedTuple):
     """The user's residual function, traced: it is not called in Python again."""
 
-    vector: Callable  # (x, *pieces, *constants) -> residuals (m,)
+    # (x, *pieces, *constants) -> residuals, or means, (m,), and what is beside these
+    vector: Callable
     matrix: Callable | None  # (x, *pieces, *more) -> a given Jacobian (m, n)
     reverse: bool  # the Jacobian by reverse mode
     forward: bool  # by forward mode, and nothing else
@@ -173,35 +199,78 @@ class Residuals(NamedTuple):
         return is_smooth(self.jaxpr)
 
     def value(self, x: Vector, *pieces: PyTree) -> Float[Array, " m"]:
-        """The residuals."""
+        """The residuals, or the means of a likelihood."""
+        return self.predicted(x, *pieces).values
+
+    def predicted(self, x: Vector, *pieces: PyTree) -> "Predicted":
+        """The residuals, or the means of a likelihood and what stands beside them."""
         return self.vector(x, *pieces, *self.constants)
 
-    def evaluate(
-        self, x: Vector, directions: Matrix, *pieces: PyTree
-    ) -> tuple[Float[Array, " m"], Float[Array, "n m"]]:
-        """The residuals, and their derivatives along directions (the rows)."""
+    def evaluate(self, x: Vector, directions: Matrix, *pieces: PyTree) -> Evaluated:
+        """Residuals, and their derivatives along directions (the rows)."""
         if self.in_columns:
             plain = self._replace(in_columns=False)
             return in_columns(plain.evaluate, x, directions, *pieces)
+        pushed = self._pushed(x, directions, *pieces)
+        if pushed.groups is None:
+            return Evaluated(pushed.values, pushed.columns, None)
+        terms = pushed.groups.terms(pushed.values)
+        return Evaluated(
+            residual=terms.residual,
+            columns=terms.root * pushed.columns,
+            cost=terms.cost,
+            excess=terms.excess,
+        )
+
+    def costs(
+        self, x: Vector, counts: Bool[Array, " m"] | None, *pieces: PyTree
+    ) -> Evaluated:
+        """Residuals, or the costs of a likelihood, without derivatives."""
+        values, groups = self.predicted(x, *pieces)
+        cost = None if groups is None else groups.costs(values, counts)
+        return Evaluated.of_residuals(values, cost=cost)
+
+    def _pushed(self, x: Vector, directions: Matrix, *pieces: PyTree) -> "_Pushed":
+        """What the function returns, and its derivatives along directions."""
+
+        def values(x: Array) -> tuple[Array, Groups | None]:
+            return self.predicted(x, *pieces)
+
         if self.matrix is not None:
             jacobian = self.matrix(x, *pieces, *self.more)
-            return self.value(x, *pieces), _times(directions, jacobian)
+            value, groups = values(x)
+            return _Pushed(value, _times(directions, jacobian), groups)
         if self.reverse:
-            value, pull = jax.vjp(lambda x: self.value(x, *pieces), x)
+            value, pull, groups = jax.vjp(values, x, has_aux=True)
             (jacobian,) = jax.vmap(pull)(jnp.eye(len(value), dtype=x.dtype))
-            return value, _times(directions, jacobian)
+            return _Pushed(value, _times(directions, jacobian), groups)
 
-        def push(direction: Array) -> tuple[Array, Array]:
-            return jax.jvp(lambda x: self.value(x, *pieces), (x,), (direction,))
+        def push(direction: Array) -> tuple[Array, Array, Groups | None]:
+            return jax.jvp(values, (x,), (direction,), has_aux=True)
 
         try:
-            return jax.vmap(push, out_axes=(None, 0))(directions)
+            return _Pushed(*jax.vmap(push, out_axes=(None, 0, None))(directions))
         except TypeError as error:
             if not is_only_reverse(error):
                 raise
             if self.forward:
                 raise TypeError(ONLY_REVERSE) from error
-        return self._replace(reverse=True).evaluate(x, directions, *pieces)
+        return self._replace(reverse=True)._pushed(x, directions, *pieces)
+
+
+class Predicted(NamedTuple):
+    """What a function returns, flat."""
+
+    values: Float[Array, " m"]  # residuals, or means
+    groups: Groups | None  # what stands beside the means of a likelihood
+
+
+class _Pushed(NamedTuple):
+    """`Predicted`, with derivatives of the values along directions."""
+
+    values: Float[Array, " m"]
+    columns: Float[Array, "n m"]
+    groups: Groups | None
 
 
 def jacobian(function: Callable, x: Vector) -> Array:
@@ -218,6 +287,7 @@ def trace_residuals(
     fn: Callable,
     jac: str | Callable | None,
     unravel: Callable,
+    loss: Loss | Likelihood | None,
     x: Float[Array, " n"],
     *pieces: PyTree,
     is_masked: bool,
@@ -233,19 +303,23 @@ def trace_residuals(
         jac: "fwd", "rev", a function of (parameters, *pieces), or None for the cheaper,
             and for reverse mode where `fn` has no other (diffrax, odeint).
         unravel: from the flat vector to the user's parameters.
+        loss: a likelihood asks for a `Prediction`.
         x: a point.
         pieces: data that may be others at each call, of these shapes.
         is_masked: whether some rows may not count.
     """
     dtype, structure = x.dtype, []
 
-    def vector(x: Array, *pieces: PyTree) -> Array:
-        residual = fn(unravel(x), *pieces)
-        residual = jax.tree.map(jnp.asarray, residual)
+    def vector(x: Array, *pieces: PyTree) -> Predicted:
+        output = fn(unravel(x), *pieces)
+        residual = jax.tree.map(jnp.asarray, means_of(output))
         structure.append(jax.tree.map(jax.typeof, residual))
-        return residual_vector(residual, dtype)
+        values = residual_vector(residual, dtype)
+        beside = grouped(output, loss, lambda leaf: residual_vector(leaf, dtype))
+        return Predicted(values, beside)
 
     vector, constants, jaxpr = hoisted(vector, x, *pieces)
+    _check_observed(jaxpr)
     matrix, more = None, []
     if callable(jac):
 
@@ -268,6 +342,16 @@ def trace_residuals(
         more=more,
         jaxpr=jaxpr,
     )
+
+
+def _check_observed(jaxpr: Any) -> None:
+    """Refuse observed numbers that depend on the parameters."""
+    if depends_on_first(jaxpr, but=1):
+        raise TypeError(
+            "The observed numbers of a Prediction, or the numbers of its likelihood, "
+            "depend on the parameters x. They must be data: put what depends on x "
+            "into the mean."
+        )
 
 
 def _number(structure: PyTree) -> int:

@@ -23,11 +23,18 @@ from jaxfit._programs.one_function import can_be_one_function, holds
 from jaxfit._rows.chunks import Chunks, Piece
 from jaxfit._rows.devices import of_first, over_devices
 from jaxfit._rows.linearization import Frame, Linearization, RunningSum
-from jaxfit._rows.reduction import is_linear, reduce_rows, robust_cost, scaled_for_loss
-from jaxfit._rows.residuals import Residuals, row_vector, trace_residuals, weight_vector
+from jaxfit._rows.predictions import kind_of
+from jaxfit._rows.reduction import cost_of, reduce_rows, scaled_for_loss
+from jaxfit._rows.residuals import (
+    Evaluated,
+    Residuals,
+    row_vector,
+    trace_residuals,
+    weight_vector,
+)
 from jaxfit._rows.table import RowTable, split_rows, whole_rows
 from jaxfit._rows.ways import Chunked, Sharded, Whole
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 # A chunk has the largest power of two of rows, within limits, whose residuals and
 # columns take no more memory than this.
@@ -43,7 +50,7 @@ class ResidualModel(NamedTuple):
     fn: Callable
     jac: Any
     unravel: Callable
-    loss: Loss | None
+    loss: Loss | Likelihood | None
 
 
 def visit(
@@ -75,14 +82,6 @@ class Chunk(NamedTuple):
     counts: Bool[Array, " m"] | None  # which of their residuals count; None: all
 
 
-class Evaluated(NamedTuple):
-    """Residuals, their derivatives along directions, and their weights."""
-
-    residual: Float[Array, " m"]
-    columns: Float[Array, "n m"]
-    weights: Float[Array, " m"] | None
-
-
 class Rows(NamedTuple):
     """All rows, and the functions of them that a fit asks for.
 
@@ -92,7 +91,7 @@ class Rows(NamedTuple):
 
     table: RowTable
     residuals: Residuals  # of one chunk
-    loss: Loss | None
+    loss: Loss | Likelihood | None
     size: int | None  # None: visit all arrays whole, whatever their axes mean
     valid: Int[Array, ""] | None = None  # how many of the first rows count; None: all
     omit: bool = False  # rows with NaN
@@ -106,7 +105,7 @@ class Rows(NamedTuple):
             lin = self._linearization(self._chunk(self.chunks.whole), *varied)
         else:
             inverse = varied[1].inverse
-            nothing = RunningSum.of_nothing(varied[0], inverse, is_linear(self.loss))
+            nothing = RunningSum.of_nothing(varied[0], inverse, kind_of(self.loss))
             lin = self.add_to(nothing, *varied).total()
         if self.axes is None:
             return lin
@@ -122,23 +121,26 @@ class Rows(NamedTuple):
         """Half the sum of the loss, over the rows of this device."""
 
         def add(total: Array, chunk: Chunk) -> Array:
-            residual = self.residuals.value(x, chunk.pieces)
             weights = self.weights(chunk.pieces, x.dtype)
-            return total + robust_cost(residual, weights, self.loss, chunk.counts)
+            counts = chunk.counts
+            if weights is not None:
+                counts = weights != 0 if counts is None else counts & (weights != 0)
+            rows = self.residuals.costs(x, counts, chunk.pieces)
+            return total + cost_of(rows._replace(weights=weights), self.loss, counts)
 
         return self._over_chunks(add, 0 * x[0])
 
     def evaluated(self, x: Vector, directions: Matrix) -> Evaluated:
         """Residuals and derivatives of rows whole."""
         pieces = self.chunks.whole.rows
-        residual, columns = self.residuals.evaluate(x, directions, pieces)
-        return Evaluated(residual, columns, self.weights(pieces, x.dtype))
+        rows = self.residuals.evaluate(x, directions, pieces)
+        return rows._replace(weights=self.weights(pieces, x.dtype))
 
     def residual_and_jacobian(self, x: Vector) -> tuple[Array, Array]:
         """The weighted residuals (m,), and J_s, the Jacobian (m, n) with rows scaled
         for the loss, of rows whole."""
         rows = self.evaluated(x, identity(x))
-        return scaled_for_loss(rows.residual, rows.columns, rows.weights, self.loss)
+        return scaled_for_loss(rows, self.loss)
 
     def agreed(self, tree: PyTree) -> PyTree:
         """What all devices go on with."""
@@ -160,7 +162,9 @@ class Rows(NamedTuple):
 
     @property
     def _has_known_loss(self) -> bool:
-        return self.loss is None or type(self.loss).__module__ == Loss.__module__
+        return self.loss is None or type(self.loss).__module__.startswith(
+            "jaxfit.losses."
+        )
 
     @property
     def is_smooth(self) -> bool:
@@ -172,11 +176,13 @@ class Rows(NamedTuple):
         whole = self.size is None and self.axes is None
         if not (whole and self.residuals.can_be_one_function(len(x))):
             return False
-        if holds(self.residuals.jaxpr, "custom_jvp_call"):  # of which a rule is seen so
+        # a rule of derivatives and a likelihood are seen so
+        is_likelihood = isinstance(self.loss, Likelihood)
+        if is_likelihood or holds(self.residuals.jaxpr, "custom_jvp_call"):
             rows = jax.make_jaxpr(lambda x: self.evaluated(x, identity(x)))(x)
             if not can_be_one_function(rows.jaxpr, 1):
                 return False
-        if self._has_known_loss:
+        if self._has_known_loss or is_likelihood:
             return True
         number = self.residuals.number
         assert self.loss is not None
@@ -209,9 +215,9 @@ class Rows(NamedTuple):
 
     def _linearization(self, chunk: Chunk, x: Vector, frame: Frame) -> Linearization:
         pieces, directions = chunk.pieces, frame.directions
-        residual, columns = self.residuals.evaluate(x, directions, pieces)
-        weights = self.weights(pieces, x.dtype)
-        return reduce_rows(residual, columns, weights, self.loss, frame, chunk.counts)
+        rows = self.residuals.evaluate(x, directions, pieces)
+        rows = rows._replace(weights=self.weights(pieces, x.dtype))
+        return reduce_rows(rows, self.loss, frame, chunk.counts)
 
     def weights(self, pieces: list, dtype: Any) -> Float[Any, " m"] | None:
         """The weights of the residuals of a chunk."""
@@ -245,6 +251,7 @@ def trace_rows(
         on_piece(model.fn),
         on_piece(model.jac),
         model.unravel,
+        model.loss,
         x,
         pieces,
         is_masked=is_masked,

@@ -18,6 +18,7 @@ from jaxfit._joint.solution import JointSolution
 from jaxfit._joint.solve import joint_request
 from jaxfit._programs.digest import digest_of_numbers, digest_of_program
 from jaxfit._programs.errors import explained
+from jaxfit._rows.predictions import check_no_row_numbers, rows_of_loss
 from jaxfit._rows.table import RowTable
 from jaxfit._stream.feed import Feed, check_source, known_size
 from jaxfit._stream.host import HostStarts, check_number
@@ -25,7 +26,7 @@ from jaxfit._stream.joint_passes import ITEMS, JointFit
 from jaxfit._stream.mixed_passes import MixedFit, first_block, mixed_size
 from jaxfit._stream.passes import Report, run
 from jaxfit._stream.saved import Identity, Saved, check_every
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 NAN_POLICIES = "raise", "propagate"
 
@@ -38,7 +39,7 @@ def solve_joint_stream(
     *,
     bounds: tuple[PyTree, PyTree] | None = None,
     local_bounds: tuple[PyTree, PyTree] | None = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
     linear: bool = False,
     checkpoint: str | os.PathLike | None = None,
@@ -85,6 +86,7 @@ def solve_joint_stream(
     """
     check_source(blocks)
     check_policy(nan_policy)
+    check_no_row_numbers(loss)
     check_every(checkpoint_every)
     request = joint_request(
         fn=fn,
@@ -156,7 +158,7 @@ def _identity(
         rows = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in table.rows]
         found = [digest_of_program(of_vectors, *flat, rows)]
         if request.loss is not None:
-            found.append(digest_of_program(request.loss.evaluate, flat[0]))
+            found.append(digest_of_program(*rows_of_loss(request.loss, flat[0])))
         return found
 
     return Identity(description, (request.fn,), programs)

@@ -244,7 +244,7 @@ def _nothing(setting: Setting, state: State) -> RunningSum:
     """The empty sum of a pass at the trial point, or at the end of the fit."""
     last, following = state.point.linearization.frame, frame_of(state).inverse
     frame = jnp.where(is_running(state), following, last)
-    return RunningSum.of_nothing(state.trial.x, frame, setting.is_linear, is_swept=True)
+    return RunningSum.of_nothing(state.trial.x, frame, setting.kind, is_swept=True)
 
 
 def _fitted(

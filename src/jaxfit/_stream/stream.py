@@ -38,6 +38,7 @@ from jaxfit._programs.compiled import compiled
 from jaxfit._programs.digest import digest_of_numbers, digest_of_program
 from jaxfit._programs.errors import explained
 from jaxfit._rows.linearization import RunningSum
+from jaxfit._rows.predictions import check_no_row_numbers, rows_of_loss
 from jaxfit._rows.table import RowTable, split_rows
 from jaxfit._rows.visit import ResidualModel, default_size, trace_rows
 from jaxfit._stream.feed import (
@@ -50,7 +51,7 @@ from jaxfit._stream.feed import (
 )
 from jaxfit._stream.passes import Progress, Report, run
 from jaxfit._stream.saved import Identity, Saved, check_every
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 NAN_POLICIES = "raise", "omit", "propagate"
 
@@ -63,7 +64,7 @@ def solve_stream(
     blocks: Iterable[PyTree],
     *,
     bounds: tuple[PyTree, PyTree] | None = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 16,
@@ -109,6 +110,7 @@ def solve_stream(
     check_callable(fn, "fn", "a function (x, data) -> residuals")
     options = DEFAULTS if options is None else options
     check_arguments(loss, options, None)
+    check_no_row_numbers(loss)
     check_source(blocks)
     if nan_policy not in NAN_POLICIES:
         raise ValueError(f"nan_policy is {nan_policy!r}; give one of {NAN_POLICIES}.")
@@ -218,7 +220,7 @@ class RowsFit(NamedTuple):
 
         programs = [program(f) for f in (asked.fn, asked.jac) if callable(f)]
         if asked.loss is not None:
-            programs.append(digest_of_program(asked.loss.evaluate, x))
+            programs.append(digest_of_program(*rows_of_loss(asked.loss, x)))
         return programs
 
 
@@ -248,7 +250,7 @@ def _started(request: Request) -> Turn:
 def _nothing(setting: Setting, state: State) -> RunningSum:
     """The empty sum of a pass at the trial point of a state."""
     frame = frame_of(state)
-    return RunningSum.of_nothing(state.trial.x, frame.inverse, setting.is_linear)
+    return RunningSum.of_nothing(state.trial.x, frame.inverse, setting.kind)
 
 
 def _accumulated(

@@ -22,7 +22,7 @@ from jaxfit._rows.chunks import index_dtype
 from jaxfit._rows.linearization import Frame
 from jaxfit._rows.table import RowTable, split_rows
 from jaxfit._rows.visit import ResidualModel, trace_rows
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 if TYPE_CHECKING:
     import optax
@@ -37,7 +37,7 @@ def warm_start(
     steps: int = 1000,
     batch_rows: int = 256,
     key: Array | None = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     bounds: tuple[PyTree, PyTree] | None = None,
     weights: PyTree | None = None,
 ) -> PyTree:
@@ -90,7 +90,7 @@ class _Descent(NamedTuple):
     data: PyTree
     weights: PyTree
     bounds: Any
-    loss: Loss | None
+    loss: Loss | Likelihood | None
 
 
 def _descended(problem: _Descent, key: Array, steps: Static, rows: Static) -> PyTree:
@@ -136,7 +136,7 @@ def subsample_start(
     key: Array | None = None,
     bounds: tuple[PyTree, PyTree] | None = None,
     weights: PyTree | None = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
 ) -> PyTree:
     """A full fit of some random rows: a start that is a few passes from the solution.

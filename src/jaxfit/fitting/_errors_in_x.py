@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxfit._programs.arrays import is_masked
-from jaxfit._rows.reduction import is_linear
+from jaxfit._rows.linearization import Kind
+from jaxfit._rows.predictions import kind_of
 from jaxfit._scipy.arguments import real_points
 from jaxfit.fitting._dates import Dates, spans_as_numbers
 from jaxfit.fitting._points import Observed
@@ -68,7 +69,7 @@ def check_method_with_errors(seen: Observed, method: Method) -> None:
     """Refuse a loss, and errors of another kind, next to errors in x."""
     if seen.sigma_x is None:
         return
-    if not is_linear(method.loss):
+    if kind_of(method.loss) is not Kind.SQUARES:
         raise ValueError(
             f"sigma_x goes with least squares, and loss is {method.loss!r}. A loss is "
             "that of single residuals, and the distance of a point from the curve has "

@@ -83,7 +83,8 @@ class Fit(Record):
         """Where a further observation falls, with this probability.
 
         The confidence band with the scatter of single points added, that of sigma = 1
-        scaled, or of the data's own sigma where `x` is None.
+        scaled, or of the data's own sigma where `x` is None. With a likelihood the
+        scatter is its own; of Poisson counts the band ends at whole numbers.
         """
         return _bands.prediction(_several.view(self, data_set), x, level)
 
@@ -125,7 +126,7 @@ class Fit(Record):
         return _intervals.profile(self, names, points)
 
     def bootstrap(
-        self, number: int = 2000, resample: str = "residual", seed: int = 0
+        self, number: int = 2000, resample: str | None = None, seed: int = 0
     ) -> Bootstrap:
         """Refits of resampled data, all in one batch.
 
@@ -134,7 +135,8 @@ class Fit(Record):
             resample: "residual", the fitted curve and residuals drawn among all;
                 "case", points drawn with their errors, right also where errors are not
                 alike, and the only one with errors in x; "parametric", the fitted curve
-                and normal errors.
+                and normal errors, or draws from the likelihood of the data. None is
+                "residual", with a likelihood "parametric".
             seed: of the random numbers.
         """
         return _bootstrap.bootstrap(self, number, resample, seed)

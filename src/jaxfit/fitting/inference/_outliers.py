@@ -27,12 +27,13 @@ from jaxtyping import Bool, Float
 from jaxfit._programs.host import computed
 from jaxfit.fitting import _several
 from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._likelihood import judged_by
 from jaxfit.fitting._points import DataSet
 from jaxfit.fitting._record import Record
 from jaxfit.fitting._run import rows_and_slopes
 from jaxfit.fitting.inference import _bands
 from jaxfit.fitting.inference._statistics import check_level
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 MAD = 1.4826  # from the median of the size of normal numbers to their deviation
 CUT = 3.5  # such deviations, beyond which a point says nothing of the scale
@@ -76,17 +77,21 @@ def outliers(record: Record, level: float) -> Any:
         )
     seen, method, n = record.observed, record.method, len(record.varied)
     variance = 1.0 if record.absolute_sigma else record.reduced_chi_square
+    is_judged = record.is_judged
     tested = Tested(
-        residual=_row(record.distances),
-        y=_row(seen.standardized(seen.data.y)),
+        residual=_row(
+            seen.split(record.deviance_residuals) if is_judged else record.distances
+        ),
+        y=_row(seen.data.y if is_judged else seen.standardized(seen.data.y)),
         curve=_row(_curve(record)),
-        variance=None if method.is_sandwich else np.array([variance]),
+        variance=np.array([variance]) if is_judged or not method.is_sandwich else None,
         parameters=n,
         is_known=record.absolute_sigma,
     )
     if seen.is_correlated:
         tested = _given_others(record, tested, variance)
-    mask = found(tested, method.loss, level).reshape(np.shape(seen.data.y))
+    loss = method.loss if isinstance(method.loss, Loss) else None
+    mask = found(tested, loss, level).reshape(np.shape(seen.data.y))
     return mask.any(axis=-1) if seen.is_complex else seen.shown(mask)
 
 
@@ -101,6 +106,9 @@ def batch_outliers(record: BatchRecord, level: float) -> Bool[np.ndarray, "..."]
         )
     is_complex, sigma = np.iscomplexobj(y), settings["sigma"]
     curves = _bands.curves_with_errors(record)
+    loss = settings["loss"]
+    if isinstance(loss, Likelihood):
+        return _batch_of_likelihood(record, loss, curves, level)
     if is_complex:
         y = np.stack([np.real(y), np.imag(y)], axis=-1)
         sigma = sigma[..., None] if np.ndim(sigma) else sigma
@@ -130,6 +138,30 @@ def batch_outliers(record: BatchRecord, level: float) -> Bool[np.ndarray, "..."]
     return mask.any(axis=-1) if is_complex else mask
 
 
+def _batch_of_likelihood(
+    record: BatchRecord, loss: Likelihood, curves: Any, level: float
+) -> Flags:
+    """`batch_outliers` by the roots of deviances."""
+    y, number = record.y, math.prod(record.shape)
+    means = curves.value.reshape(y.shape)
+    judged = judged_by(loss, means, np.where(np.isfinite(y), y, means))
+    residual = np.where(np.isfinite(y), judged.near_normal(loss, y), np.nan)
+    variance = np.broadcast_to(judged.variance, y.shape)
+    stderr = curves.stderr.reshape(y.shape)
+    tested = Tested(
+        residual=residual.reshape(number, -1),
+        y=y.reshape(number, -1),
+        curve=(stderr**2 / variance).reshape(number, -1),
+        variance=np.ones(number),
+        parameters=len(record.problem.varied),
+        is_known=True,
+    )
+    mask = found(tested, None, level).reshape(y.shape)
+    return mask & record.success.reshape(
+        *record.shape, *[1] * (y.ndim - len(record.shape))
+    )
+
+
 # One row of points for each fit
 
 
@@ -143,6 +175,8 @@ def _curve(record: Record) -> Float[np.ndarray, " m"]:
     for one in _several.views(record):
         stderr = _bands.errors_at_data(one)
         sigma = one.observed.sigma
+        if one.is_judged:
+            sigma = one.observed.spread(np.sqrt(one.judged.variance))
         parts.append(np.ravel(stderr if sigma is None else stderr / sigma) ** 2)
     return np.concatenate(parts)
 
@@ -169,7 +203,11 @@ def _given_others(record: Record, tested: Tested, variance: float) -> Tested:
 
 
 def found(tested: Tested, loss: Loss | None, level: float) -> Flags:
-    """Which points are outliers, at a level for all points of each fit."""
+    """Which points are outliers, at a level for all points of each fit.
+
+    Args:
+        loss: a robust one that they were fitted with.
+    """
     import scipy.special
 
     ratio, spread = standardized(tested, loss)

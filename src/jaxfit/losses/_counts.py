@@ -1,0 +1,234 @@
+"""Likelihoods of counts."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from jaxfit.losses._deviance import deviance_of_counts
+from jaxfit.losses._likelihood import (
+    Elements,
+    ExpectedDeviance,
+    Likelihood,
+    LikelihoodTerms,
+    Means,
+    Observed,
+    Rows,
+    floating,
+    judge,
+    like,
+    root_of_excess,
+    told,
+)
+from jaxfit.losses._special import (
+    floored,
+    half_deviance,
+    log_factorial_rest,
+    slope_of_count,
+    within,
+)
+
+
+class Counts(NamedTuple):
+    """Counts and their means."""
+
+    observed: Rows
+    mean: Rows
+
+
+# The cost of a row without counts is the mean itself, which has no curvature; what is
+# expected, 1 / mean, would hold up a fit as a wall does. Below this mean it is left to
+# the information.
+EDGE = 1e-3
+
+
+def least_known(observed: Rows, mean: Rows) -> Rows:
+    """The mean whose inverse is the curvature that a solver sees."""
+    return jnp.where(observed == 0, jnp.maximum(mean, EDGE), floored(mean))
+
+
+def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
+    """What a solver takes, with a few roots and divisions."""
+    safe, known = within(observed, mean), least_known(observed, mean)
+    root = jnp.sqrt(1 / known)
+    return LikelihoodTerms(
+        cost=half_deviance(observed, mean),
+        # slope / root, where known is the mean but at the smallest
+        residual=(safe - observed) / safe * (known * root),
+        root=root,
+        excess=root_of_excess(known / floored(mean)),
+    )
+
+
+class Poisson(Likelihood):
+    """Counts: photons, decays, events. The mean is positive, or zero with a count of 0.
+
+    The cost is half the deviance, μ - y + y log(y / μ), and the expected curvature 1/μ.
+    Counts need not be whole numbers.
+
+    In the information a mean counts as 1e-10 (1e-5 in float32) where it is less, so
+    that it is finite for a mean that ends at zero; the slope is exact.
+    """
+
+    has_positive_mean: ClassVar[bool] = True
+
+    def cost(self, mean: Elements, observed: Observed) -> Rows:
+        return half_deviance(like(mean, observed), mean)
+
+    def slope(self, mean: Elements, observed: Observed) -> Rows:
+        return slope_of_count(like(mean, observed), mean)
+
+    def curvature(self, mean: Elements, observed: Observed) -> Rows:
+        return 1 / floored(mean)
+
+    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+        return terms_of_count(like(mean, observed), mean)
+
+    def constant(self, observed: Observed) -> Rows:
+        return log_factorial_rest(floating(observed))
+
+    def variance(self, mean: Elements) -> Rows:
+        return mean
+
+    def sample(self, key: Key[Array, ""] | Array, mean: Elements) -> Rows:
+        return jax.random.poisson(key, mean).astype(mean.dtype)
+
+    def expected_deviance(self, mean: Means) -> ExpectedDeviance:
+        """Kaastra's (A&A 605, A51, 2017): sums, or series where these are long."""
+        return deviance_of_counts(np.asarray(mean))
+
+    def problem_with(self, observed: Observed) -> str | None:
+        observed = np.asarray(observed)
+        is_bad = ~((observed >= 0) & (observed < np.inf))
+        return told(self, observed, is_bad, "give counts of zero or more")
+
+
+class PoissonGaussian(Likelihood):
+    """Counts with Gaussian noise on top, as a camera reads them out.
+
+    The observed value plus the variance is taken for a count of the mean plus the
+    variance, which has the same mean and variance (the shifted Poisson of Huang et al.,
+    Nature Methods 10, 2013). Observed values may be negative; one below minus the
+    variance, where that count would be less than none, is judged as minus the variance.
+
+    Args:
+        variance: that of the Gaussian noise, in counts²; a number or one for each row.
+    """
+
+    has_positive_mean: ClassVar[bool] = True
+    readout: Any
+
+    def __init__(self, variance: Any) -> None:
+        self.readout = variance
+
+    def __check_init__(self) -> None:
+        judge(self, "variance", self.readout, allows_zero=True)
+
+    def cost(self, mean: Elements, observed: Observed) -> Rows:
+        count, shifted = self._shifted(mean, observed)
+        return half_deviance(count, shifted)
+
+    def slope(self, mean: Elements, observed: Observed) -> Rows:
+        count, shifted = self._shifted(mean, observed)
+        return slope_of_count(count, shifted)
+
+    def curvature(self, mean: Elements, observed: Observed) -> Rows:
+        return 1 / floored(mean + like(mean, self.readout))
+
+    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+        count, shifted = self._shifted(mean, observed)
+        return terms_of_count(count, shifted)
+
+    def constant(self, observed: Observed) -> Rows:
+        observed = floating(observed)
+        shifted = observed + like(observed, self.readout)
+        return log_factorial_rest(jnp.maximum(shifted, 0))
+
+    def variance(self, mean: Elements) -> Rows:
+        return mean + like(mean, self.readout)
+
+    def expected_deviance(self, mean: Means) -> ExpectedDeviance:
+        """That of the shifted counts, as if they were whole numbers."""
+        return deviance_of_counts(np.asarray(mean) + np.asarray(self.readout))
+
+    def sample(self, key: Key[Array, ""] | Array, mean: Elements) -> Rows:
+        of_count, of_noise = jax.random.split(key)
+        variance = like(mean, self.readout)
+        shape = jnp.broadcast_shapes(mean.shape, variance.shape)
+        count = jax.random.poisson(of_count, mean, shape).astype(mean.dtype)
+        noise = jnp.sqrt(variance) * jax.random.normal(of_noise, shape, mean.dtype)
+        return count + noise
+
+    def _shifted(self, mean: Elements, observed: Observed) -> Counts:
+        variance = like(mean, self.readout)
+        count = like(mean, observed) + variance
+        return Counts(jnp.where(count < 0, 0, count), mean + variance)
+
+
+class Binomial(Likelihood):
+    """Successes among trials: the mean is the expected number, from 0 to trials.
+
+    The cost is half the deviance, k log(k / μ) + (n - k) log((n - k) / (n - μ)), and
+    the expected curvature 1/μ + 1/(n - μ), where each of both numbers counts as 1e-10
+    (1e-5 in float32) where it is less. A mean of 0 is allowed with no success, and one
+    of n with n.
+
+    Args:
+        trials: how many, a number or one for each row.
+    """
+
+    has_positive_mean: ClassVar[bool] = True
+    trials: Any
+
+    def __check_init__(self) -> None:
+        judge(self, "trials", self.trials)
+
+    def cost(self, mean: Elements, observed: Observed) -> Rows:
+        k, n = like(mean, observed), like(mean, self.trials)
+        return half_deviance(k, mean) + half_deviance(n - k, n - mean)
+
+    def slope(self, mean: Elements, observed: Observed) -> Rows:
+        k, n = like(mean, observed), like(mean, self.trials)
+        return slope_of_count(k, mean) - slope_of_count(n - k, n - mean)
+
+    def curvature(self, mean: Elements, observed: Observed) -> Rows:
+        n = like(mean, self.trials)
+        return 1 / floored(mean) + 1 / floored(n - mean)
+
+    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+        k, n = like(mean, observed), like(mean, self.trials)
+        known = 1 / least_known(k, mean) + 1 / least_known(n - k, n - mean)
+        root = jnp.sqrt(known)
+        return LikelihoodTerms(
+            cost=self.cost(mean, observed),
+            residual=self.slope(mean, observed) / root,
+            root=root,
+            excess=root_of_excess(self.curvature(mean, observed) / known),
+        )
+
+    def constant(self, observed: Observed) -> Rows:
+        k = floating(observed)
+        n = like(k, self.trials)
+        rest = log_factorial_rest
+        return rest(k) + rest(n - k) - rest(n)
+
+    def variance(self, mean: Elements) -> Rows:
+        n = like(mean, self.trials)
+        return mean * (n - mean) / n
+
+    def expected_deviance(self, mean: Means) -> ExpectedDeviance:
+        """A sum over the numbers of successes, or a series where these are many."""
+        return deviance_of_counts(np.asarray(mean), np.asarray(self.trials))
+
+    def sample(self, key: Key[Array, ""] | Array, mean: Elements) -> Rows:
+        n = like(mean, self.trials)
+        return jax.random.binomial(key, n, mean / n).astype(mean.dtype)
+
+    def problem_with(self, observed: Observed) -> str | None:
+        observed = np.asarray(observed)
+        trials = np.asarray(self.trials)
+        is_bad = ~((observed >= 0) & (observed <= trials))
+        advice = "give numbers of successes from zero to the number of trials"
+        return told(self, observed, is_bad, advice)
