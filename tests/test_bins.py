@@ -8,7 +8,7 @@ import scipy.integrate
 import scipy.stats
 
 import jaxfit
-from jaxfit import models
+from jaxfit import losses, models
 from jaxfit.fitting._bins import coordinates_of
 from jaxfit.models._binned import Binned, decayed, knows_integral, normal_mass
 
@@ -146,6 +146,29 @@ def test_errors_and_bands_are_those_of_scipys_integrals():
     np.testing.assert_allclose(band.value, fit.best_fit)
     assert fit.confidence_band(WIDE).stderr.shape == (12,)
     assert fit.outliers().shape == (12,)
+
+
+def test_counts_by_poissons_likelihood():
+    """Against minus the log-likelihood of SciPy's integrals, minimised by SciPy."""
+    counts = RANDOM.poisson(EXPECTED / 40)
+    fit = jaxfit.fit(PEAK, y=counts, edges=WIDE, loss=losses.Poisson())
+
+    def minus_log_likelihood(p):
+        height, center, width, c = p
+        mass = np.diff(scipy.stats.norm.cdf(WIDE, center, width))
+        mean = height * width * np.sqrt(2 * np.pi) * mass + c * np.diff(WIDE)
+        return np.sum(mean - counts * np.log(mean))
+
+    start = fit.numbers.x
+    for k, error in enumerate(fit.errors.values()):
+        for step in (-0.05, 0.05):
+            moved = start + step * error * (np.arange(4) == k)
+            assert minus_log_likelihood(moved) > minus_log_likelihood(start)
+    draws = fit.draws(100)
+    assert draws["width"].shape == (100,)
+    value, other = fit.log_density(start), fit.log_density(start * 1.01)
+    expected = minus_log_likelihood(start * 1.01) - minus_log_likelihood(start)
+    np.testing.assert_allclose(value - other, expected, rtol=1e-6)
 
 
 def test_gaps_and_other_lengths():

@@ -24,6 +24,7 @@ from jaxfit.fitting._errors_in_x import (
     with_errors_in_x,
 )
 from jaxfit.fitting._functions import Asked, with_functions
+from jaxfit.fitting._incidental import warn_of_incidental_parameters
 from jaxfit.fitting._joint_fit import for_sharing, joint_numbers, shared_names
 from jaxfit.fitting._likelihood import with_likelihood
 from jaxfit.fitting._numbers import Numbers
@@ -105,6 +106,10 @@ def fit_batch(
 
     Raises:
         ValueError, TypeError: for arguments that cannot be fitted.
+
+    Warns:
+        IncidentalParametersWarning: with a likelihood as the loss, what is shared may
+            be biased: data sets have parameters of their own and few observations.
     """
     given = without_lmfit(Terms(model, p0, bounds, fixed, tie))
     model, p0 = as_model(given.model), given.p0
@@ -158,6 +163,9 @@ def fit_batch(
         flat = _flat(seen, starts_about(problem, starts), lead)
         inputs = problem, flat.data_sets, flat.axes, spoken.method(method)
         if names and flat.data_sets.data.y.size:
+            warn_of_incidental_parameters(
+                problem, flat.data_sets, spoken.method(method), names
+            )
             joint = joint_numbers(*inputs, names, progress=progress)
             numbers, together = joint.numbers, joint.together
         else:
