@@ -8,14 +8,11 @@ from jax.sharding import Mesh
 from likelihood_problems import PROBLEMS, T, decay
 from numpy.testing import assert_allclose
 
-import jaxfit
 from jaxfit import (
     Chunked,
     Options,
     Prediction,
     Sharded,
-    Shared,
-    Status,
     losses,
     solve,
     solve_batch,

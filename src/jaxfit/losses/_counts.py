@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from jaxfit.losses._deviance import deviance_of_counts
 from jaxfit.losses._likelihood import (
@@ -19,7 +19,6 @@ from jaxfit.losses._likelihood import (
     floating,
     judge,
     like,
-    root_of_excess,
     told,
 )
 from jaxfit.losses._special import (
@@ -27,7 +26,6 @@ from jaxfit.losses._special import (
     half_deviance,
     log_factorial_rest,
     slope_of_count,
-    within,
 )
 
 
@@ -44,21 +42,32 @@ class Counts(NamedTuple):
 EDGE = 1e-3
 
 
-def least_known(observed: Rows, mean: Rows) -> Rows:
+class Known(NamedTuple):
     """The mean whose inverse is the curvature that a solver sees."""
-    return jnp.where(observed == 0, jnp.maximum(mean, EDGE), floored(mean))
+
+    mean: Rows
+    is_empty: Bool[Array, "..."]  # nothing was counted
+    at_edge: Bool[Array, "..."]
+
+
+def known(observed: Rows, mean: Rows) -> Known:
+    """A mean as a solver sees its curvature."""
+    is_empty = observed == 0
+    least = jnp.where(is_empty, EDGE, float(jnp.finfo(mean.dtype).tiny) ** 0.5)
+    least = least.astype(mean.dtype)
+    return Known(jnp.maximum(mean, least), is_empty, is_empty & (mean < least))
 
 
 def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
-    """What a solver takes, with a few roots and divisions."""
-    safe, known = within(observed, mean), least_known(observed, mean)
-    root = jnp.sqrt(1 / known)
+    """What a solver takes, with one root and two divisions."""
+    seen = known(observed, mean)
+    root = jnp.sqrt(1 / seen.mean)
     return LikelihoodTerms(
         cost=half_deviance(observed, mean),
-        # slope / root, where known is the mean but at the smallest
-        residual=(safe - observed) / safe * (known * root),
+        # slope / root; the slope of an empty row is 1
+        residual=jnp.where(seen.is_empty, seen.mean, mean - observed) * root,
         root=root,
-        excess=root_of_excess(known / floored(mean)),
+        at_edge=seen.at_edge,
     )
 
 
@@ -199,13 +208,13 @@ class Binomial(Likelihood):
 
     def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
         k, n = like(mean, observed), like(mean, self.trials)
-        known = 1 / least_known(k, mean) + 1 / least_known(n - k, n - mean)
-        root = jnp.sqrt(known)
+        one, other = known(k, mean), known(n - k, n - mean)
+        root = jnp.sqrt(1 / one.mean + 1 / other.mean)
         return LikelihoodTerms(
             cost=self.cost(mean, observed),
             residual=self.slope(mean, observed) / root,
             root=root,
-            excess=root_of_excess(self.curvature(mean, observed) / known),
+            at_edge=one.at_edge | other.at_edge,
         )
 
     def constant(self, observed: Observed) -> Rows:

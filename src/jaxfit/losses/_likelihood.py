@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Key, Real
+from jaxtyping import Array, Bool, Float, Key, Real
 
 Elements = Float[Array, "*shape"]  # the means of rows
 Rows = Float[Array, "..."]  # of what means and observed values broadcast to
@@ -33,8 +33,8 @@ class LikelihoodTerms(NamedTuple):
     cost: Rows
     residual: Rows  # slope / root
     root: Rows  # of the expected curvature: the Jacobian is root * d mean
-    # where `root` is less: (the root of what the expected curvature is more) / root
-    excess: Rows | None = None
+    # where `root` is less than that, since the mean is at the edge of its range
+    at_edge: Bool[Array, "..."] | None = None
 
 
 class ExpectedDeviance(NamedTuple):

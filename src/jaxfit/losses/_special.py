@@ -57,15 +57,17 @@ def power_of_two(ratio: Rows) -> Power:
         return lax.bitcast_convert_type(values, whole)
 
     places = jnp.asarray(info.nmant, whole)
-    exponent = lax.shift_right_arithmetic(
-        bits_of(ratio) - bits_of(math.sqrt(0.5)), jnp.broadcast_to(places, ratio.shape)
-    )
-    shifted = lax.shift_left(exponent, jnp.broadcast_to(places, ratio.shape))
-    value = lax.bitcast_convert_type(shifted + bits_of(1), ratio.dtype)
+    # counted from a number so low that no sign is shifted: vectors have no such shift
+    least = 2.0 ** (2 - info.maxexp)
+    above = bits_of(ratio) + (bits_of(1) - bits_of(math.sqrt(0.5)) - bits_of(least))
+    places = jnp.broadcast_to(places, ratio.shape)
+    exponent = lax.shift_right_logical(above, places)
+    shifted = lax.shift_left(exponent, places)
+    value = lax.bitcast_convert_type(shifted + bits_of(least), ratio.dtype)
     # a whole number in the last bits of a float that is large enough
     large = 1.5 * 2.0**info.nmant
     sum_of_both = lax.bitcast_convert_type(bits_of(large) + exponent, ratio.dtype)
-    return Power(value, sum_of_both - large)
+    return Power(value, sum_of_both - (large + info.maxexp - 2))
 
 
 @half_deviance.defjvp
