@@ -64,6 +64,12 @@ class Group(NamedTuple):
         residual = mean - self.observed
         return LikelihoodTerms(0.5 * residual**2, residual, jnp.ones_like(mean))
 
+    def curvature(self, mean: Float[Array, "k *lanes"]) -> Float[Array, "k *lanes"]:
+        """The expected curvature of each row's cost."""
+        if self.likelihood is None:
+            return jnp.ones_like(mean)
+        return self.likelihood.curvature(mean, self.observed)
+
 
 class Groups(NamedTuple):
     """What stands beside the means of all rows, in their order."""
@@ -75,17 +81,21 @@ class Groups(NamedTuple):
         terms = [part.terms(mean) for part, mean in self._with(means)]
         if len(terms) == 1:
             return terms[0]
-        excess = None
-        if any(part.excess is not None for part in terms):
-            zeros = map(jnp.zeros_like, (part.cost for part in terms))
-            pairs = zip(terms, zeros, strict=True)
-            excess = _joined([z if t.excess is None else t.excess for t, z in pairs])
+        edges = [
+            jnp.zeros(part.cost.shape, bool) if part.at_edge is None else part.at_edge
+            for part in terms
+        ]
+        has_edges = any(part.at_edge is not None for part in terms)
         return LikelihoodTerms(
             cost=_joined([part.cost for part in terms]),
             residual=_joined([part.residual for part in terms]),
             root=_joined([part.root for part in terms]),
-            excess=excess,
+            at_edge=_joined(edges) if has_edges else None,
         )
+
+    def curvatures(self, means: Float[Array, "m *lanes"]) -> Float[Array, "m *lanes"]:
+        """The expected curvature of each row."""
+        return _joined([part.curvature(mean) for part, mean in self._with(means)])
 
     def costs(
         self, means: Float[Array, " m"], counts: Bool[Array, " m"] | None
@@ -112,6 +122,31 @@ class Groups(NamedTuple):
 
 def _joined(parts: Sequence[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+class Edge(NamedTuple):
+    """Rows whose expected curvature is more than the square of their root."""
+
+    flags: Bool[Array, "m *lanes"]
+    root: Float[Array, "m *lanes"]
+    means: Float[Array, "m *lanes"]
+    groups: Groups
+
+    @classmethod
+    def of(
+        cls, terms: LikelihoodTerms, means: Float[Array, " m"], groups: Groups
+    ) -> "Edge | None":
+        """Those of a likelihood, if it has any."""
+        if terms.at_edge is None:
+            return None
+        return cls(terms.at_edge, terms.root, means, groups)
+
+    @property
+    def factors(self) -> Float[Array, "m *lanes"]:
+        """What makes of a row of J one with what its curvature is more."""
+        ratio = self.groups.curvatures(self.means) / self.root**2
+        more = jnp.where(self.flags & (ratio > 1), ratio, 2)
+        return jnp.where(self.flags & (ratio > 1), jnp.sqrt(more - 1), 0)
 
 
 def grouped(
@@ -239,6 +274,17 @@ class RowNumbers(NamedTuple):
     def kept_from(self, jacobian: Any) -> Any:
         """A Jacobian of these data, if it is a function."""
         return WithoutNumbers(jacobian) if callable(jacobian) else jacobian
+
+
+def with_numbers(likelihood: Likelihood, numbers: Any) -> Likelihood:
+    """A likelihood with a number for each row, where it lacks one."""
+    if numbers is None:
+        return likelihood
+    return jax.tree.map(
+        lambda leaf: numbers if leaf is None else leaf,
+        likelihood,
+        is_leaf=lambda leaf: leaf is None,
+    )
 
 
 def check_no_row_numbers(loss: Loss | Likelihood | None) -> None:

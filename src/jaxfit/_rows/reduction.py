@@ -20,7 +20,7 @@ from jaxfit._rows.linearization import (
     carried,
     in_words,
 )
-from jaxfit._rows.predictions import kind_of
+from jaxfit._rows.predictions import Edge, kind_of
 from jaxfit._rows.residuals import Evaluated
 from jaxfit.losses import Likelihood, Loss
 
@@ -40,7 +40,7 @@ class Weighted(NamedTuple):
     columns: Any  # √w J
     counts: Bool[Array, "m *lanes"] | None  # which rows count; None: all
     cost: Float[Array, "m *lanes"] | None = None  # w c, of a likelihood
-    excess: Float[Array, "m *lanes"] | None = None  # of `Evaluated`
+    edge: Edge | None = None  # of `Evaluated`
 
 
 def weighted_rows(
@@ -52,7 +52,7 @@ def weighted_rows(
         root = jnp.sqrt(weights)
         counts = weights != 0 if counts is None else counts & (weights != 0)
     if counts is None:
-        return Weighted(rows.residual, rows.columns, None, rows.cost, rows.excess)
+        return Weighted(rows.residual, rows.columns, None, rows.cost, rows.edge)
 
     def weighted(values: Array, factor: Any = root) -> Array:
         return jnp.where(counts, factor * values, 0)
@@ -64,7 +64,7 @@ def weighted_rows(
         cost=None
         if rows.cost is None
         else weighted(rows.cost, 1 if weights is None else weights),
-        excess=rows.excess,
+        edge=rows.edge,
     )
 
 
@@ -73,7 +73,7 @@ class LossTerms(NamedTuple):
 
     gradient: Float[Array, "m *lanes"] | None  # √ρ', with which JᵀWr is the gradient
     hessian: Float[Array, "m *lanes"] | None  # with which J_sᵀJ_s is the model Hessian
-    excess: Float[Array, "m *lanes"] | None  # of `Evaluated`
+    edge: Edge | None  # of `Evaluated`
     cost: Scalar  # half the sum of the loss
     influence: Scalar  # the largest ρ'
 
@@ -96,7 +96,7 @@ def terms_of(loss: Loss | Likelihood | None, rows: Weighted) -> LossTerms | None
     return LossTerms(
         gradient=None,
         hessian=None,
-        excess=rows.excess,
+        edge=rows.edge,
         cost=jnp.sum(rows.cost, axis=0),
         influence=influence,
     )
@@ -123,7 +123,7 @@ def _robust_terms(
     return LossTerms(
         gradient=jnp.sqrt(jnp.maximum(slope, 0)),
         hessian=jnp.sqrt(hessian),
-        excess=None,
+        edge=None,
         cost=0.5 * scale**2 * jnp.sum(rho, axis=0),
         influence=jnp.max(slope, axis=0),
     )
@@ -171,13 +171,13 @@ def _matrix_beside(rows: Weighted, terms: LossTerms, frame: Frame) -> Matrix:
 
     if terms.hessian is not None:
         return of_scaled(terms.hessian)
-    if terms.excess is None:
+    if terms.edge is None:
         return jnp.zeros_like(frame.inverse)
     return branch(
-        jnp.any(terms.excess > 0, axis=0),
-        of_scaled,
-        lambda factor: jnp.zeros_like(frame.inverse),
-        terms.excess,
+        jnp.any(terms.edge.flags, axis=0),
+        lambda edge: of_scaled(edge.factors),
+        lambda edge: jnp.zeros_like(frame.inverse),
+        terms.edge,
     )
 
 

@@ -18,7 +18,7 @@ from jaxfit._programs.one_function import (
 )
 from jaxfit._programs.short import in_columns
 from jaxfit._programs.smooth import depends_on_first, is_smooth
-from jaxfit._rows.predictions import Groups, grouped, means_of
+from jaxfit._rows.predictions import Edge, Groups, grouped, means_of
 from jaxfit.losses import Likelihood, Loss
 
 
@@ -147,7 +147,7 @@ class Evaluated(NamedTuple):
         Float[Array, "m *lanes"] | None
     )  # of each row of a likelihood; None: half a square
     weights: Float[Array, "m *lanes"] | None = None
-    excess: Float[Array, "m *lanes"] | None = None  # of `LikelihoodTerms`
+    edge: Edge | None = None  # of a likelihood whose means have one
 
     @classmethod
     def of_residuals(
@@ -219,7 +219,7 @@ class Residuals(NamedTuple):
             residual=terms.residual,
             columns=terms.root * pushed.columns,
             cost=terms.cost,
-            excess=terms.excess,
+            edge=Edge.of(terms, pushed.values, pushed.groups),
         )
 
     def costs(

@@ -375,6 +375,12 @@ def as_loss(loss: Any, f_scale: Any) -> losses.Loss | None:
                 f"`f_scale` is {f_scale!r}, but the loss {loss} has a scale of its own."
             )
         return loss
+    if isinstance(loss, losses.Likelihood):
+        raise TypeError(
+            f"`loss` is {loss!r}, a likelihood, which judges predictions, and `fun` "
+            "returns residuals. Use jaxfit.solve, whose fn returns a "
+            "jaxfit.Prediction(mean, observed), or curve_fit and fit, which make it."
+        )
     if not callable(loss) or isinstance(loss, type):
         raise ValueError(
             f"`loss` is {loss!r}; it must be one of {tuple(LOSSES)}, a callable "

@@ -26,9 +26,10 @@ from jaxfit._scipy import arguments
 from jaxfit._scipy.arguments import default_start
 from jaxfit._scipy.functions import fitted
 from jaxfit._scipy.keywords import settings_of
-from jaxfit._scipy.observations import Points, in_units_of, padded, prepare
+from jaxfit._scipy.observations import Points, in_units_of, judged, padded, prepare
 from jaxfit._scipy.request import Comparison, Door, ScipyRequest, not_finite
 from jaxfit._scipy.watch import print_summary
+from jaxfit.losses import Likelihood, Prediction
 
 
 def curve_fit(
@@ -94,7 +95,9 @@ def curve_fit(
         host: let NumPy compute the model, without being told.
         **kwargs: keywords of `least_squares`: ftol, xtol, gtol, x_scale, loss, f_scale,
             max_nfev, verbose, callback, diff_step, tr_solver, tr_options; and of
-            `leastsq`: maxfev, diag, epsfcn.
+            `leastsq`: maxfev, diag, epsfcn. `loss` may also be a likelihood, such as
+            `jaxfit.losses.Poisson()` where `ydata` are counts: then sigma is refused,
+            and pcov is the inverse expected information.
 
     Returns:
         popt (n,) and pcov (n, n). With `full_output` also a dictionary (nfev, fvec,
@@ -121,14 +124,15 @@ def curve_fit(
     weights = None
     if rowwise and m > 1:
         data, weights = padded(data)
+    asked = judged(data, settings.loss, m)
     request = ScipyRequest(
         f=f,
         jac=jac if callable(jac) else None,
         x0=p0,
-        data=data,
+        data=asked.data,
         bounds=limits,
         weights=weights,
-        loss=settings.loss,
+        loss=asked.loss,
         options=settings.options(n),
         x_scale=arguments.scales(settings.x_scale, n),
         absolute_sigma=np.bool_(absolute_sigma),
@@ -226,10 +230,15 @@ def _size(data: Points, _: Outcome) -> jax.Array:
     return jnp.max(jnp.abs(data.y))
 
 
-def _residual(f: Callable, parameters: jax.Array, data: Points) -> Float[Array, " m"]:
-    """(model - y) / sigma; for a covariance L Lᵀ, L⁻¹ (model - y)."""
+def _residual(f: Callable, parameters: jax.Array, data: Points) -> Any:
+    """(model - y) / sigma; for a covariance L Lᵀ, L⁻¹ (model - y).
+
+    Or a `Prediction`, where a likelihood stands in the place of sigma.
+    """
     model = _checked_output(_called(f, parameters, data), "f", data.y)
     y = jnp.ravel(data.y)
+    if isinstance(data.sigma, Likelihood):
+        return Prediction(jnp.broadcast_to(model, y.shape), y, data.sigma)
     return in_units_of(data.sigma, (model if model.size > 1 else jnp.ravel(model)) - y)
 
 
@@ -244,7 +253,8 @@ def _jacobian(
             "The return value of `jac` has wrong shape: expected "
             f"({data.y.size}, {n}), actual {matrix.shape}."
         )
-    return in_units_of(data.sigma, matrix)
+    is_judged = isinstance(data.sigma, Likelihood)
+    return matrix if is_judged else in_units_of(data.sigma, matrix)
 
 
 def _checked_output(output: Any, name: str, y: Any) -> jax.Array:
@@ -400,6 +410,8 @@ def _failure(
         count: how many of the rows are no padding; None: all.
     """
     if status == Status.NONFINITE_START:
+        if isinstance(request.loss, Likelihood):
+            return ValueError(f"{status.message_of_likelihood} p0 is {request.x0}.")
         with double_precision(request.f):
             wrong = not_finite(door, request, count)
         return ValueError(

@@ -7,7 +7,7 @@ from jaxfit._core.options import DEFAULTS, Options
 from jaxfit._core.rules import OURS, SCIPY_TESTS, Rules
 from jaxfit._scipy import arguments
 from jaxfit._scipy.watch import Watch
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 
 class Settings(NamedTuple):
@@ -116,7 +116,9 @@ def _relative_step(kwargs: dict[str, Any]) -> Any:
     return None if error is None else arguments.real_array(error, "`epsfcn`") ** 0.5
 
 
-def _loss(kwargs: dict[str, Any], method: str | None) -> Loss | None:
+def _loss(kwargs: dict[str, Any], method: str | None) -> Loss | Likelihood | None:
+    if isinstance(kwargs.get("loss"), Likelihood) and "f_scale" not in kwargs:
+        return kwargs.pop("loss")
     loss = arguments.as_loss(kwargs.pop("loss", "linear"), kwargs.pop("f_scale", 1.0))
     if method == "lm" and loss is not None:
         raise ValueError("method='lm' supports only 'linear' loss function.")

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfit._programs.arrays import is_masked, moments, native, with_nan
+from jaxfit._rows.predictions import RowNumbers
 from jaxfit._scipy.arguments import real_array, real_points, refuse_tracers
+from jaxfit.losses import Likelihood
 
 ASYMMETRY = 1e-5  # of a correlation, from rounding, single precision included
 
@@ -229,6 +231,44 @@ def in_units_of(sigma: Any, rows: jax.Array) -> jax.Array:
     if sigma.ndim == 2:
         return jax.scipy.linalg.solve_triangular(sigma, rows, lower=True)
     return rows / jnp.reshape(sigma, (-1,) + (1,) * (rows.ndim - 1))
+
+
+class Judged(NamedTuple):
+    """Observations with a likelihood in the place of sigma, and the loss."""
+
+    data: Points
+    loss: Any
+
+
+def judged(data: Points, loss: Any, number: int) -> Judged:
+    """The observations as the loss wants them.
+
+    Args:
+        number: of observations, without padding.
+    """
+    if not isinstance(loss, Likelihood):
+        return Judged(data, loss)
+    name = type(loss).__name__
+    if data.sigma is not None:
+        raise ValueError(
+            f"loss={name}(...) knows the errors of `ydata`; leave out `sigma`."
+        )
+    own = RowNumbers.of(loss)
+    if own is None:
+        return Judged(data._replace(sigma=loss), loss)
+    leaves, structure = jax.tree.flatten(loss)
+    numbers = [np.asarray(leaf, float).ravel() for leaf in leaves]
+    for leaf in numbers:
+        if leaf.size not in (1, number):
+            raise ValueError(
+                f"loss={name}(...) has {leaf.size} numbers, and {number} points of "
+                "`ydata` are left to fit. Give one number, or one for each point."
+            )
+    numbers = [
+        padded_points(leaf, (number,), data.y.size) if leaf.size > 1 else leaf[0]
+        for leaf in numbers
+    ]
+    return Judged(data._replace(sigma=jax.tree.unflatten(structure, numbers)), own.loss)
 
 
 def padded(data: Points) -> tuple[Points, np.ndarray]:

@@ -19,7 +19,7 @@ from jaxfit._numpy.speaking import SpeakingNumPy
 from jaxfit._programs.compiled import compiled, lean_first, specialised
 from jaxfit._programs.errors import what_is_not_finite
 from jaxfit._programs.host import pack
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 
 class Door(NamedTuple):
@@ -51,7 +51,7 @@ class ScipyRequest(NamedTuple):
     data: PyTree
     bounds: tuple[np.ndarray, np.ndarray] | None
     weights: PyTree
-    loss: Loss | None
+    loss: Loss | Likelihood | None
     options: Options
     x_scale: np.ndarray | None  # None: 'jac'
     absolute_sigma: np.bool_ | bool = False

@@ -11,14 +11,15 @@ import numpy as np
 from jaxfit._core.options import Options
 from jaxfit._programs.call import Static
 from jaxfit._scipy.arguments import real_array
+from jaxfit.fitting._likelihood import as_loss
 from jaxfit.fitting._priors import priors_from
 from jaxfit.fitting._problem import Method, Problem, once_for_a_model
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 from jaxfit.models import Model
 
 Interval = tuple[float, float]
 
-COVARIANCES = {kind: Static(kind) for kind in ("gram", "sandwich")}
+COVARIANCES = {kind: Static(kind) for kind in ("gram", "observed", "sandwich")}
 
 
 class ProblemAndStarts(NamedTuple):
@@ -95,7 +96,7 @@ def _with_terms(
 
 
 def method_from(
-    loss: Loss | None,
+    loss: Loss | Likelihood | None,
     options: Options | None,
     absolute_sigma: bool,
     covariance: str | None,
@@ -103,13 +104,15 @@ def method_from(
     """How it is fitted; arguments as in `fit`."""
     if covariance is not None and covariance not in COVARIANCES:
         raise ValueError(
-            f"covariance is {covariance!r}; give 'gram', 'sandwich' or None."
+            f"covariance is {covariance!r}; give 'gram', 'observed', 'sandwich' or "
+            "None."
         )
+    usual = "sandwich" if isinstance(loss, Loss) else "gram"
     return Method(
-        loss=loss,
+        loss=as_loss(loss),
         options=options,
-        absolute=np.bool_(absolute_sigma),
-        covariance=COVARIANCES[covariance or ("gram" if loss is None else "sandwich")],
+        absolute=np.bool_(absolute_sigma or isinstance(loss, Likelihood)),
+        covariance=COVARIANCES[covariance or usual],
     )
 
 

@@ -24,12 +24,13 @@ from jaxfit.fitting._errors_in_x import (
 )
 from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._joint_fit import for_sharing, joint_numbers, shared_names
+from jaxfit.fitting._likelihood import with_likelihood
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Axes, DataSet, Observed, observed
 from jaxfit.fitting._problem import from_middle, starts_about
 from jaxfit.fitting._run import batch_numbers
 from jaxfit.interop.lmfit import Terms, without_lmfit
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 from jaxfit.models import as_model
 
 ON_HOST = (
@@ -49,7 +50,7 @@ def fit_batch(
     p0: Any = None,
     bounds: Any = None,
     fixed: Any = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
     nan_policy: str = "omit",
     tie: Mapping[str, Any] | None = None,
@@ -118,6 +119,7 @@ def fit_batch(
     seen = observed(x, y, sigma, nan_policy, trailing)
     sigma_x = jax.tree.map(_values, sigma_x, is_leaf=_has_dims)
     seen = with_errors_in_x(seen, sigma_x, trailing)
+    seen = with_likelihood(seen, loss, trailing)
     terms = {"bounds": given.bounds, "fixed": given.fixed, "tie": given.tie}
     terms |= {"prior": prior}
     asked = problem_from(model, p0=p0, rowwise=rowwise, **terms)
@@ -125,7 +127,7 @@ def fit_batch(
     check_not_shared(seen, names)
     starts = {name: _of_each(name, v, lead) for name, v in asked.starts.items()}
     settings = terms | {
-        "sigma": seen.of_points(seen.data.sigma),
+        "sigma": None if seen.likelihood else seen.of_points(seen.data.sigma),
         "sigma_x": sigma_x,
         "loss": loss,
         "options": options,
@@ -183,7 +185,7 @@ def _flat(seen: Observed, starts: dict[str, Any], lead: tuple[int, ...]) -> _Fla
 
     sigma, sigma_axis = data.sigma, None
     if sigma is not None and sigma.ndim > len(trailing):
-        sigma, sigma_axis = flat(seen.sigma), 0
+        sigma, sigma_axis = flat(np.broadcast_to(sigma, data.y.shape)), 0
     valid = None if seen.valid is None else flat(seen.valid)
     return _Flat(
         DataSet(

@@ -124,7 +124,10 @@ class BatchRecord:
 
     @property
     def chi_square(self) -> Map:
-        """Twice the costs: the part of each data set where they share parameters."""
+        """Twice the costs: the part of each data set where they share parameters.
+
+        With a likelihood the deviances, see `Fit.deviance`.
+        """
         return 2 * self.numbers.cost.reshape(self.shape)
 
     @property

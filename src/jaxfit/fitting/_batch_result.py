@@ -4,17 +4,21 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Inexact, PyTree
+from jaxtyping import Bool, Inexact, PyTree
 
+from jaxfit._rows.predictions import RowNumbers
 from jaxfit.fitting._arguments import method_from
-from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._batch_record import BatchRecord, Map
 from jaxfit.fitting._dates import Dated
 from jaxfit.fitting._fit import FitError, fit
+from jaxfit.fitting._likelihood import ExpectedDeviance, with_likelihood
 from jaxfit.fitting._points import observed
 from jaxfit.fitting._result import Fit
-from jaxfit.fitting.inference import _bands
+from jaxfit.fitting.inference import _bands, _draws, _outliers
 from jaxfit.fitting.output import _plot_batch, _report, _tables
+from jaxfit.losses import Likelihood
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +62,7 @@ class BatchFit(BatchRecord):
         if problem.origin is not None:  # an amplitude at x = 0 may be beyond any number
             ended = {name: v for name, v in ended.items() if np.isfinite(v)}
         same = {**self.settings, "p0": ended, "nan_policy": "omit"}
-        same["sigma"] = self._sigma(index)
+        same |= {"sigma": self._sigma(index), "loss": self._loss(index)}
         x = Dated(self.x, self.dates)
         return fit(problem.model, x, self.y[index], **(same | settings))
 
@@ -66,6 +70,48 @@ class BatchFit(BatchRecord):
         """The standard errors of one data set."""
         sigma = self.settings["sigma"]
         return None if sigma is None else np.broadcast_to(sigma, self.y.shape)[index]
+
+    @property
+    def deviance(self) -> Map:
+        """`chi_square` by the name that it has with a likelihood: see `Fit.deviance`.
+
+        Beside it `expected_deviance()` tells how large it would be of a right model.
+        """
+        return self.chi_square
+
+    def expected_deviance(self) -> ExpectedDeviance | None:
+        """The deviance that a right model would have, as maps: see `Fit`.
+
+        None without a likelihood, with priors, and where it is not known.
+        """
+        loss, one = self.settings["loss"], self.y.ndim - len(self.shape)
+        if not isinstance(loss, Likelihood) or self.problem.prior:
+            return None
+        with np.errstate(invalid="ignore"):
+            moments = loss.expected_deviance(np.asarray(_bands.curves(self, None)))
+        if moments is None:
+            return None
+        valid, points = np.isfinite(self.y), tuple(range(-one, 0))
+        expectation, variance = (
+            np.sum(np.where(valid, part, 0), axis=points) for part in moments
+        )
+        return ExpectedDeviance(
+            value=expectation - len(self.problem.varied), deviation=np.sqrt(variance)
+        )
+
+    def _loss(self, index: Any) -> Any:
+        """The loss of one data set: its own numbers of a likelihood."""
+        loss = self.settings["loss"]
+        if RowNumbers.of(loss) is None:
+            return loss
+        trailing = self.y.ndim - len(self.shape)
+
+        def own(number: Any) -> Any:
+            if np.ndim(number) <= trailing:
+                return number
+            return np.broadcast_to(number, self.y.shape)[index]
+
+        return jax.tree.map(own, loss)
 
     def _part_of_all(self, index: Any, settings: dict[str, Any]) -> Fit:
         """One data set as the joint fit has it."""
@@ -75,7 +121,9 @@ class BatchFit(BatchRecord):
                 "together with others. Give settings to fit_batch, or the data to fit."
             )
         x, own = Dated(self.x, self.dates), self.settings
+        loss = self._loss(index)
         seen = observed(x, self.y[index], self._sigma(index), "omit")
+        seen = with_likelihood(seen, loss)
         number = int(np.ravel_multi_index(np.atleast_1d(index), self.shape, "wrap"))
         numbers = self.numbers.nth(number)
         best = _bands.at_data(self.problem, seen, numbers)
@@ -83,7 +131,7 @@ class BatchFit(BatchRecord):
             problem=self.problem,
             observed=seen,
             method=method_from(
-                own["loss"], own["options"], own["absolute_sigma"], own["covariance"]
+                loss, own["options"], own["absolute_sigma"], own["covariance"]
             ),
             numbers=numbers._replace(best=best),
             together=self.together,
@@ -91,6 +139,23 @@ class BatchFit(BatchRecord):
         if not result.success:
             raise FitError(_report.failure(result), result)
         return result
+
+    def outliers(self, level: float = 0.01) -> Bool[np.ndarray, "..."]:
+        """Which points are too far from their curve, a mask of the shape of Y.
+
+        As `Fit.outliers`, with the level for the points of each data set; none of a
+        fit that failed.
+        """
+        return _outliers.batch_outliers(self, level)
+
+    def draws(self, number: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Draws of all parameters of every fit, by name: (..., number).
+
+        As `Fit.draws`. What data sets share is drawn once for all, (number,), and each
+        has the others given that. NaN where a parameter has no finite error, or nearly
+        all draws lie outside of the bounds.
+        """
+        return _draws.batch_draws(self, number, seed)
 
     def __str__(self) -> str:
         return _report.batch(self)

@@ -16,6 +16,7 @@ from jaxfit.fitting._errors_in_x import (
     with_errors_in_x,
 )
 from jaxfit.fitting._functions import Asked, with_functions
+from jaxfit.fitting._likelihood import with_likelihood
 from jaxfit.fitting._multistart import best_of_many
 from jaxfit.fitting._points import DataSet, Observed, observed
 from jaxfit.fitting._problem import Method, from_middle, starts_about
@@ -25,7 +26,7 @@ from jaxfit.fitting._several import SeveralData, model_of
 from jaxfit.fitting._watched import Step, Watch, watched_numbers
 from jaxfit.fitting.output import _report
 from jaxfit.interop.lmfit import Terms, without_lmfit
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 from jaxfit.models import as_model
 
 CREEP = 0.01  # in units of chi-square: a tenth of a standard error, no gain any more
@@ -52,7 +53,7 @@ def fit(
     p0: Any = None,
     bounds: Any = None,
     fixed: Any = None,
-    loss: Loss | None = None,
+    loss: Loss | Likelihood | None = None,
     options: Options | None = None,
     nan_policy: str = "raise",
     tie: Mapping[str, Any] | None = None,
@@ -112,7 +113,10 @@ def fit(
             lmfit's `Parameters`, with their bounds, `vary` and expressions.
         bounds: (lower, upper) by name, None for none; in place of the model's own.
         fixed: values by name, or names that are fixed at their p0.
-        loss: a robust loss of `jaxfit.losses`, in units of sigma.
+        loss: a robust loss of `jaxfit.losses`, in units of sigma; or a likelihood, such
+            as `losses.Poisson()` where y are counts, which knows the errors of y by
+            itself: sigma is refused. A number of a likelihood may be an array of the
+            shape of y, as in `losses.Binomial(trials)`.
         options: tolerances, see `jaxfit.Options`.
         nan_policy: "raise", or "omit" to leave out points with NaN.
         tie: by name a function of the other parameters, such as
@@ -129,7 +133,10 @@ def fit(
             quasi-random ones inside the bounds or around the guess, and keep the best;
             `Fit.minima` tells what was found.
         seed: of these starts.
-        covariance: "gram", "sandwich", or None: the sandwich with a robust loss.
+        covariance: "gram", the inverse Gram matrix, with a likelihood the inverse
+            expected information; "observed", the inverse of the cost's exact second
+            derivatives (the observed information); "sandwich"; or None: the sandwich
+            with a robust loss, and else "gram".
         rowwise: a function of your own treats each point by itself, as the models of
             the library do, so that another number of points compiles nothing.
         callback: called after each accepted step with a `jaxfit.fitting.Step`, whose
@@ -179,7 +186,7 @@ def fit(
         raise ValueError(f"local is {local!r}, and there is one data set.")
     else:
         seen = observed(x, y, sigma, nan_policy)
-    seen = with_errors_in_x(seen, sigma_x)
+    seen = with_likelihood(with_errors_in_x(seen, sigma_x), loss)
     asked = problem_from(model, rowwise=rowwise, **terms)
     seen.check_enough()
     method = method_from(loss, options, absolute_sigma, covariance)

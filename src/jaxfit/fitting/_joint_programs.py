@@ -18,6 +18,7 @@ from jaxfit._joint.solve import solve_joint
 from jaxfit._programs.call import Static
 from jaxfit._programs.host import pack
 from jaxfit._rows.table import Shared
+from jaxfit._rows.visit import ResidualModel, visit
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._joint_sandwich import Covariances, RowsAt, joint_sandwich
 from jaxfit.fitting._numbers import Numbers
@@ -194,14 +195,14 @@ def _vectors(inputs: JointInputs, solution: JointSolution) -> Float[Array, "B k"
         return _rows(inputs, solution.x, one)
 
     if method.is_sandwich:
-        rows = mapped(lambda one: rows_of(one).sums(method.loss), each, size)
+        rows = mapped(lambda one: rows_of(one).sums(), each, size)
         covariances = joint_sandwich(rows, covariances, solution)
     each = each._replace(covariances=covariances._replace(shared=None))
 
     def vector(one: _Each) -> Float[Array, " k"]:
         rows = rows_of(one)
         own = one.covariances._replace(shared=covariances.shared)
-        part = rows.part(_is_own(inputs), method.loss)
+        part = rows.part(_is_own(inputs))
         places = split.order
         end = Numbers(
             x=split.joined(solution.x, one.u),
@@ -237,14 +238,12 @@ def _rows(inputs: JointInputs, x: Float[Array, " s"], one: _Each) -> RowsAt:
     sigma = inputs.points.sigma if one.sigma is None else one.sigma
     data, number = Points(inputs.points.x, one.y, sigma), len(x)
 
-    def flat(parts: PyTree) -> Float[Array, " m"]:
-        return jnp.concatenate([jnp.ravel(part) for part in jax.tree.leaves(parts)])
+    def function(both: Float[Array, " n"], data: Points) -> PyTree:
+        return inputs.residuals(both[:number], both[number:], data)
 
-    def function(both: Float[Array, " n"]) -> Float[Array, " m"]:
-        return flat(inputs.residuals(both[:number], both[number:], data))
-
-    weights = None if one.weights is None else flat(one.weights) > 0
-    return RowsAt(function, jnp.concatenate([x, one.u]), weights)
+    both = jnp.concatenate([x, one.u])
+    model = ResidualModel(function, None, lambda both: both, inputs.method.loss)
+    return RowsAt(visit(None, model, data, one.weights, both), both)
 
 
 def _status_of_each(solution: JointSolution) -> Int[Array, " B"]:

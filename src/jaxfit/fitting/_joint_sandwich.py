@@ -1,7 +1,6 @@
 """The sandwich of data sets that share parameters, swept as their fit is."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxfit._core.covariance import degrees_of_freedom
 from jaxfit._joint.solution import JointSolution
-from jaxfit._rows.residuals import jacobian
-from jaxfit.losses import Linear, Loss
+from jaxfit._rows.reduction import cost_of
+from jaxfit._rows.visit import Rows
+from jaxfit.fitting._programs import RowSums, row_sums
 
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -41,13 +41,6 @@ class Covariances(NamedTuple):
         )
 
 
-class Sums(NamedTuple):
-    """What a data set adds to the sandwich, the shared parameters first."""
-
-    hessian: Float[Array, "*B n n"]  # Jᵀ diag(ψ') J
-    filling: Float[Array, "*B n n"]  # the sum of g gᵀ
-
-
 class Part(NamedTuple):
     """Some of the residuals of a data set."""
 
@@ -56,39 +49,26 @@ class Part(NamedTuple):
 
 
 class RowsAt(NamedTuple):
-    """The residuals of a data set as a function of its parameters, and a point."""
+    """The rows of a data set as a function of its parameters, and a point."""
 
-    function: Callable
+    rows: Rows
     x: Float[Array, " n"]  # the shared parameters first
-    counts: Bool[Array, " m"] | None  # None: all do
 
-    def _counted(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
-        rows = self.function(x)
-        return rows if self.counts is None else jnp.where(self.counts, rows, 0)
+    def part(self, is_own: Bool[np.ndarray, " m"]) -> Part:
+        """How many of some rows count, and their cost."""
+        pieces = self.rows.chunks.whole.rows
+        weights = self.rows.weights(pieces, self.x.dtype)
+        counts = jnp.asarray(is_own) if weights is None else is_own & (weights > 0)
+        costs = self.rows.residuals.costs(self.x, counts, pieces)
+        return Part(jnp.sum(counts), cost_of(costs, self.rows.loss, counts))
 
-    def part(self, is_own: Bool[np.ndarray, " m"], loss: Loss | None) -> Part:
-        """How many of some residuals count, and their cost."""
-        loss = Linear() if loss is None else loss
-        rho, _, _ = loss.evaluate((self._counted(self.x) / loss.scale) ** 2)
-        counts = is_own if self.counts is None else is_own & self.counts
-        cost = 0.5 * loss.scale**2 * jnp.sum(jnp.where(counts, rho, 0))
-        return Part(jnp.sum(counts), cost)
-
-    def sums(self, loss: Loss | None) -> Sums:
+    def sums(self) -> RowSums:
         """What they add to the sandwich."""
-        loss = Linear() if loss is None else loss
-        r, slopes = self._counted(self.x), jacobian(self._counted, self.x)
-        z = (r / loss.scale) ** 2
-        _, slope, curvature = loss.evaluate(z)
-        gradients = (slope * r)[:, None] * slopes
-        return Sums(
-            hessian=_dot(slopes.T, (slope + 2 * z * curvature)[:, None] * slopes),
-            filling=_dot(gradients.T, gradients),
-        )
+        return row_sums(self.rows, self.x)
 
 
 def joint_sandwich(
-    sums: Sums, plain: Covariances, solution: JointSolution
+    sums: RowSums, plain: Covariances, solution: JointSolution
 ) -> Covariances:
     """H⁻¹ (sum of g gᵀ) H⁻¹ m / (m - n) of all parameters, see `sandwich`.
 

@@ -16,6 +16,7 @@ from jaxfit._scipy.observations import (
     points_where,
 )
 from jaxfit.fitting._dates import Dated, Dates
+from jaxfit.losses import Likelihood
 
 
 class Observed(NamedTuple):
@@ -27,6 +28,8 @@ class Observed(NamedTuple):
     dates: Dates | None = None  # what x counts
     shapes: tuple[tuple[int, ...], ...] | None = None  # of several data sets
     sigma_x: tuple | None = None  # errors of the leaves of x, None where one is exact
+    # of y, `data.sigma` being its number for each point, if it has one
+    likelihood: Likelihood | None = None
 
     @property
     def y(self) -> np.ndarray:
@@ -75,6 +78,8 @@ class Observed(NamedTuple):
         sigma = self.data.sigma
         if self.is_correlated:
             return np.sqrt(np.sum(sigma**2, axis=1))
+        if self.likelihood is not None:
+            return None
         return None if sigma is None else np.broadcast_to(sigma, np.shape(self.data.y))
 
     @property
@@ -98,6 +103,8 @@ class Observed(NamedTuple):
         """What a reader of a report should know of the data, as sentences."""
         notes = [] if self.dates is None else [f"x: {self.dates.words}."]
         notes += ["Covariance of y given."] if self.is_correlated else []
+        if self.likelihood is not None:
+            notes.append(f"Likelihood of y: {type(self.likelihood).__name__}.")
         if self.is_complex:
             notes.append(
                 "y is complex: its real and imaginary parts count by themselves."
@@ -150,6 +157,15 @@ class Observed(NamedTuple):
             return None
         flat = np.ravel(values)
         return flat if self.valid is None else flat[self.valid.ravel()]
+
+    def spread(self, values: Any) -> np.ndarray:
+        """`counted` undone: of the shape of y, NaN for points that do not count."""
+        shape = np.shape(self.data.y)
+        if self.valid is None:
+            return np.reshape(values, shape)
+        whole = np.full(shape, np.nan)
+        whole[self.valid] = values
+        return whole
 
     @property
     def data_set(self) -> "DataSet":

@@ -18,10 +18,11 @@ from jaxfit._core.options import Options
 from jaxfit._numpy.either import xp
 from jaxfit._programs.call import Static
 from jaxfit._programs.host import double_precision
+from jaxfit._rows.predictions import with_numbers
 from jaxfit._scipy.observations import Points, in_units_of
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._priors import Prior, names_of_rows
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss, Prediction
 from jaxfit.models import Model
 from jaxfit.models._guess import far_middle
 
@@ -34,10 +35,15 @@ Vector = Float[Numeric, "n *many"] | ByName
 class Method(NamedTuple):
     """How a fit is done, and what its errors mean; a pytree."""
 
-    loss: Loss | None
+    loss: Loss | Likelihood | None
     options: Options | None
     absolute: Any  # sigma is known, and not only up to a factor
-    covariance: Static  # "gram" or "sandwich"
+    covariance: Static  # "gram", "observed" or "sandwich"
+
+    @property
+    def is_of_rows(self) -> bool:
+        """Whether errors come from the rows, and not from the inverse Gram matrix."""
+        return self.covariance.value != "gram"
 
     @property
     def is_sandwich(self) -> bool:
@@ -47,7 +53,10 @@ class Method(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["model", "fixed", "ties", "lower", "upper", "prior", "origin"],
+    data_fields=[
+        *("model", "fixed", "ties", "lower", "upper", "prior", "origin"),
+        "likelihood",
+    ],
     meta_fields=["varied", "rowwise", "numbers"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +72,7 @@ class Problem:
         prior: what is known besides the data: further residuals.
         origin: where the solver's x counts from, whose vector then holds the parameters
             for that; None: 0. All that stands here is for x as it is.
+        likelihood: of the data, which may lack its number for each point.
         rowwise: "yes" where the user says that the model treats each point by itself,
             "no" where the data do not; else the model knows.
         numbers: "complex" where the data have a last axis for real and imaginary part.
@@ -76,6 +86,7 @@ class Problem:
     upper: Any
     prior: tuple[Prior, ...]
     origin: Any = None
+    likelihood: Likelihood | None = None
     rowwise: str = ""  # a text, which a pytree's structure tells from all others
     numbers: str = ""
 
@@ -88,6 +99,9 @@ class Problem:
 
     def for_data(self, seen: Observed) -> "Problem":
         """The problem of some data, by what they are."""
+        if seen.likelihood is not None:
+            judged = dataclasses.replace(self, likelihood=seen.likelihood)
+            return judged.for_data(seen._replace(likelihood=None))
         if seen.is_complex:
             return dataclasses.replace(self, rowwise="no", numbers="complex")
         if seen.sigma_x is not None:
@@ -211,20 +225,26 @@ class Problem:
             )
         return xp.broadcast_to(values, shape)
 
-    def residuals(self, x: Vector, data: Points) -> dict[str, Numeric]:
-        """(model - y) / sigma, and those of the priors.
+    def residuals(self, x: Vector, data: Points) -> dict[str, Any]:
+        """(model - y) / sigma, and those of each prior.
 
-        For a covariance L Lᵀ of y that is L⁻¹ (model - y), and sigma is L.
+        For a covariance L Lᵀ of y that is L⁻¹ (model - y), and sigma is L. With a
+        likelihood it is a `Prediction` of y, and sigma its number for each point.
         """
-        rows, sigma = self.values(x, data.x, data.y.shape) - data.y, data.sigma
-        if sigma is not None:
-            is_matrix = sigma.ndim > rows.ndim
-            rows = in_units_of(sigma, rows) if is_matrix else rows / sigma
-        residuals: dict[str, Numeric] = {}
-        residuals["data"] = rows
+        values = self.values(x, data.x, data.y.shape)
+        residuals = {"data": self._rows(values, data)}
         if self.prior:
             residuals["prior"] = self.of_priors(x)
         return residuals
+
+    def _rows(self, values: Numeric, data: Points) -> Any:
+        sigma = data.sigma
+        if self.likelihood is not None:
+            return Prediction(values, data.y, with_numbers(self.likelihood, sigma))
+        rows = values - data.y
+        if sigma is None:
+            return rows
+        return in_units_of(sigma, rows) if sigma.ndim > rows.ndim else rows / sigma
 
     def of_priors(self, x: Vector) -> Numeric:
         """The residuals of all priors, one for each parameter that they name."""

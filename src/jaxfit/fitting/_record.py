@@ -13,6 +13,12 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxfit._core.certificate import Status
+from jaxfit.fitting._likelihood import (
+    ExpectedDeviance,
+    Judged,
+    expected_deviance,
+    judged,
+)
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Method, Problem
@@ -79,6 +85,16 @@ class Record:
         """Whether sigma is known."""
         return bool(self.method.absolute)
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether the data have a likelihood."""
+        return self.observed.likelihood is not None
+
+    @functools.cached_property
+    def judged(self) -> Judged:
+        """What it says of the points that count, flat."""
+        return judged(self.observed, self.numbers.best)
+
     # How it ended
 
     @property
@@ -96,7 +112,8 @@ class Record:
         """How it ended, as a sentence."""
         outside = [p for p in self.params.values() if p.is_outside]
         if not outside:
-            return self.status.message
+            status = self.status
+            return status.message_of_likelihood if self.is_judged else status.message
         texts = [
             f"{p.name} = {p.value:.6g} ({p.lower:g} .. {p.upper:g})" for p in outside
         ]
@@ -200,6 +217,12 @@ class Record:
         """Where the errors come from, in words."""
         if self.method.is_sandwich:
             return "sandwich, from the scatter of the single residuals"
+        is_observed = self.method.is_of_rows
+        if self.is_judged:
+            return f"inverse {'observed' if is_observed else 'expected'} information"
+        if is_observed:
+            scale = "sigma as given" if self.absolute_sigma else "scaled"
+            return f"inverse Hessian of the cost, {scale}"
         if self.absolute_sigma:
             return "inverse Gram matrix, sigma as given"
         return "inverse Gram matrix, scaled to a reduced chi-square of 1"
@@ -230,6 +253,8 @@ class Record:
     def goodness(self) -> Goodness:
         """Chi-square and what is computed from it."""
         observed = self.observed
+        if self.is_judged:
+            return self._goodness_of_likelihood
 
         def counted(values: np.ndarray) -> np.ndarray:
             return observed.counted(observed.standardized(values))
@@ -249,6 +274,47 @@ class Record:
         return measures.within(self.together.dof, self.together.reduced_chi_square)
 
     @property
+    def _goodness_of_likelihood(self) -> Goodness:
+        """Deviance, the true likelihood and what is computed from them."""
+        observed, numbers = self.observed, self.numbers
+        measures = goodness(
+            chi_square=2 * numbers.cost,
+            count=int(numbers.count),
+            varied=len(self.varied),
+            absolute=True,
+            y=observed.counted(observed.data.y),
+            residual=observed.counted(self.real_residuals),
+            units=list(map(observed.counted, observed.constants)),
+            log_sigma=0.0,
+        )
+        if self.together is not None:
+            return measures.within(self.together.dof, self.together.reduced_chi_square)
+        priors = numbers.cost - float(np.sum(self.judged.cost))
+        return measures.judged(self.judged.log_likelihood - priors, len(self.varied))
+
+    @property
+    def deviance(self) -> float:
+        """Twice the cost of a likelihood: 0 for a model that meets every point.
+
+        Of a likelihood without such a model, as Rice's, minus twice its logarithm. It
+        is `chi_square`, which for normal errors is the deviance.
+        """
+        return self.chi_square
+
+    @property
+    def expected_deviance(self) -> ExpectedDeviance | None:
+        """The deviance that a right model would have, and its standard deviation.
+
+        The sum of what is expected of each point at the best fit (Kaastra, A&A 605,
+        A51, 2017), less one for each parameter that varied: of few counts it is far
+        from the degrees of freedom. None where it is not known: without a likelihood,
+        with priors, and of one of your own that does not say.
+        """
+        if not self.is_judged or self.problem.prior:
+            return None
+        return expected_deviance(self.observed, self.numbers.best, len(self.varied))
+
+    @property
     def ndata(self) -> int:
         """Points that count."""
         return self.goodness.ndata
@@ -266,6 +332,7 @@ class Record:
     def chi_square(self) -> float:
         """Twice the cost: the sum of ((y - model) / sigma)², under the loss.
 
+        With a likelihood the deviance, see `deviance`.
         With errors in x also that of (x_corrections / sigma_x)².
         """
         return self.goodness.chi_square
@@ -285,14 +352,18 @@ class Record:
 
     @property
     def log_likelihood(self) -> float:
-        """The likelihood of normal errors: of sigma as given, or at its best scale."""
+        """The likelihood of normal errors: of sigma as given, or at its best scale.
+
+        Or that of the data's own likelihood, with all its constants.
+        """
         return self.goodness.log_likelihood
 
     @property
     def aic(self) -> float:
         """Akaike's criterion, m log(chi²/m) + 2 n, or chi² + 2 n for a known sigma.
 
-        That is -2 log-likelihood + 2 n up to a number that depends on the data alone.
+        That is -2 log-likelihood + 2 n up to a number that depends on the data alone;
+        with a likelihood of the data it is just that.
         """
         return self.goodness.aic
 
@@ -336,10 +407,33 @@ class Record:
         That is sigma, scaled to a reduced chi-square of 1 unless it is known. For a
         covariance L Lᵀ of y they are L⁻¹ (y - model), which are uncorrelated. With
         errors in x they are smaller, since points move in both directions: see
-        `orthogonal_residuals`.
+        `orthogonal_residuals`. With a likelihood they are Pearson's: the distance from
+        what is expected over its standard deviation.
         """
-        ratio = self.observed.standardized(self.real_residuals)
-        return self.observed.shown(ratio / self._scale)
+        return self.observed.shown(self.in_errors / self._scale)
+
+    @property
+    def in_errors(self) -> Float[np.ndarray, "..."]:
+        """`standardized_residuals` in units of the errors as they were given."""
+        observed = self.observed
+        if not self.is_judged:
+            return observed.standardized(self.real_residuals)
+        y = observed.counted(observed.data.y)
+        return observed.spread(self.judged.pearson(y))
+
+    @property
+    def deviance_residuals(self) -> Any:
+        """The root of each point's deviance, with the sign of y - model.
+
+        Nearer to a normal distribution than Pearson's where counts are few. Without a
+        likelihood, and with one that has no deviance, they are the standardised ones.
+        """
+        observed, likelihood = self.observed, self.observed.likelihood
+        if likelihood is None:
+            return self.standardized_residuals
+        y = observed.counted(observed.data.y)
+        roots = self.judged.near_normal(likelihood, y)
+        return observed.shown(observed.spread(roots))
 
     @property
     def _scale(self) -> float:
@@ -377,7 +471,7 @@ class Record:
     @property
     def distances(self) -> Float[np.ndarray, "..."]:
         """`orthogonal_residuals` in units of the errors as they were given."""
-        along_y, along_x = self.observed.standardized(self.real_residuals), self._ratios
+        along_y, along_x = self.in_errors, self._ratios
         if along_x is None:
             return along_y
         distance = np.sqrt(along_y**2 + np.sum(along_x**2, axis=0))
@@ -386,7 +480,7 @@ class Record:
     @property
     def sums_of_squares(self) -> "SumsOfSquares":
         """The parts of chi-square along y and along x, without priors and loss."""
-        along_y = self.observed.standardized(self.real_residuals)
+        along_y = self.in_errors
         along_x = np.zeros(0) if self._ratios is None else self._ratios
         return SumsOfSquares(
             y=float(np.nansum(along_y**2)), x=float(np.nansum(along_x**2))

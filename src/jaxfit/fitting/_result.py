@@ -11,7 +11,14 @@ from jaxtyping import Inexact, PyTree
 
 from jaxfit.fitting import _several
 from jaxfit.fitting._record import Record
-from jaxfit.fitting.inference import _bands, _bootstrap, _intervals, _posterior
+from jaxfit.fitting.inference import (
+    _bands,
+    _bootstrap,
+    _draws,
+    _intervals,
+    _outliers,
+    _posterior,
+)
 from jaxfit.fitting.inference._bands import Band
 from jaxfit.fitting.inference._bootstrap import Bootstrap
 from jaxfit.fitting.inference._intervals import (
@@ -75,7 +82,8 @@ class Fit(Record):
         """Where a further observation falls, with this probability.
 
         The confidence band with the scatter of single points added, that of sigma = 1
-        scaled, or of the data's own sigma where `x` is None.
+        scaled, or of the data's own sigma where `x` is None. With a likelihood the
+        scatter is its own; of Poisson counts the band ends at whole numbers.
         """
         return _bands.prediction(_several.view(self, data_set), x, level)
 
@@ -117,7 +125,7 @@ class Fit(Record):
         return _intervals.profile(self, names, points)
 
     def bootstrap(
-        self, number: int = 2000, resample: str = "residual", seed: int = 0
+        self, number: int = 2000, resample: str | None = None, seed: int = 0
     ) -> Bootstrap:
         """Refits of resampled data, all in one batch.
 
@@ -126,7 +134,8 @@ class Fit(Record):
             resample: "residual", the fitted curve and residuals drawn among all;
                 "case", points drawn with their errors, right also where errors are not
                 alike, and the only one with errors in x; "parametric", the fitted curve
-                and normal errors.
+                and normal errors, or draws from the likelihood of the data. None is
+                "residual", with a likelihood "parametric".
             seed: of the random numbers.
         """
         return _bootstrap.bootstrap(self, number, resample, seed)
@@ -151,6 +160,26 @@ class Fit(Record):
         """
         return _intervals.contour(self, a, b, level, points)
 
+    def outliers(self, level: float = 0.01) -> Any:
+        """Which points are too far from the curve, a mask of the shape of y.
+
+        Residuals are divided by their standard deviations, with what the curve takes
+        from them, and compared with what the largest of so many is by chance: of m
+        points each has the level 1 - (1 - level)^(1/m). Where sigma is known
+        (`absolute_sigma`) they are normal; otherwise the scale is that of the other
+        points, without those far out, and they have Student's distribution. Points that
+        do not count are no outliers. With a covariance of y each point is compared with
+        what the others say of it; of complex y a point is one if one of its parts is;
+        with errors in x distances from the curve count.
+
+        An outlier also draws the curve to itself. With a robust loss it does not, so
+        that several are found beside each other.
+
+        Args:
+            level: the probability of a mask that is not empty, for normal errors.
+        """
+        return _outliers.outliers(self, level)
+
     # The posterior
 
     @functools.cached_property
@@ -169,6 +198,24 @@ class Fit(Record):
         JAX's precision. Chi-square of many points needs `jax_enable_x64` there.
         """
         return _posterior.log_density(self)
+
+    def draws(self, number: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Draws of all parameters from what the fit says of them, by name, (number,).
+
+        Laplace's approximation of the posterior: what varied is drawn from the normal
+        distribution of estimate and covariance, and draws outside of bounds are drawn
+        again; what is tied or derived is computed from each draw, and what is fixed
+        stays. So errors go through any function of yours: np.std(f(**draws)).
+
+        Args:
+            number: of draws.
+            seed: of the random numbers.
+
+        Raises:
+            ValueError: a parameter has no finite error, or nearly all draws lie
+                outside of the bounds.
+        """
+        return _draws.draws(self, number, seed)
 
     # For people
 

@@ -27,6 +27,7 @@ from jaxfit._programs.compiled import specialised
 from jaxfit._programs.errors import what_is_not_finite
 from jaxfit._programs.host import computed, double_precision, pack
 from jaxfit._programs.memory import Budget
+from jaxfit._rows.predictions import means_of
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._guesses import start_vectors
@@ -46,7 +47,7 @@ from jaxfit.fitting._programs import (
     BLOCK_NUMBERS,
     ending,
     finished,
-    sandwich,
+    of_rows,
     weights_of,
 )
 from jaxfit.models._guess import Tally
@@ -336,7 +337,7 @@ def _fits(
         end = ending(solution, method.absolute)
         if with_values:
             end = end._replace(best=problem.values(solution.x, common.x, shape))
-        return end if method.is_sandwich else pack(finished(problem, end))
+        return end if method.is_of_rows else pack(finished(problem, end))
 
     weights_of_each = jax.vmap(functools.partial(weights_of, problem))
     fits = batch_of_fits(
@@ -353,26 +354,26 @@ def _fits(
         keep=kept,
         is_lean=is_lean,
     )
-    if not method.is_sandwich:
+    if not method.is_of_rows:
         return fits
     ends, *incomplete = fits if is_lean else (fits,)
-    vectors = _with_sandwiches(common, inputs, axes, ends)
+    vectors = _with_errors_of_rows(common, inputs, axes, ends)
     return (vectors, *incomplete) if is_lean else vectors
 
 
-def _with_sandwiches(
+def _with_errors_of_rows(
     common: _Common, inputs: FitInputs, axes: FitInputs, ends: Numbers
 ) -> Float[Array, "N k"]:
-    """The numbers of fits that have ended, with the sandwich as their covariance."""
-    problem, loss = common.problem, common.method.loss
+    """The numbers of fits that have ended, with the covariance that rows give."""
+    problem, method = common.problem, common.method
 
-    def robust(y: Any, sigma: Any, weights: Any, end: Numbers) -> Float[Array, " k"]:
+    def judged(y: Any, sigma: Any, weights: Any, end: Numbers) -> Float[Array, " k"]:
         data_set = DataSet(Points(common.x, y, sigma), weights)
-        covariance = sandwich(problem, data_set, end.x, loss, end.covariance)
+        covariance = of_rows(problem, data_set, end, method)
         return pack(finished(problem, end._replace(covariance=covariance)))
 
     in_axes = axes.y, axes.sigma, axes.weights, 0
-    return jax.vmap(robust, in_axes)(inputs.y, inputs.sigma, inputs.weights, ends)
+    return jax.vmap(judged, in_axes)(inputs.y, inputs.sigma, inputs.weights, ends)
 
 
 def numbers_in(options: Options | None, n: int) -> Options:
@@ -402,7 +403,7 @@ def devices_for(number: int) -> Mesh | None:
 def not_finite(problem: Problem, data_set: DataSet, numbers: Numbers) -> str:
     """What is not finite where a fit started, in words."""
     residual, slopes = computed(
-        _rows,
+        rows_and_slopes,
         problem,
         data_set,
         numbers.at_solver.x,
@@ -416,12 +417,12 @@ def not_finite(problem: Problem, data_set: DataSet, numbers: Numbers) -> str:
     return what_is_not_finite(residual, slopes)
 
 
-def _rows(
+def rows_and_slopes(
     problem: Problem, data_set: DataSet, x: Float[Array, " n"]
 ) -> tuple[Float[Numeric, "..."], Float[Array, "... n"]]:
-    """The residuals of the data, and their derivatives."""
+    """The residuals of the data, or the model's values, and their derivatives."""
 
     def rows(x: Float[Array, " n"]) -> Float[Numeric, "..."]:
-        return problem.residuals(x, data_set.data)["data"]
+        return means_of(problem.residuals(x, data_set.data))["data"]
 
     return rows(x), jacobian(rows, x)

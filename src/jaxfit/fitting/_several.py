@@ -336,6 +336,6 @@ def notes(record: Record) -> list[str]:
         return []
     sentences = []
     for k, one in enumerate(views(record), start=1):
-        rows = one.observed.counted(one.observed.standardized(one.real_residuals))
+        rows = one.observed.counted(one.in_errors)
         sentences.append(f"Data set {k}: {rows.size} points, chi² {rows @ rows:.5g}.")
     return sentences

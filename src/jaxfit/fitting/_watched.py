@@ -23,13 +23,14 @@ from jaxfit._scipy.observations import Points
 from jaxfit._scipy.request import Door, ScipyRequest
 from jaxfit._scipy.trips import Glance, Trips
 from jaxfit._scipy.watch import run_watched
+from jaxfit.fitting._arguments import COVARIANCES
 from jaxfit.fitting._functions import Asked
 from jaxfit.fitting._guesses import start_vectors
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._padding import FitInputs, Padding, padded_length
 from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._problem import Method, Problem, traced_function
-from jaxfit.fitting._programs import ending, finished, sandwich, weights_of
+from jaxfit.fitting._programs import ending, finished, of_rows, weights_of
 from jaxfit.fitting._run import numbers_in, of_varied, only_one
 
 
@@ -85,7 +86,7 @@ def watched_numbers(
     x0 = start_vectors(problem, only, Axes.of(only))
     points, shape = np.size(data_set.data.y), np.shape(data_set.data.y)
     length = padded_length(problem, points, is_for_few=True)
-    door, clock = _DOORS[method.is_sandwich], _Clock(watch.time_limit)
+    door, clock = _DOORS[method.covariance.value], _Clock(watch.time_limit)
     with double_precision(traced_function(problem.model)):
         request = _request(problem, data_set, method, x0[0], length)
         if asked.is_on_host:
@@ -182,16 +183,21 @@ def _request(
 
 
 def _report(
-    is_sandwich: bool, setup: Setup, outcome: Outcome, request: ScipyRequest
+    kind: str, setup: Setup, outcome: Outcome, request: ScipyRequest
 ) -> Float[Array, " k"]:
     """All numbers of the fit, as one vector."""
     problem, data = request.problem, request.data
     end = ending(solution(setup, outcome), request.absolute_sigma)
     end = end._replace(best=problem.values(end.x, data.x, data.y.shape))
-    if is_sandwich:
+    method = Method(
+        loss=request.loss,
+        options=None,
+        absolute=request.absolute_sigma,
+        covariance=COVARIANCES[kind],
+    )
+    if method.is_of_rows:
         seen = DataSet(data, request.weights["data"])
-        covariance = sandwich(problem, seen, end.x, request.loss, end.covariance)
-        end = end._replace(covariance=covariance)
+        end = end._replace(covariance=of_rows(problem, seen, end, method))
     return pack(finished(problem, end))
 
 
@@ -200,13 +206,13 @@ def _residuals(f: Callable, x: Any, data: Points) -> Any:
 
 
 _DOORS = {
-    is_sandwich: Door(
+    kind: Door(
         call=_residuals,
         form="vector",
         residual=_residuals,
         jacobian=_residuals,
-        report=specialised(_report, is_sandwich),
+        report=specialised(_report, kind),
         rules=OURS,
     )
-    for is_sandwich in (False, True)
+    for kind in COVARIANCES
 }

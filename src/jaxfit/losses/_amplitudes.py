@@ -36,6 +36,7 @@ class Gamma(Likelihood):
         shape: a number or one for each row.
     """
 
+    has_positive_mean: ClassVar[bool] = True
     shape: Any = 1.0
 
     def __check_init__(self) -> None:
@@ -220,9 +221,7 @@ def unless_positive(likelihood: Likelihood, observed: Observed) -> str | None:
     return told(likelihood, observed, is_bad, "give positive numbers")
 
 
-def everywhere(
-    mean: Means, expectation: np.ndarray, variance: np.ndarray
-) -> ExpectedDeviance:
+def everywhere(mean: Means, expectation: Any, variance: Any) -> ExpectedDeviance:
     """The same moments at every mean."""
     zero = np.zeros(np.shape(mean))
     return ExpectedDeviance(expectation + zero, variance + zero)

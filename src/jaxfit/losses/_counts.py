@@ -1,11 +1,11 @@
 """Likelihoods of counts."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from jaxfit.losses._deviance import deviance_of_counts
 from jaxfit.losses._likelihood import (
@@ -19,7 +19,6 @@ from jaxfit.losses._likelihood import (
     floating,
     judge,
     like,
-    root_of_excess,
     told,
 )
 from jaxfit.losses._special import (
@@ -27,7 +26,6 @@ from jaxfit.losses._special import (
     half_deviance,
     log_factorial_rest,
     slope_of_count,
-    within,
 )
 
 
@@ -44,21 +42,32 @@ class Counts(NamedTuple):
 EDGE = 1e-3
 
 
-def least_known(observed: Rows, mean: Rows) -> Rows:
+class Known(NamedTuple):
     """The mean whose inverse is the curvature that a solver sees."""
-    return jnp.where(observed == 0, jnp.maximum(mean, EDGE), floored(mean))
+
+    mean: Rows
+    is_empty: Bool[Array, "..."]  # nothing was counted
+    at_edge: Bool[Array, "..."]
+
+
+def known(observed: Rows, mean: Rows) -> Known:
+    """A mean as a solver sees its curvature."""
+    is_empty = observed == 0
+    least = jnp.where(is_empty, EDGE, float(jnp.finfo(mean.dtype).tiny) ** 0.5)
+    least = least.astype(mean.dtype)
+    return Known(jnp.maximum(mean, least), is_empty, is_empty & (mean < least))
 
 
 def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
-    """What a solver takes, with a logarithm, few roots and few divisions."""
-    safe, known = within(observed, mean), least_known(observed, mean)
-    root = jnp.sqrt(1 / known)
+    """What a solver takes, with one root and two divisions."""
+    seen = known(observed, mean)
+    root = jnp.sqrt(1 / seen.mean)
     return LikelihoodTerms(
         cost=half_deviance(observed, mean),
-        # slope / root, where known * root is √μ but at the smallest means
-        residual=(safe - observed) / safe * (known * root),
+        # slope / root; the slope of an empty row is 1
+        residual=jnp.where(seen.is_empty, seen.mean, mean - observed) * root,
         root=root,
-        excess=root_of_excess(known / floored(mean)),
+        at_edge=seen.at_edge,
     )
 
 
@@ -71,6 +80,8 @@ class Poisson(Likelihood):
     In the information a mean counts as 1e-10 (1e-5 in float32) where it is less, so
     that it is finite for a mean that ends at zero; the slope is exact.
     """
+
+    has_positive_mean: ClassVar[bool] = True
 
     def cost(self, mean: Elements, observed: Observed) -> Rows:
         return half_deviance(like(mean, observed), mean)
@@ -94,7 +105,7 @@ class Poisson(Likelihood):
         return jax.random.poisson(key, mean).astype(mean.dtype)
 
     def expected_deviance(self, mean: Means) -> ExpectedDeviance:
-        """That of Kaastra (A&A 605, A51, 2017): sums, or series where these are long."""
+        """Kaastra's (A&A 605, A51, 2017): sums, or series where these are long."""
         return deviance_of_counts(np.asarray(mean))
 
     def problem_with(self, observed: Observed) -> str | None:
@@ -108,13 +119,14 @@ class PoissonGaussian(Likelihood):
 
     The observed value plus the variance is taken for a count of the mean plus the
     variance, which has the same mean and variance (the shifted Poisson of Huang et al.,
-    Nature Methods 10, 2013). Observed values may be negative, but not below minus the
-    variance.
+    Nature Methods 10, 2013). Observed values may be negative; one below minus the
+    variance, where that count would be less than none, is judged as minus the variance.
 
     Args:
         variance: that of the Gaussian noise, in counts²; a number or one for each row.
     """
 
+    has_positive_mean: ClassVar[bool] = True
     readout: Any
 
     def __init__(self, variance: Any) -> None:
@@ -140,7 +152,8 @@ class PoissonGaussian(Likelihood):
 
     def constant(self, observed: Observed) -> Rows:
         observed = floating(observed)
-        return log_factorial_rest(observed + like(observed, self.readout))
+        shifted = observed + like(observed, self.readout)
+        return log_factorial_rest(jnp.maximum(shifted, 0))
 
     def variance(self, mean: Elements) -> Rows:
         return mean + like(mean, self.readout)
@@ -150,24 +163,17 @@ class PoissonGaussian(Likelihood):
         return deviance_of_counts(np.asarray(mean) + np.asarray(self.readout))
 
     def sample(self, key: Key[Array, ""] | Array, mean: Elements) -> Rows:
-        """Counts plus noise; what is below minus the variance is raised to it."""
         of_count, of_noise = jax.random.split(key)
         variance = like(mean, self.readout)
         shape = jnp.broadcast_shapes(mean.shape, variance.shape)
         count = jax.random.poisson(of_count, mean, shape).astype(mean.dtype)
         noise = jnp.sqrt(variance) * jax.random.normal(of_noise, shape, mean.dtype)
-        return jnp.maximum(count + noise, -variance)
-
-    def problem_with(self, observed: Observed) -> str | None:
-        observed = np.asarray(observed)
-        shifted = observed + np.asarray(self.readout)
-        is_bad = ~((shifted >= 0) & (shifted < np.inf))
-        advice = "give numbers of at least minus the variance of the readout"
-        return told(self, observed, is_bad, advice)
+        return count + noise
 
     def _shifted(self, mean: Elements, observed: Observed) -> Counts:
         variance = like(mean, self.readout)
-        return Counts(like(mean, observed) + variance, mean + variance)
+        count = like(mean, observed) + variance
+        return Counts(jnp.where(count < 0, 0, count), mean + variance)
 
 
 class Binomial(Likelihood):
@@ -182,6 +188,7 @@ class Binomial(Likelihood):
         trials: how many, a number or one for each row.
     """
 
+    has_positive_mean: ClassVar[bool] = True
     trials: Any
 
     def __check_init__(self) -> None:
@@ -201,13 +208,13 @@ class Binomial(Likelihood):
 
     def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
         k, n = like(mean, observed), like(mean, self.trials)
-        known = 1 / least_known(k, mean) + 1 / least_known(n - k, n - mean)
-        root = jnp.sqrt(known)
+        one, other = known(k, mean), known(n - k, n - mean)
+        root = jnp.sqrt(1 / one.mean + 1 / other.mean)
         return LikelihoodTerms(
             cost=self.cost(mean, observed),
             residual=self.slope(mean, observed) / root,
             root=root,
-            excess=root_of_excess(self.curvature(mean, observed) / known),
+            at_edge=one.at_edge | other.at_edge,
         )
 
     def constant(self, observed: Observed) -> Rows:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Key, Real
+from jaxtyping import Array, Bool, Float, Key, Real
 
 Elements = Float[Array, "*shape"]  # the means of rows
 Rows = Float[Array, "..."]  # of what means and observed values broadcast to
@@ -33,8 +33,8 @@ class LikelihoodTerms(NamedTuple):
     cost: Rows
     residual: Rows  # slope / root
     root: Rows  # of the expected curvature: the Jacobian is root * d mean
-    # where `root` is less: (the root of what the expected curvature is more) / root
-    excess: Rows | None = None
+    # where `root` is less than that, since the mean is at the edge of its range
+    at_edge: Bool[Array, "..."] | None = None
 
 
 class ExpectedDeviance(NamedTuple):
@@ -55,6 +55,7 @@ class Likelihood(eqx.Module):
     """
 
     is_deviance: ClassVar[bool] = True  # the cost is half a deviance: 0 at best
+    has_positive_mean: ClassVar[bool] = False  # a mean below zero cannot be
 
     def cost(self, mean: Elements, observed: Observed) -> Rows:
         """Minus the log-likelihood, up to what `observed` alone decides.
@@ -186,7 +187,7 @@ def judge(
         is_good = (numbers >= 0 if allows_zero else numbers > 0) & (numbers < np.inf)
         if is_good.all():
             return
-        value = numbers[~is_good].flat[0]
+        value = numbers[~is_good].flat[0].item()
     least = "of at least zero" if allows_zero else "above zero"
     raise ValueError(
         f"{type(likelihood).__name__}: {name} is {value!r}; give a finite number "

@@ -23,7 +23,7 @@ CUT = 14.0
 @jax.custom_jvp
 def minus_log_density(m: Rows, a: Rows) -> Rows:
     """-log(m) + (m² + a²)/2 - log I₀(m a); infinite at m = 0 and NaN below."""
-    z = m * jnp.abs(a)
+    z = jnp.abs(m * a)
     is_near = z < CUT
     x = jnp.square(jnp.where(is_near, z, 0) / CUT)
     t = CUT / jnp.where(is_near, CUT, z)
@@ -49,7 +49,7 @@ def relative_score(m: Rows, a: Rows) -> Rows:
     It is 1 - m² I₁/(z I₀), even in a and smooth at a = 0, where it is 1 - m²/2; where z
     is large it is (a - m)/a + m (1 - I₁/I₀)/a.
     """
-    z = m * jnp.abs(a)
+    z = jnp.abs(m * a)
     is_near = z < CUT
     x = jnp.square(jnp.where(is_near, m * a, 0) / CUT)
     ratio = polynomial(RATIO_ABOVE, x) / polynomial(RATIO_BELOW, x)
@@ -98,7 +98,7 @@ def polynomial(coefficients: tuple[float, ...], x: Rows) -> Rows:
 
 
 # I₀ in (z / CUT)²
-BESSEL = (  # fmt: skip
+BESSEL = (
     1.0,
     49.00000000000001,
     600.2499999999994,
@@ -123,7 +123,7 @@ BESSEL = (  # fmt: skip
     0.000359056406147232,
 )
 # √z exp(-z) I₀ in CUT / z
-BESSEL_BEYOND = (  # fmt: skip
+BESSEL_BEYOND = (
     0.3989422804014327,
     0.0035619846464358196,
     0.00014311545485462727,
@@ -139,7 +139,7 @@ BESSEL_BEYOND = (  # fmt: skip
     1.4346374914622302e-09,
 )
 # I₁/(z I₀) in (z / CUT)², above and below the line
-RATIO_ABOVE = (  # fmt: skip
+RATIO_ABOVE = (
     0.49999999999999983,
     10.866536522869223,
     68.18587224064667,
@@ -151,7 +151,7 @@ RATIO_ABOVE = (  # fmt: skip
     0.2971715301739048,
     0.0020169313536119414,
 )
-RATIO_BELOW = (  # fmt: skip
+RATIO_BELOW = (
     1.0,
     46.233073045738195,
     468.7487007685856,
@@ -164,7 +164,7 @@ RATIO_BELOW = (  # fmt: skip
     0.49413477824036517,
 )
 # 2 z (1 - I₁/I₀) in CUT / z
-RATIO_BEYOND = (  # fmt: skip
+RATIO_BEYOND = (
     1.0,
     0.01785714285709778,
     0.0012755102078964263,
@@ -183,7 +183,7 @@ RATIO_BEYOND = (  # fmt: skip
     -2.9130836295071885e-07,
 )
 # (1 + 1/a²) times the information, in Chebyshev's polynomials of (a² - 3)/(a² + 3)
-INFORMATION = (  # fmt: skip
+INFORMATION = (
     1.0289068003612507,
     0.0016670094599027401,
     -0.03412044205990105,

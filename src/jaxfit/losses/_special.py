@@ -1,32 +1,73 @@
 """Functions of likelihoods that lose no digits, and whose derivatives do not either."""
 
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
-Elements = Float[Array, "*shape"]
 Rows = Float[Array, "..."]
-SMALL = 0.2  # |s| up to which a series is more precise than a logarithm
 
 
 @jax.custom_jvp
 def half_deviance(observed: Rows, mean: Rows) -> Rows:
     """y log(y / μ) - (y - μ), Poisson's half deviance, to the last digits near y = μ.
 
-    With s = (y - μ) / (y + μ) it is (y - μ) s + 2 y (atanh s - s), where small s takes
-    a series: Loader's bd0 (Fast and accurate computation of binomial probabilities,
-    2000). It is 0 at y = μ = 0, and NaN where y or μ is negative or μ alone is zero.
+    With s = (y - μ) / (y + μ) it is (y - μ) s + 2 y (atanh s - s), and the last
+    difference a series in s²: Loader's bd0 (Fast and accurate computation of binomial
+    probabilities, 2000). He takes it for small s, and a logarithm for others. A choice
+    among them keeps processors from working on several rows at once. Here a power of
+    two brings μ so near to y that the series always does: with μ' = 2^k μ,
+
+        y log(y / μ) - (y - μ)  =  [y log(y / μ') - (y - μ')]  +  k y log 2  +  μ - μ'.
+
+    It is 0 at y = μ = 0, and NaN where y or μ is negative or μ alone is zero.
     """
     y, safe = observed, within(observed, mean)
-    s = (y - safe) / (y + safe)
+    tiny = float(jnp.finfo(y.dtype).tiny) ** 0.5  # has no part in a product with y = 0
+    power = power_of_two(jnp.maximum(y, tiny) * (1 / safe))
+    nearer = safe * power.value
+    s = (y - nearer) / (y + nearer)
     w = s * s
     series = jnp.zeros_like(w)
-    for power in reversed(range(10 if jnp.finfo(w.dtype).eps < 1e-10 else 4)):
-        series = series * w + 1 / (2 * power + 3)
-    near = s * ((y - safe) + 2 * y * w * series)
-    far = y * jnp.log(jnp.where(y == 0, 1, y / safe)) - (y - mean)
-    return jnp.where(w < SMALL**2, near, jnp.where(mean >= 0, far, jnp.nan))
+    for term in reversed(range(10 if jnp.finfo(w.dtype).eps < 1e-10 else 4)):
+        series = series * w + 1 / (2 * term + 3)
+    near = s * ((y - nearer) + 2 * y * w * series)
+    total = near + (y * power.exponent * math.log(2) + (mean - nearer))
+    return jnp.where(y >= 0, total, jnp.nan)
+
+
+class Power(NamedTuple):
+    """A power of two and its exponent."""
+
+    value: Rows
+    exponent: Rows
+
+
+def power_of_two(ratio: Rows) -> Power:
+    """That by which a positive ratio lies between √½ and √2, from its bits."""
+    info = jnp.finfo(ratio.dtype)
+    whole = jnp.dtype(f"int{info.bits}")
+
+    def bits_of(number: Rows | float) -> Array:
+        values = jnp.asarray(number, ratio.dtype)
+        return lax.bitcast_convert_type(values, whole)
+
+    places = jnp.asarray(info.nmant, whole)
+    # counted from a number so low that no sign is shifted: vectors have no such shift
+    least = 2.0 ** (2 - info.maxexp)
+    above = bits_of(ratio) + (bits_of(1) - bits_of(math.sqrt(0.5)) - bits_of(least))
+    places = jnp.broadcast_to(places, ratio.shape)
+    exponent = lax.shift_right_logical(above, places)
+    shifted = lax.shift_left(exponent, places)
+    value = lax.bitcast_convert_type(shifted + bits_of(least), ratio.dtype)
+    # a whole number in the last bits of a float that is large enough
+    large = 1.5 * 2.0**info.nmant
+    sum_of_both = lax.bitcast_convert_type(bits_of(large) + exponent, ratio.dtype)
+    return Power(value, sum_of_both - (large + info.maxexp - 2))
 
 
 @half_deviance.defjvp
@@ -46,21 +87,26 @@ def _half_deviance_jvp(
 
 
 def within(observed: Rows, mean: Rows) -> Rows:
-    """The mean where it is positive, 1 where it and y are zero, and NaN elsewhere."""
+    """The mean where it is positive, the least one where y is zero too, or NaN."""
     both_zero = (mean == 0) & (observed == 0)
-    return jnp.where(mean > 0, mean, jnp.where(both_zero, 1, jnp.nan))
+    return jnp.where(mean > 0, mean, jnp.where(both_zero, least_mean(mean), jnp.nan))
 
 
 def slope_of_count(observed: Rows, mean: Rows) -> Rows:
     """1 - y / μ without cancellation: the derivative of `half_deviance` by the mean."""
     safe = within(observed, mean)
-    return (safe - observed) / safe
+    return (safe - observed) * (1 / safe)
+
+
+def least_mean(mean: Rows) -> float:
+    """What a smaller mean counts as in the information: 1e-10, or 1e-5 in float32."""
+    info = jnp.finfo(mean.dtype)
+    return 1e-10 if info.eps < 1e-10 else max(1e-5, float(info.tiny))
 
 
 def floored(mean: Rows) -> Rows:
-    """The mean, or the least one that counts in the information: 1e-10 or 1e-5."""
-    info = jnp.finfo(mean.dtype)
-    return jnp.maximum(mean, 1e-10 if info.eps < 1e-10 else max(1e-5, float(info.tiny)))
+    """The mean as it counts in the information."""
+    return jnp.maximum(mean, least_mean(mean))
 
 
 def log_factorial_rest(y: Rows) -> Rows:

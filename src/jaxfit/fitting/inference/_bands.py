@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from jaxfit._programs.call import Static
 from jaxfit._programs.host import computed
+from jaxfit._rows.predictions import with_numbers
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.arguments import coordinates, real_array
 from jaxfit.fitting._batch_record import BatchRecord
@@ -19,10 +20,12 @@ from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Numeric, Problem, traced_function
 from jaxfit.fitting._programs import propagated
 from jaxfit.fitting._record import Record
-from jaxfit.fitting.inference._statistics import quantile
+from jaxfit.fitting.inference._statistics import check_level, quantile
+from jaxfit.losses import Likelihood, Poisson
 from jaxfit.models import Model
 
 Curve = Inexact[np.ndarray, "..."]
+NUMBERS = 2**22  # of curves and their derivatives at a time
 
 
 class Band(NamedTuple):
@@ -58,6 +61,8 @@ def confidence(record: Record, x: PyTree, level: float) -> Band:
 
 def prediction(record: Record, x: PyTree, level: float) -> Band:
     """The band of further observations, see `Fit.prediction_band`."""
+    if record.is_judged:
+        return _prediction_of_likelihood(record, x, level)
     observed, scatter = record.observed, np.float64(1.0)
     if x is None and observed.sigma is not None:
         scatter = observed.sigma
@@ -68,6 +73,55 @@ def prediction(record: Record, x: PyTree, level: float) -> Band:
     values = _values(record, x)
     of_points = values._replace(stderr=np.hypot(values.stderr, scatter))
     return _around(record, of_points, level)
+
+
+def _prediction_of_likelihood(record: Record, x: PyTree, level: float) -> Band:
+    """What would be observed, as a likelihood has it, about a mean not quite known.
+
+    Of counts with a mean of some standard error the numbers between two quantiles of
+    the negative binomial distribution, which has their mean and variance; of others a
+    normal distribution's.
+    """
+    import scipy.special
+    import scipy.stats
+
+    values, likelihood = _values(record, x), record.observed.likelihood
+    numbers = record.observed.data.sigma
+    if numbers is not None and x is not None:
+        raise ValueError(
+            f"{type(likelihood).__name__} has a number for each point of the data, and "
+            "none for others. Leave out x for the band at the data."
+        )
+    assert likelihood is not None
+    mean, judge = values.value, with_numbers(likelihood, numbers)
+    around = computed(_moments, judge, mean)
+    spread = np.sqrt(around.variance + values.stderr**2)
+    check_level(level)
+    if isinstance(likelihood, Poisson):
+        excess = np.maximum(values.stderr, 1e-6 * np.sqrt(mean)) ** 2
+        of_mean = mean**2 / excess, mean / (mean + excess)
+        ends = scipy.stats.nbinom.ppf(
+            np.array([0.5 - level / 2, 0.5 + level / 2])[:, None],
+            *(np.ravel(part) for part in of_mean),
+        ).reshape(2, *np.shape(mean))
+        ends = np.where(mean > 0, ends, 0.0)
+    else:
+        reach = float(scipy.special.ndtri(0.5 + level / 2))
+        ends = around.mean + reach * np.stack([-spread, spread])
+    band = Band(around.mean, ends[0], ends[1], spread)
+    return Band(*map(record.observed.shown, band))
+
+
+class _Moments(NamedTuple):
+    """Of what would be observed."""
+
+    mean: Any
+    variance: Any
+
+
+def _moments(likelihood: Likelihood, mean: Float[Array, "..."]) -> _Moments:
+    zero = jnp.zeros_like(mean)
+    return _Moments(likelihood.expected(mean) + zero, likelihood.variance(mean) + zero)
 
 
 def components(record: Record, x: PyTree) -> dict[str, Curve]:
@@ -94,6 +148,30 @@ def curves(record: BatchRecord, x: PyTree) -> Curve:
         is_hasty=False,
     )
     return values.reshape(*record.shape, *values.shape[1:])
+
+
+def errors_at_data(record: Record) -> Float[np.ndarray, "..."]:
+    """The standard errors of the curve at the data, in the shape of `observed`."""
+    return _values(record, None).stderr
+
+
+def curves_with_errors(record: BatchRecord) -> _Values:
+    """The models at the data and their standard errors, for each of many fits."""
+    ends = record.numbers.at_solver
+    points = np.size(record.y) // max(len(ends.x), 1)
+    number = max(1, NUMBERS // (max(points, 1) * (len(record.problem.varied) + 1)))
+    parts = [
+        computed(
+            _values_of_each,
+            record.problem,
+            record.x,
+            AtSolver(*(part[begin : begin + number] for part in ends)),
+            traced=traced_function(record.model),
+            is_hasty=False,
+        )
+        for begin in range(0, len(ends.x), number)
+    ]
+    return _Values(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def at_data(problem: Problem, seen: Observed, numbers: Numbers) -> Curve:
@@ -160,6 +238,10 @@ def _values_and_errors(problem: Problem, points: PyTree, solution: AtSolver) -> 
     value, slope = curve(solution.x), jacobian(curve, solution.x)
     stderr = propagated(slope, solution.covariance)
     return _Values(value.reshape(shape), stderr.reshape(shape))
+
+
+def _values_of_each(problem: Problem, points: PyTree, ends: AtSolver) -> _Values:
+    return jax.vmap(_values_and_errors, (None, None, 0))(problem, points, ends)
 
 
 def _components(

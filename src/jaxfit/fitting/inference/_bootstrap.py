@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxfit.fitting._likelihood import sampled
 from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._record import Record
 from jaxfit.fitting._run import numbers_from
@@ -44,9 +45,11 @@ class _Samples(NamedTuple):
 
 
 def bootstrap(
-    record: Record, number: int = 2000, resample: str = "residual", seed: int = 0
+    record: Record, number: int = 2000, resample: str | None = None, seed: int = 0
 ) -> Bootstrap:
     """Refits of resampled data, see `Fit.bootstrap`."""
+    if resample is None:
+        resample = "parametric" if record.is_judged else "residual"
     if resample not in KINDS:
         raise ValueError(f"resample is {resample!r}; give one of {', '.join(KINDS)}.")
     if not (isinstance(number, int) and number >= 2):
@@ -64,6 +67,12 @@ def bootstrap(
         raise ValueError(
             "resample='case' draws points by themselves, and these have a covariance. "
             "Give 'residual' or 'parametric', which keep it."
+        )
+    if record.is_judged and resample == "residual":
+        raise ValueError(
+            "resample='residual' draws residuals that are alike, and those of a "
+            "likelihood are not. Give 'parametric', which draws from the likelihood, "
+            "or 'case'."
         )
     if record.has_errors_in_x and resample != "case":
         raise ValueError(
@@ -106,10 +115,14 @@ def _samples(
         np.add.at(counts, (np.arange(number)[:, None], index[drawn]), 1)
         weights = observed.of_each(counts.reshape(number, *shape))
         return _Samples(data_set._replace(valid=weights), Axes(valid=0, shared=True))
-    draw = _normal_noise if resample == "parametric" else _drawn_residuals
     drawn = np.broadcast_to(y.ravel(), (number, y.size)).copy()
     best = observed.counted(record.numbers.best)
-    drawn[:, np.flatnonzero(valid)] = best + draw(record, random, number)
+    if record.is_judged:
+        values = sampled(observed, best, number, int(random.integers(2**31)))
+    else:
+        draw = _normal_noise if resample == "parametric" else _drawn_residuals
+        values = best + draw(record, random, number)
+    drawn[:, np.flatnonzero(valid)] = values
     data = observed.data._replace(y=drawn.reshape(number, *y.shape))
     return _Samples(data_set._replace(data=data), Axes())
 
@@ -128,7 +141,7 @@ def _drawn_residuals(
 ) -> Float[np.ndarray, "number m"]:
     """Residuals drawn among all, as large as the errors are."""
     observed = record.observed
-    residuals = observed.counted(observed.standardized(record.real_residuals))
+    residuals = observed.counted(record.in_errors)
     points = residuals.size
     residuals = residuals - residuals.mean()
     residuals = residuals * np.sqrt(points / max(record.dof, 1))

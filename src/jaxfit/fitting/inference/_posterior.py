@@ -19,7 +19,7 @@ from jaxfit.fitting._points import Observed
 from jaxfit.fitting._problem import Numeric, Problem, traced_function
 from jaxfit.fitting._programs import weights_of
 from jaxfit.fitting._record import Record
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 Parameters = Float[Numeric, " n"] | Mapping[str, Any]
 
@@ -30,7 +30,7 @@ class Terms(NamedTuple):
     problem: Problem
     data: Points
     valid: Any  # which points count; None: all
-    loss: Loss | None
+    loss: Loss | Likelihood | None
     variance: Any  # of residuals in units of sigma
     within: Any  # a place inside the bounds, where derivatives are taken of outside
 

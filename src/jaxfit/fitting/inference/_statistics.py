@@ -35,6 +35,16 @@ class Goodness(NamedTuple):
             bic=math.nan,
         )
 
+    def judged(self, log_likelihood: float, varied: int) -> "Goodness":
+        """Those of data with a likelihood of their own, whose criteria it makes."""
+        aic = -2 * log_likelihood + 2 * varied
+        return self._replace(
+            log_likelihood=log_likelihood,
+            aic=aic,
+            aicc=aic + self.aicc - self.aic,
+            bic=-2 * log_likelihood + self.bic - self.chi_square,
+        )
+
 
 def goodness(
     chi_square: float,

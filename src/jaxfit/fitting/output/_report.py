@@ -10,11 +10,13 @@ import numpy as np
 from jaxfit._core.certificate import Status
 from jaxfit.fitting import _several
 from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._likelihood import ExpectedDeviance
 from jaxfit.fitting._priors import words_of
 from jaxfit.fitting._record import Parameter, Record, listed
 from jaxfit.fitting._together import Together
 from jaxfit.fitting.inference._statistics import quantile
 from jaxfit.fitting.output._warnings import warnings
+from jaxfit.losses import Loss
 
 WIDTH = 88
 
@@ -69,8 +71,8 @@ def failure(record: Record) -> str:
         advice = "The"
     return (
         f"{record.model.label} found no solution. {record.message} After "
-        f"{_counted(record.nfev, 'evaluation')} it stood at {values}, chi-square "
-        f"{2 * record.numbers.cost:.6g}. "
+        f"{_counted(record.nfev, 'evaluation')} it stood at {values}, "
+        f"{_cost_name(record)} {2 * record.numbers.cost:.6g}. "
         f"{''.join(f'{remark} ' for remark in record.remarks)}"
         f"{advice} exception's attribute `fit` can be printed and plotted."
     )
@@ -187,7 +189,7 @@ def _method(record: Record) -> list[str]:
     """Lines about a loss, and about several starts."""
     lines: list[str] = []
     loss, minima = record.method.loss, record.minima
-    if loss is not None:
+    if isinstance(loss, Loss):
         lines.append(f"Loss: {type(loss).__name__}, scale {float(loss.scale):.6g}.")
     if minima is not None:
         ends = sum(count for _, count in minima)
@@ -205,7 +207,7 @@ def _criteria(record: Record) -> list[str]:
     measures = [
         ("points", g.ndata, "varied parameters", len(record.varied)),
         ("degrees of freedom", g.dof, "evaluations", record.nfev),
-        ("chi-square", g.chi_square, "reduced chi-square", g.reduced_chi_square),
+        _of_cost(record),
         ("R²", g.r_squared, "log-likelihood", g.log_likelihood),
         ("AIC", g.aic, "AICc", g.aicc),
         ("BIC", g.bic, "optimality", record.numbers.optimality),
@@ -214,6 +216,26 @@ def _criteria(record: Record) -> list[str]:
         f"  {a:<20}{_number(b):>14}    {c:<20}{_number(d):>14}"
         for a, b, c, d in measures
     ]
+
+
+def _of_cost(record: Record) -> tuple[str, Any, str, Any]:
+    """How large the cost is, beside what is expected of it."""
+    g, expected = record.goodness, record.expected_deviance
+    if not record.is_judged:
+        return "chi-square", g.chi_square, "reduced chi-square", g.reduced_chi_square
+    told = "not known" if expected is None else _expectation(expected)
+    return _cost_name(record), g.chi_square, "expected", told
+
+
+def _cost_name(record: Record) -> str:
+    likelihood = record.observed.likelihood
+    if likelihood is None:
+        return "chi-square"
+    return "deviance" if likelihood.is_deviance else "-2 log-likelihood"
+
+
+def _expectation(expected: ExpectedDeviance) -> str:
+    return f"{expected.value:.5g} ± {expected.deviation:.3g}"
 
 
 def _starts_and_bounds(record: Record) -> list[str]:
@@ -245,10 +267,13 @@ def _correlations(record: Record) -> list[str]:
 
 
 def _measures(record: Record) -> str:
-    g = record.goodness
+    g, expected = record.goodness, record.expected_deviance
+    numbers = f"{_counted(g.ndata, 'point')}, {_counted(g.dof, 'degree')} of freedom, "
+    if record.is_judged:
+        numbers += f"{_cost_name(record)} {g.chi_square:.5g}"
+        return numbers + (f" ({_expectation(expected)} expected)" if expected else "")
     return (
-        f"{_counted(g.ndata, 'point')}, {_counted(g.dof, 'degree')} of freedom, "
-        f"chi² {g.chi_square:.5g} "
+        f"{numbers}chi² {g.chi_square:.5g} "
         f"(reduced {g.reduced_chi_square:.4g}), R² {g.r_squared:.5g}"
     )
 
@@ -311,7 +336,7 @@ def _note(p: Parameter) -> str:
 
 
 def _number(value: Any) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.7g}"
+    return str(value) if isinstance(value, (int, str)) else f"{value:.7g}"
 
 
 def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from jaxfit import losses, models
 from jaxfit._core.options import Options
+from jaxfit._rows.predictions import with_numbers
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import ProblemAndStarts, method_from, problem_from
 from jaxfit.fitting._dates import Dates
@@ -22,7 +23,7 @@ from jaxfit.fitting._priors import restored, stored
 from jaxfit.fitting._problem import Problem
 from jaxfit.fitting._record import Record
 from jaxfit.fitting._several import Several
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 from jaxfit.models import FunctionModel, Model, Product, Sum, as_model
 
 FORMAT = 1
@@ -56,6 +57,7 @@ def save(record: Record, path: Any) -> None:
         "absolute_sigma": record.absolute_sigma,
         "covariance": method.covariance.value,
         "loss": _loss_form(method.loss),
+        "likelihood": _likelihood_form(observed.likelihood),
         "options": _options_form(method.options),
         "minima": record.minima,
         "remarks": record.remarks,
@@ -95,12 +97,16 @@ def load(path: Any, model: Any = None, tie: Mapping[str, Any] | None = None) -> 
         is_complex=head.get("is_complex", False),
         dates=_dates_from(head.get("dates")),
         sigma_x=_errors_from(arrays, len(leaves)),
+        likelihood=_likelihood_from(head.get("likelihood")),
     )
+    loss = head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1])
+    if observed.likelihood is not None:
+        loss = with_numbers(observed.likelihood, 1.0)
     record = Record(
         problem=_problem_from(file, path, model, tie or {}).for_data(observed),
         observed=observed,
         method=method_from(
-            head["loss"] and getattr(losses, head["loss"][0])(head["loss"][1]),
+            loss,
             _options_from(head["options"]),
             head["absolute_sigma"],
             head["covariance"],
@@ -265,14 +271,34 @@ def _dates_from(form: list[Any] | None) -> Dates | None:
     return Dates(None if text is None else np.datetime64(text, kind), unit)
 
 
-def _loss_form(loss: Loss | None) -> list[Any] | None:
-    if loss is None:
+def _loss_form(loss: Loss | Likelihood | None) -> list[Any] | None:
+    if not isinstance(loss, Loss):
         return None
-    if getattr(losses, type(loss).__name__, None) is not type(loss):
-        raise ValueError(
-            f"The loss {type(loss).__name__} is one of your own, which is not stored."
-        )
-    return [type(loss).__name__, float(loss.scale)]
+    return [_name_of(loss, "loss"), float(loss.scale)]
+
+
+def _name_of(loss: Loss | Likelihood, what: str) -> str:
+    name = type(loss).__name__
+    if getattr(losses, name, None) is not type(loss):
+        raise ValueError(f"The {what} {name} is one of your own, which is not stored.")
+    return name
+
+
+def _likelihood_form(likelihood: Likelihood | None) -> list[Any] | None:
+    """Its name and its numbers; None for those of each point, which are apart."""
+    if likelihood is None:
+        return None
+    leaves = jax.tree.leaves(likelihood, is_leaf=lambda leaf: leaf is None)
+    numbers = [None if leaf is None else float(leaf) for leaf in leaves]
+    return [_name_of(likelihood, "likelihood"), numbers]
+
+
+def _likelihood_from(form: list[Any] | None) -> Likelihood | None:
+    if form is None:
+        return None
+    name, numbers = form
+    example = getattr(losses, name)(*[1.0] * len(numbers))
+    return jax.tree.unflatten(jax.tree.structure(example), numbers)
 
 
 def _options_form(options: Options | None) -> dict[str, Any] | None:

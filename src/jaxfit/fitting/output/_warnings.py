@@ -15,6 +15,7 @@ STRONG = 0.95  # a correlation that deserves a word
 VAGUE = 100.0  # an error so many times the value deserves a word
 FEW = 8  # points, of which all may lie on one side by chance
 ROUNDING = 1e-9
+SURPRISING = 4.0  # standard deviations of the deviance that deserve a word
 RUNS = -3.0  # standard deviations of the runs test that deserve a word
 
 
@@ -124,7 +125,8 @@ def _with_a_pattern(record: Record) -> Iterator[str]:
 
 
 def _prior_without_sigma(record: Record) -> Iterator[str]:
-    if record.problem.prior and record.observed.data.sigma is None:
+    is_without = record.observed.data.sigma is None and not record.is_judged
+    if record.problem.prior and is_without:
         yield "There is a prior and no sigma: the data count as if it were 1."
 
 
@@ -174,10 +176,26 @@ def _runs(record: Record) -> float:
     axis = x[0] if isinstance(x, (tuple, list)) else x
     if not hasattr(axis, "shape") or axis.shape != y or len(y) != 1:
         return 0.0
-    residuals = observed.standardized(record.real_residuals)
+    residuals = record.in_errors
     order = np.argsort(axis, kind="stable")
     ordered = residuals.reshape(len(axis), -1)[order].T  # complex ones in two parts
     return min(pattern(part[np.isfinite(part)]) for part in ordered)
+
+
+def _with_another_deviance(record: Record) -> Iterator[str]:
+    expected = record.expected_deviance
+    if expected is None or not expected.deviation > 0:
+        return
+    excess = (record.deviance - expected.value) / expected.deviation
+    if abs(excess) > SURPRISING:
+        cause = "The model misses something, or the data scatter more than they may."
+        if excess < 0:
+            cause = "The data scatter too little: are they smoothed, or scaled counts?"
+        yield (
+            f"The deviance is {record.deviance:.5g}, where {expected.value:.5g} ± "
+            f"{expected.deviation:.3g} is expected: {excess:+.1f} standard deviations. "
+            f"{cause}"
+        )
 
 
 WARNINGS: tuple[Callable[[Record], Iterator[str]], ...] = (
@@ -191,4 +209,5 @@ WARNINGS: tuple[Callable[[Record], Iterator[str]], ...] = (
     _worse_than_a_constant,
     _with_a_pattern,
     _prior_without_sigma,
+    _with_another_deviance,
 )
