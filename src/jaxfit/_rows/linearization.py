@@ -324,9 +324,9 @@ def with_sums(
     normal, counted = numbers.pop(0), counts.pop(0)
     terms, swept = linearization.terms, None
     if terms is not None:
-        beside = terms.gram, terms.limited, terms.cost
-        parts = [None if part is None else numbers.pop(0) for part in beside]
-        terms = CostTerms(parts[0], parts[1], parts[2], influence)
+        matrix = None if terms.gram is None else numbers.pop(0)
+        limited = None if terms.limited is None else numbers.pop(0)
+        terms = CostTerms(matrix, limited, numbers.pop(0), influence)
     if linearization.swept is not None:
         swept = Swept(numbers.pop(0), *counts)
     return Linearization(normal, linearization.frame, counted, terms, swept)

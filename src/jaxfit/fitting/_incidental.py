@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from jaxfit._joint.affine import is_affine
 from jaxfit._programs.host import double_precision
+from jaxfit.fitting._fitted import listed
 from jaxfit.fitting._points import DataSet
 from jaxfit.fitting._problem import Method, Numeric, Problem, traced_function
-from jaxfit.fitting._record import listed
 from jaxfit.losses import Likelihood
 
 MANY = 30  # data sets, and their parameters likewise
