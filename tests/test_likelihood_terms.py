@@ -110,15 +110,16 @@ def test_terms(name):
     """Residual times root is the slope, the root's square the expected curvature."""
     likelihood, observed, _ = CASES[name]
     mean, y = jnp.asarray(MEANS), jnp.asarray(observed)
-    terms = jax.jit(lambda mean, y: likelihood.evaluate(mean, y))(mean, y)
+    terms = jax.jit(lambda mean, y: likelihood.evaluate(mean, y, True)[:3])(mean, y)
+    terms = losses.LikelihoodTerms(*terms)
     np.testing.assert_allclose(terms.cost, likelihood.cost(mean, y), rtol=1e-14)
     product = terms.residual * terms.root
     np.testing.assert_allclose(product, likelihood.slope(mean, y), rtol=1e-13)
     curvature = likelihood.curvature(mean, y)
     np.testing.assert_allclose(terms.root**2, curvature, rtol=1e-13)
-    single = likelihood.evaluate(mean.astype("f4"), y.astype("f4"))
+    single = likelihood.evaluate(mean.astype("f4"), y.astype("f4"), True)[:3]
     assert {term.dtype for term in single} == {np.dtype("f4")}
-    for low, high in zip(single, terms, strict=True):
+    for low, high in zip(single, terms[:3], strict=True):
         np.testing.assert_allclose(low, high, rtol=2e-5, atol=1e-6)
 
 
@@ -270,11 +271,15 @@ def test_zeros_of_counts(dtype):
     zero = jnp.zeros(3, dtype)
     least = 1e-10 if dtype == "f8" else 1e-5
     for likelihood in (losses.Poisson(), losses.PoissonGaussian(0), losses.Binomial(4)):
-        terms = likelihood.evaluate(zero, zero)
+        terms = likelihood.evaluate(zero, zero, True)
         np.testing.assert_array_equal(terms.cost, 0)
         np.testing.assert_allclose(likelihood.slope(zero, zero), 1)
         np.testing.assert_allclose(terms.root**2, 1 / least, rtol=1e-5)
         np.testing.assert_allclose(terms.residual * terms.root, 1, rtol=1e-6)
+        limited = likelihood.evaluate(zero, zero)
+        assert np.all(limited.limited)
+        np.testing.assert_allclose(limited.root**2, 1e3, rtol=1e-2)
+        np.testing.assert_allclose(limited.residual * limited.root, 1, rtol=1e-6)
     full = losses.Binomial(4).evaluate(zero + 4, zero + 4)
     np.testing.assert_array_equal(full.cost, 0)
     np.testing.assert_allclose(full.residual * full.root, -1, rtol=1e-6)
@@ -307,7 +312,6 @@ def test_derivatives_at_a_count_of_zero():
         ("poisson", np.nan, 1.0),
         ("poisson", 1.0, np.nan),
         ("readout", -0.8, 1.0),
-        ("readout", 1.0, -0.8),
         ("binomial", 5.1, 2.0),
         ("binomial", 5.0, 4.0),
         ("binomial", -0.1, 2.0),
@@ -332,7 +336,7 @@ def test_whole_numbers_are_counts():
     mean = jnp.asarray(MEANS, "f4")
     whole = losses.Poisson().evaluate(mean, jnp.asarray(COUNTS, "i4"))
     floating = losses.Poisson().evaluate(mean, jnp.asarray(COUNTS, "f8"))
-    for one, other in zip(whole, floating, strict=True):
+    for one, other in zip(whole[:3], floating[:3], strict=True):
         assert one.dtype == other.dtype == np.dtype("f4")
         np.testing.assert_array_equal(one, other)
 
@@ -351,7 +355,7 @@ def test_ones_own():
     np.testing.assert_allclose(own.slope(mean, y), poisson.slope(mean, y), rtol=1e-12)
     np.testing.assert_allclose(own.curvature(mean, y), 1 / mean, rtol=1e-12)
     np.testing.assert_allclose(own.variance(mean), mean, rtol=1e-12)
-    terms, known = own.evaluate(mean, y), poisson.evaluate(mean, y)
+    terms, known = own.evaluate(mean, y, True), poisson.evaluate(mean, y, True)
     np.testing.assert_allclose(terms.residual, known.residual, rtol=1e-12)
     np.testing.assert_allclose(terms.root, known.root, rtol=1e-12)
     assert own.expected_deviance(MEANS) is None
@@ -451,7 +455,7 @@ def test_samples(name):
             r"Poisson: observed\[2\] is -3; .* zero or more",
         ),
         (losses.Poisson(), [[1, np.nan], [np.inf, 2]], r"\[0, 1\] is nan and 1 more"),
-        (losses.PoissonGaussian(2.0), [-1, -3], r"observed\[1\] is -3; .* variance"),
+        (losses.PoissonGaussian(2.0), [-1, np.nan], r"\[1\] is nan; .* finite"),
         (losses.Binomial([3, 4]), [4, 4], r"observed\[0\] is 4; .* trials"),
         (losses.Gamma(), [1.0, 0.0], r"observed\[1\] is 0.0; .* positive"),
         (losses.Rician(1.0), [1.0, -2.0], r"Rician: observed\[1\] is -2.0"),

@@ -22,7 +22,10 @@ _WITHOUT_TWIN = {"isnat", "frexp", "bitwise_count", "spacing", "nextafter", "lde
 _TWINS: dict[Any, Callable] = {
     function: getattr(jnp, name)
     for name, function in vars(np).items()
-    if isinstance(function, np.ufunc) and name not in _WITHOUT_TWIN
+    # some packages put ufuncs of their own into NumPy
+    if isinstance(function, np.ufunc)
+    and name not in _WITHOUT_TWIN
+    and hasattr(jnp, name)
 } | special_twins()
 
 
