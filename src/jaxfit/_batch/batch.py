@@ -5,6 +5,7 @@ devices and the derivatives.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, PyTree
 
 from jaxfit._batch.axes import BatchArguments, split
+from jaxfit._batch.own_scale import batch_with_own_scales
 from jaxfit._batch.parts import (
     NotNumbers,
     in_parts,
@@ -26,6 +28,8 @@ from jaxfit._batch.parts import (
     to_device,
 )
 from jaxfit._batch.row_numbers import with_row_numbers
+from jaxfit._core.auto_scale import Fit as AutoFit
+from jaxfit._core.auto_scale import has_own_scale
 from jaxfit._core.derivative import (
     Differentiable,
     Outcome,
@@ -119,6 +123,11 @@ def solve_batch(
             numbers show is a status of its fit.
     """
     layout = DeviceLayout(lanes, mesh, axis)
+    if has_own_scale(loss):
+        fit = AutoFit(fn, x0, unwrap_shared(data), weights, bounds, loss, options)
+        run = functools.partial(solve_batch, lanes=lanes, mesh=mesh, axis=axis)
+        solutions = batch_with_own_scales(run, fit, in_axes)
+        return solutions if keep is None else jax.vmap(keep)(solutions)
     request = batch_request(fn, keep, loss, options, layout)
     arguments = ordinary((x0, unwrap_shared(data), bounds, weights))
     by_itself = layout == DeviceLayout(None, None, None)

@@ -163,6 +163,16 @@ def check_arguments(loss: Any, options: Any, rows: Any) -> None:
         )
 
 
+def check_known_scale(loss: Any, place: str) -> None:
+    """Refuse a loss that is to find its scale."""
+    if isinstance(loss, Loss) and isinstance(loss.scale, str):
+        raise ValueError(
+            f"loss is {type(loss).__name__}('auto'), and {place} needs a number for "
+            "the scale. Take that of a fit of some of the data: "
+            "solve(..., loss=...).loss_scale."
+        )
+
+
 def check_loss(loss: Any) -> None:
     """Refuse what is no loss."""
     if not (loss is None or isinstance(loss, Loss | Likelihood)):

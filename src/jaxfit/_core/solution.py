@@ -69,6 +69,7 @@ class Solution(eqx.Module):
         steps: accepted steps.
         nfev: evaluations of the residuals.
         linearization: the problem at x, as n x n numbers.
+        loss_scale: of a loss with the scale "auto", what was found; else None.
     """
 
     x: PyTree[Float[Numbers, "..."]]
@@ -79,6 +80,7 @@ class Solution(eqx.Module):
     linearization: Linearization
     bounds_active: Int[Numbers, "*batch n"] | None  # None: a fit without bounds
     bounds_free: Bool[Numbers, "*batch n"] | None
+    loss_scale: Float[Numbers, "*batch"] | None = eqx.field(kw_only=True, default=None)
 
     @property
     def cost(self) -> Float[Numbers, "*batch"]:

@@ -18,9 +18,17 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from jaxfit._core.auto_scale import Fit as AutoFit
+from jaxfit._core.auto_scale import (
+    Ways,
+    has_own_scale,
+    number_of_free,
+    with_own_scale,
+)
 from jaxfit._core.derivative import differentiable
 from jaxfit._core.fit import Request, Setup, run, set_up, solution, whole_outcome
 from jaxfit._core.options import (
@@ -36,7 +44,7 @@ from jaxfit._programs.compiled import compiled, lean_first, specialised
 from jaxfit._programs.errors import explained
 from jaxfit._rows.devices import on_each_device
 from jaxfit._rows.predictions import RowNumbers
-from jaxfit._rows.table import split_rows
+from jaxfit._rows.table import Shared, map_rows, split_rows
 from jaxfit._rows.ways import Chunked, Sharded, Whole, distributed
 from jaxfit.losses import Likelihood, Loss
 
@@ -88,6 +96,9 @@ def solve(
     check_arguments(loss, options, rows)
     options, jac = without_callable(options)
     x0, data, bounds, weights = ordinary((x0, data, bounds, weights))
+    if has_own_scale(loss):
+        fit = AutoFit(fn, x0, data, weights, bounds, loss, options)
+        return with_own_scale(fit, _ways(rows), number_of_free(x0, bounds))
     function, own = fn, RowNumbers.of(loss)
     if own is not None:
         function, jac, loss = own.given_to(fn), own.kept_from(jac), own.loss
@@ -109,6 +120,29 @@ def solve(
         if isinstance(rows, Sharded):
             return compiled(specialised(_solve, False), request)
         return lean_first(_solve, request)
+
+
+def _ways(rows: Whole | Chunked | Sharded | None) -> Ways:
+    """How the stages of a fit that finds its scale are run."""
+
+    def run(fit: AutoFit) -> Solution:
+        return solve(
+            fit.fn,
+            fit.x0,
+            fit.data,
+            bounds=fit.bounds,
+            weights=fit.weights,
+            loss=fit.loss,
+            options=fit.options,
+            rows=rows,
+        )
+
+    def weighted(weights: PyTree, factor: Array) -> PyTree:
+        if weights is None:
+            return Shared(factor)
+        return map_rows(lambda weight: jnp.asarray(weight) * factor, weights)
+
+    return Ways(run, run, run, Shared, weighted)
 
 
 def _solve(is_lean: bool, request: Request) -> Any:

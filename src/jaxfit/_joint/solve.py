@@ -29,6 +29,7 @@ from jaxfit._core.options import (
     Options,
     check_arguments,
     check_callable,
+    check_known_scale,
     without_callable,
 )
 from jaxfit._joint.fit import (
@@ -144,6 +145,7 @@ def joint_request(
             "it out, or give 'fwd' or 'rev'; a derivative of one's own is a "
             "jax.custom_jvp."
         )
+    check_known_scale(loss, "a joint fit")
     if linear and local_bounds is not None:
         raise ValueError(
             "linear=True finds the local parameters without bounds, and local_bounds "

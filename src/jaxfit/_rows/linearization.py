@@ -52,6 +52,7 @@ class Kind(enum.Enum):
     SQUARES = "squares"
     ROBUST = "robust"  # a loss of each residual
     LIKELIHOOD = "likelihood"
+    PLAIN = "plain"  # that of a likelihood without its unit
 
 
 class CostTerms(eqx.Module):
@@ -357,8 +358,8 @@ def without_rows(
     counted = jnp.zeros((2, *zero.shape), jnp.int32) + zero.astype(jnp.int32)
     terms = None
     if kind is not Kind.SQUARES:
-        is_robust = kind is Kind.ROBUST
-        matrix, limited = (jnp.zeros_like(inverse), None) if is_robust else (None, zero)
+        matrix = jnp.zeros_like(inverse) if kind is Kind.ROBUST else None
+        limited = zero if kind is Kind.LIKELIHOOD else None
         terms = CostTerms(matrix, limited, zero, zero)
     swept = Swept(normal, counted, counted) if is_swept else None
     return Linearization(normal, inverse, counted, terms, swept)

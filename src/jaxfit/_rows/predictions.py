@@ -22,7 +22,7 @@ from jaxfit.losses import Likelihood, LikelihoodTerms, Linear, Loss, Prediction
 def kind_of(loss: Loss | Likelihood | None) -> Kind:
     """What the cost of a fit is made of."""
     if isinstance(loss, Likelihood):
-        return Kind.LIKELIHOOD
+        return Kind.LIKELIHOOD if loss.has_unit else Kind.PLAIN
     return Kind.SQUARES if loss is None or type(loss) is Linear else Kind.ROBUST
 
 

@@ -75,6 +75,7 @@ class LossTerms(NamedTuple):
     cost: Float[Array, "m *lanes"]  # of each row
     influence: Scalar  # the largest ρ'
     limited: Bool[Array, "m *lanes"] | None = None  # of `LikelihoodTerms`
+    has_unit: bool = False  # of a likelihood
 
 
 def terms_of(loss: Loss | Likelihood | None, rows: Weighted) -> LossTerms | None:
@@ -92,6 +93,7 @@ def terms_of(loss: Loss | Likelihood | None, rows: Weighted) -> LossTerms | None
         cost=rows.cost,
         influence=jnp.any(counts, axis=0).astype(rows.cost.dtype),
         limited=rows.limited,
+        has_unit=kind is Kind.LIKELIHOOD,
     )
 
 
@@ -173,7 +175,7 @@ def _sums_of(rows: Weighted, terms: LossTerms) -> _Sums:
         more.append(terms.limited.astype(terms.cost.dtype))
     whole, totals = gram_and_sums(_scaled(rows, terms), more)
     limited = totals[1] if terms.limited is not None else None
-    if terms.hessian is None and limited is None:
+    if terms.has_unit and limited is None:
         limited = jnp.zeros_like(totals[0])
     return _Sums(whole, totals[0], limited)
 

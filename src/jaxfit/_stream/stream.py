@@ -25,6 +25,7 @@ from jaxfit._core.options import (
     Options,
     check_arguments,
     check_callable,
+    check_known_scale,
     without_callable,
 )
 from jaxfit._core.parameters import Parameters
@@ -111,6 +112,7 @@ def solve_stream(
     options = DEFAULTS if options is None else options
     check_arguments(loss, options, None)
     check_no_row_numbers(loss)
+    check_known_scale(loss, "a stream")
     check_source(blocks)
     if nan_policy not in NAN_POLICIES:
         raise ValueError(f"nan_policy is {nan_policy!r}; give one of {NAN_POLICIES}.")

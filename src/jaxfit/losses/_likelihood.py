@@ -57,6 +57,7 @@ class Likelihood(eqx.Module):
 
     is_deviance: ClassVar[bool] = True  # the cost is half a deviance: 0 at best
     has_positive_mean: ClassVar[bool] = False  # a mean below zero cannot be
+    has_unit: ClassVar[bool] = True  # one is the size of a standard error
 
     def cost(self, mean: Elements, observed: Observed) -> Rows:
         """Minus the log-likelihood, up to what `observed` alone decides.

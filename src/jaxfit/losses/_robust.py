@@ -7,7 +7,7 @@ scale, so that outliers lose their pull. The definitions are those of
 (Technometrics 16, 1974).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -22,22 +22,31 @@ Elements = Float[Array, "*shape"]
 class Loss(eqx.Module):
     """A robust loss. Subclass it and define `rho` to make your own.
 
+    Attributes:
+        tuning: the scale in standard deviations of normal errors at which the loss is
+            95 % efficient for these; of a loss that can find its scale.
+
     Args:
         scale: the residual, in the units of the (weighted) residuals, at which the
             loss leaves plain least squares. A positive scalar; it is traced, so that
-            another scale does not compile again.
+            another scale does not compile again. Or "auto" for Huber's and Tukey's: the
+            scale is found from the residuals.
     """
 
     scale: Any = 1.0  # judged below, with words
+    tuning: ClassVar[float] = 0.0
 
     def __check_init__(self) -> None:
         if isinstance(self.scale, Tracer):
+            return
+        if isinstance(self.scale, str) and self.scale == "auto" and self.tuning:
             return
         scale = np.asarray(self.scale)
         if scale.ndim or scale.dtype.kind not in "iuf" or not 0 < scale < np.inf:
             raise ValueError(
                 f"{type(self).__name__}: scale is {self.scale!r}; give one positive "
-                "finite number, the residual beyond which a point is an outlier."
+                "finite number, the residual beyond which a point is an outlier"
+                f"{', or auto' if self.tuning else ''}."
             )
 
     def rho(self, z: Elements) -> Elements:
@@ -68,7 +77,14 @@ class Linear(Loss):
 
 
 class Huber(Loss):
-    """ρ(z) = z up to 1 and 2√z - 1 beyond: quadratic, then linear, still convex."""
+    """ρ(z) = z up to 1 and 2√z - 1 beyond: quadratic, then linear, still convex.
+
+    `Huber("auto")` finds its scale: parameters and the standard deviation s of the
+    errors are minimised together in Huber's convex form, and the scale is 1.345 s (see
+    `_core/auto_scale.py`).
+    """
+
+    tuning: ClassVar[float] = 1.345
 
     def rho(self, z: Elements) -> Elements:
         return self.evaluate(z)[0]
@@ -118,7 +134,12 @@ class Arctan(Loss):
 
 
 class Tukey(Loss):
-    """ρ(z) = (1 - (1 - z)³)/3 up to 1, then 1/3: residuals beyond count for nothing."""
+    """ρ(z) = (1 - (1 - z)³)/3 up to 1, then 1/3: residuals beyond count for nothing.
+
+    `Tukey("auto")` starts where `Huber("auto")` ends, and has 4.685 s for its scale.
+    """
+
+    tuning: ClassVar[float] = 4.685
 
     def rho(self, z: Elements) -> Elements:
         return self.evaluate(z)[0]
