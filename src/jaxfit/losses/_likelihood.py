@@ -88,7 +88,7 @@ class Likelihood(eqx.Module):
         Where the curvature is not a positive number, the squared slope stands in for
         it, whose expectation it is. Where it is `MOST` times what both squared slope
         and observed curvature are, the mean has come to the edge of its range, and the
-        rest is left to the information (`excess`).
+        rest is left to the information (`at_edge`).
         """
         ones = jnp.ones_like(mean)
         slope, second = jax.jvp(lambda m: self.slope(m, observed), (mean,), (ones,))
@@ -96,13 +96,12 @@ class Likelihood(eqx.Module):
         is_usable = (curvature > 0) & (curvature < jnp.inf)
         expected = jnp.where(is_usable, curvature, 1)
         seen = MOST * jnp.maximum(slope * slope, jnp.abs(second)) / expected
-        ratio = 1 / jnp.clip(seen, 1e-16, 1)
-        root = jnp.sqrt(expected / ratio)
+        root = jnp.sqrt(expected * jnp.clip(seen, 1e-16, 1))
         return LikelihoodTerms(
             cost=self.cost(mean, observed),
             residual=jnp.where(is_usable, slope / root, jnp.sign(slope)),
             root=jnp.where(is_usable, root, jnp.abs(slope)),
-            excess=root_of_excess(jnp.where(is_usable, ratio, 1)),
+            at_edge=is_usable & (seen < 1),
         )
 
     def constant(self, observed: Observed) -> Rows:
@@ -151,12 +150,6 @@ class Prediction(eqx.Module):
     mean: Any
     observed: Any
     likelihood: Likelihood | None = None
-
-
-def root_of_excess(ratio: Rows) -> Rows:
-    """That of `LikelihoodTerms`, by the expected curvature over what a solver sees."""
-    is_more = ratio > 1 + 1e-3  # and no rounding
-    return jnp.sqrt(jnp.where(is_more, ratio - 1, 1)) * is_more.astype(ratio.dtype)
 
 
 def told(
