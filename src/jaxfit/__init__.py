@@ -19,7 +19,15 @@ from jaxfit._stream.feed import Weighted, npy_blocks
 from jaxfit._stream.joint import solve_joint_stream
 from jaxfit._stream.stream import solve_stream
 from jaxfit._stream.warm import subsample_start, warm_start
-from jaxfit.fitting import BatchFit, Fit, FitError, curvefit, fit, fit_batch
+from jaxfit.fitting import (
+    BatchFit,
+    Fit,
+    FitError,
+    IncidentalParametersWarning,
+    curvefit,
+    fit,
+    fit_batch,
+)
 from jaxfit.losses import Prediction
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
     "Fit",
     "FitError",
     "HostModelWarning",
+    "IncidentalParametersWarning",
     "JointSolution",
     "Linearization",
     "Options",

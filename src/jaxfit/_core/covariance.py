@@ -30,7 +30,7 @@ def uncertainty(
         free: parameters whose bounds differ.
         absolute: a residual has variance 1; otherwise it is estimated.
     """
-    relative, undetermined = inverse_gram(lin.information, lin.frame, free)
+    relative, undetermined = inverse_gram(lin.gram, lin.frame, free)
     determined = ~free | (~undetermined & jnp.isfinite(jnp.diagonal(relative)))
     variance, has_errors = variance_of_residuals(lin, free, absolute)
     undetermined = undetermined | (~has_errors & free)

@@ -112,7 +112,7 @@ def _finish(
         return Following(state.trial, stand.region.alpha, ended)
     x, linearization = point.x, point.linearization
     lossy = is_lossy(point.model.reduced.pivot)
-    is_useful = lossy & ~linearization.framed
+    is_useful = (lossy & ~linearization.framed) | linearization.is_limited
     if bounds is not None:
         reach = SNAP_REACH * jnp.sqrt(linearization.squared_scale)
         largest_norms = jnp.sqrt(point.largest_norms)

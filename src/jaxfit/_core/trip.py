@@ -62,13 +62,18 @@ def trip(linearize: Callable, setting: Setting, state: State) -> State:
         setting: what does not change.
         state: of one fit, or of lanes of fits.
     """
-    frame = no_frame(state.trial.x) if setting.is_lean else frame_of(state)
+    frame = frame_of(state)
+    if setting.is_lean:
+        frame = no_frame(state.trial.x)._replace(is_last=frame.is_last)
     return decide(setting, state, linearize(state.trial.x, frame))
 
 
 def frame_of(state: State) -> Frame:
     """The directions in which the trial point is to be differentiated."""
-    return _frame(state.point.model.reduced.frame, state.trial.framed)
+    frame = _frame(state.point.model.reduced.frame, state.trial.framed)
+    if state.point.linearization.is_likelihood:
+        frame = frame._replace(is_last=state.finishing)
+    return frame
 
 
 def no_frame(x: Vector) -> Frame:

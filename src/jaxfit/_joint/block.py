@@ -132,8 +132,8 @@ class Block(NamedTuple):
     def swept(self, u: Own, free: OwnFlags) -> Sweep:
         """The block with these local parameters following x."""
         rows = self.setup.rows
-        own = rows.evaluated(u, identity(u))
-        across = self.across(u).evaluated(self.x, self.frame.directions)
+        own = rows.evaluated(u, identity(u), self.frame.is_last)
+        across = self.across(u).evaluated(self.x, *self.frame[1:])
         return sweep(own, across, free, rows.loss, self.frame)
 
     @property

@@ -40,7 +40,7 @@ from jaxfit._joint.compress import (
 from jaxfit._joint.known import Known
 from jaxfit._joint.solution import JointSolution
 from jaxfit._linalg.branches import choose, varying_with
-from jaxfit._linalg.kernels import MANY, Flags, Matrix, every, transpose
+from jaxfit._linalg.kernels import MANY, Flags, every, transpose
 from jaxfit._linalg.rotations import inverse_of
 from jaxfit._programs.call import Static
 from jaxfit._programs.memory import Budget, budget
@@ -350,9 +350,11 @@ def with_report(outcome: Outcome, lin: Linearization) -> Outcome:
     return outcome._replace(linearization=lin)
 
 
-def frame_from(inverse: Matrix) -> Frame:
-    """The frame of a linearization."""
-    return Frame(inverse, transpose(inverse_of(inverse)))
+def frame_from(lin: Linearization) -> Frame:
+    """The frame of a linearization at the end of a fit, as a constant."""
+    inverse = lax.stop_gradient(lin.frame)
+    is_last = jnp.ones((), bool) if lin.is_likelihood else None
+    return Frame(inverse, transpose(inverse_of(inverse)), is_last)
 
 
 def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:
@@ -361,7 +363,7 @@ def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:
 
     def reported(operands: tuple) -> tuple[Linearization, Factors]:
         blocks, x, u, lin = operands
-        blocks, frame = eqx.combine(blocks, rest), frame_from(lin.frame)
+        blocks, frame = eqx.combine(blocks, rest), frame_from(lin)
         if setup.is_mixed:
             units = units_of(Known(blocks, setup.start), x, frame)
             return lin, units.of_blocks(units.response(u), len(u))
@@ -369,7 +371,7 @@ def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:
 
     def plainly(operands: tuple) -> tuple[Linearization, Factors]:
         blocks, x, u, lin = operands
-        frame = frame_from(lax.stop_gradient(lin.frame))
+        frame = frame_from(lin)
         return eqx.combine(blocks, rest).report(x, frame, u, is_plain=True)
 
     operands = blocks, outcome.x, outcome.local, outcome.linearization

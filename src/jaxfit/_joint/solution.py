@@ -150,7 +150,7 @@ def _errors(
 
     (The inverse of the whole matrix, by blocks; S is the Schur complement.)
     """
-    shared = inverse_gram(lin.information, lin.frame, free)
+    shared = inverse_gram(lin.gram, lin.frame, free)
     unknown = shared.undetermined | (free & ~jnp.isfinite(jnp.diagonal(shared.matrix)))
     known = ~(unknown[:, None] | unknown)
     marginal = jnp.where(known & jnp.outer(free, free), shared.matrix, 0)

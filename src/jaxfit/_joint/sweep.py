@@ -251,9 +251,9 @@ def _without_columns(lin: Linearization, gone: Bool[Array, " n"]) -> Linearizati
     kept = jnp.append(~gone, True)
     normal = jnp.where(outer(kept, kept), lin.normal, 0)
     terms = lin.terms
-    if terms is not None:
-        matrix = jnp.where(outer(~gone, ~gone), terms.matrix, 0)
-        terms = dataclasses.replace(terms, matrix=matrix)
+    if terms is not None and terms.gram is not None:
+        matrix = jnp.where(outer(~gone, ~gone), terms.gram, 0)
+        terms = dataclasses.replace(terms, gram=matrix)
     return dataclasses.replace(lin, normal=normal, terms=terms)
 
 

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,13 @@ from jaxfit._linalg.branches import lanes_first
 from jaxfit._linalg.kernels import MANY
 
 
+class GramAndSums(NamedTuple):
+    """The inner products of k long vectors, and the sums of some more."""
+
+    gram: Float[Array, "k k *lanes"]
+    sums: list[Array]
+
+
 def gram(rows: Sequence[Float[Array, "m *lanes"]]) -> Float[Array, "k k *lanes"]:
     """The inner products of k long vectors.
 
@@ -20,9 +28,16 @@ def gram(rows: Sequence[Float[Array, "m *lanes"]]) -> Float[Array, "k k *lanes"]
     draws the arithmetic that makes the rows: about twice as fast as a product of
     matrices, or as a reduction for each, and the rows are never stored.
     """
+    return gram_and_sums(rows, []).gram
+
+
+def gram_and_sums(
+    rows: Sequence[Float[Array, "m *lanes"]], values: Sequence[Float[Array, "m *lanes"]]
+) -> GramAndSums:
+    """`gram`, and the sums of values that are made of the same: in one reduction."""
     if all(row.ndim == 1 for row in rows):
-        return _gram_one(list(rows))
-    return _gram_reduced(rows)
+        return _gram_one(list(rows), list(values))
+    return _gram_reduced(rows, values)
 
 
 def _product(a: Sequence[Array], b: Sequence[Array]) -> Array:
@@ -30,50 +45,67 @@ def _product(a: Sequence[Array], b: Sequence[Array]) -> Array:
 
 
 @jax.custom_jvp
-def _gram_one(rows: list) -> Array:
-    return _gram_kernel(rows)
+def _gram_one(rows: list, values: list) -> GramAndSums:
+    return _gram_kernel(rows, values)
 
 
 @_gram_one.defjvp
-def _gram_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _gram_jvp(primals: tuple, tangents: tuple) -> tuple[GramAndSums, GramAndSums]:
     """The derivative by plain products, of which any other can be taken."""
     half = _product(primals[0], tangents[0])
-    return _gram_one(primals[0]), half + half.T
+    return _gram_one(*primals), GramAndSums(half + half.T, _sums(tangents[1]))
+
+
+def _sums(values: Sequence[Array]) -> list[Array]:
+    return [jnp.sum(value, axis=0) for value in values]
 
 
 @custom_vmap
-def _gram_kernel(rows: list) -> Array:
+def _gram_kernel(rows: list, values: list) -> GramAndSums:
     return lax.platform_dependent(
-        rows, cpu=_gram_reduced, default=lambda rows: _product(rows, rows)
+        rows,
+        values,
+        cpu=_gram_reduced,
+        default=lambda rows, values: GramAndSums(_product(rows, rows), _sums(values)),
     )
 
 
 @_gram_kernel.def_vmap
-def _gram_rule(size: int, in_batched: PyTree, rows: list) -> tuple[Array, bool]:
-    rows = [
-        jnp.moveaxis(row, 0, -1) if is_batched else row[:, None]
-        for row, is_batched in zip(rows, in_batched[0], strict=True)
-    ]
-    matrix = _gram_reduced(rows)
-    matrix = jnp.broadcast_to(matrix, (*matrix.shape[:2], size))
-    return lanes_first(matrix), True
+def _gram_rule(
+    size: int, in_batched: PyTree, rows: list, values: list
+) -> tuple[GramAndSums, PyTree]:
+    def with_lanes(parts: list, are_batched: list) -> list:
+        return [
+            jnp.moveaxis(part, 0, -1) if is_batched else part[:, None]
+            for part, is_batched in zip(parts, are_batched, strict=True)
+        ]
+
+    found = _gram_reduced(*map(with_lanes, (rows, values), in_batched))
+    matrix = jnp.broadcast_to(found.gram, (*found.gram.shape[:2], size))
+    sums = [jnp.broadcast_to(total, (size,)) for total in found.sums]
+    result = GramAndSums(lanes_first(matrix), sums)
+    return result, jax.tree.map(lambda _: True, result)
 
 
-def _gram_reduced(rows: Sequence[Array]) -> Array:
+def _gram_reduced(rows: Sequence[Array], values: Sequence[Array]) -> GramAndSums:
     k, rows = len(rows), jnp.broadcast_arrays(*rows)
     if k > MANY + 1:
         stacked = jnp.stack(rows)
-        return jnp.einsum(
+        matrix = jnp.einsum(
             "im...,jm...->ij...", stacked, stacked, precision=lax.Precision.HIGHEST
         )
+        return GramAndSums(matrix, _sums(values))
+    values = [jnp.broadcast_to(value, rows[0].shape) for value in values]
     lower = [(i, j) for i in range(k) for j in range(i + 1)]
     zero = jnp.zeros((), rows[0].dtype)
-    sums = lax.reduce(
-        tuple(rows[i] * rows[j] for i, j in lower),
-        (zero,) * len(lower),
+    terms = (*(rows[i] * rows[j] for i, j in lower), *values)
+    totals = lax.reduce(
+        terms,
+        (zero,) * len(terms),
         lambda a, b: jax.tree.map(operator.add, a, b),
         dimensions=(0,),
     )
-    entries = dict(zip(lower, sums, strict=True))
+    entries = dict(zip(lower, totals[: len(lower)], strict=True))
     matrix = [entries[max(i, j), min(i, j)] for i in range(k) for j in range(k)]
-    return jnp.stack(matrix).reshape(k, k, *matrix[0].shape)
+    matrix = jnp.stack(matrix).reshape(k, k, *matrix[0].shape)
+    return GramAndSums(matrix, list(totals[len(lower) :]))

@@ -133,6 +133,7 @@ def _for_either(function: Callable) -> Callable:
 
 
 erf = _for_either(special.erf)
+erfc = _for_either(special.erfc)
 gammaln = _for_either(special.gammaln)
 log_ndtr = _for_either(special.log_ndtr)
 

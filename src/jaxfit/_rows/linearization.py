@@ -43,6 +43,7 @@ class Frame(NamedTuple):
 
     inverse: Matrix  # P⁻¹
     directions: Matrix  # Pᵀ, a direction in each row
+    is_last: Flag | None = None  # of a likelihood: no curvature is limited any more
 
 
 class Kind(enum.Enum):
@@ -56,11 +57,10 @@ class Kind(enum.Enum):
 class CostTerms(eqx.Module):
     """What a cost that is no sum of squares adds to a linearization."""
 
-    # of a robust loss (J_s P)ᵀ J_s P; of a likelihood Pᵀ E P, see `Linearization`
-    matrix: Matrix
+    gram: Matrix | None  # (J_s P)ᵀ J_s P of a robust loss
+    limited: Scalar | None  # rows of a likelihood whose curvature is limited
     cost: Scalar
     influence: Scalar
-    kind: Kind = eqx.field(static=True)
 
 
 class Swept(eqx.Module):
@@ -89,8 +89,8 @@ class Linearization(eqx.Module):
     curvature of its cost: Jᵀr is the gradient, JᵀJ the expected information, and one is
     the natural size of a residual. At the edge of its range a mean can have an expected
     curvature without end where the cost has none, as a Poisson mean near zero where
-    nothing was counted. There h is limited, so that the fit and its certificate see no
-    such wall, and E is what the expected information is more.
+    nothing was counted. There h is limited while a fit is under way, so that it and its
+    certificate see no such wall; the last trip has the whole information.
 
     The properties are those of one fit. (Inside a fit, lanes of a batch are the last
     axis of everything; in a batched `Solution` the batch comes first, and its methods
@@ -113,7 +113,7 @@ class Linearization(eqx.Module):
     @property
     def is_likelihood(self) -> bool:
         """Whether the cost is that of a likelihood."""
-        return self.terms is not None and self.terms.kind is Kind.LIKELIHOOD
+        return self.terms is not None and self.terms.limited is not None
 
     @property
     def cost_scale(self) -> Scalar:
@@ -177,16 +177,16 @@ class Linearization(eqx.Module):
     @property
     def gram(self) -> Matrix:
         """The model's Hessian in the frame, (J_s P)ᵀ J_s P."""
-        if self.terms is None or self.is_likelihood:
+        if self.terms is None or self.terms.gram is None:
             return self.normal[:-1, :-1]
-        return self.terms.matrix
+        return self.terms.gram
 
     @property
-    def information(self) -> Matrix:
-        """The inverse of the covariance in the frame, but for a common factor."""
-        if self.terms is None or not self.is_likelihood:
-            return self.gram
-        return self.gram + self.terms.matrix
+    def is_limited(self) -> Flag | bool:
+        """Whether the curvature of some row is, and the last trip would have more."""
+        if self.terms is None or self.terms.limited is None:
+            return False
+        return self.terms.limited > 0
 
     @property
     def rhs(self) -> Vector:
@@ -308,7 +308,8 @@ def sums(linearization: Linearization) -> Sums:
     lin = linearization
     numbers, counts = [lin.normal], [lin.counted]
     if lin.terms is not None:
-        numbers += [lin.terms.matrix, lin.terms.cost]
+        beside = lin.terms.gram, lin.terms.limited, lin.terms.cost
+        numbers += [part for part in beside if part is not None]
     if lin.swept is not None:
         numbers += [lin.swept.held]
         counts += [lin.swept.parameters, lin.swept.uncertified]
@@ -323,7 +324,9 @@ def with_sums(
     normal, counted = numbers.pop(0), counts.pop(0)
     terms, swept = linearization.terms, None
     if terms is not None:
-        terms = CostTerms(numbers.pop(0), numbers.pop(0), influence, terms.kind)
+        matrix = None if terms.gram is None else numbers.pop(0)
+        limited = None if terms.limited is None else numbers.pop(0)
+        terms = CostTerms(matrix, limited, numbers.pop(0), influence)
     if linearization.swept is not None:
         swept = Swept(numbers.pop(0), *counts)
     return Linearization(normal, linearization.frame, counted, terms, swept)
@@ -354,7 +357,9 @@ def without_rows(
     counted = jnp.zeros((2, *zero.shape), jnp.int32) + zero.astype(jnp.int32)
     terms = None
     if kind is not Kind.SQUARES:
-        terms = CostTerms(jnp.zeros_like(inverse), zero, zero, kind)
+        is_robust = kind is Kind.ROBUST
+        matrix, limited = (jnp.zeros_like(inverse), None) if is_robust else (None, zero)
+        terms = CostTerms(matrix, limited, zero, zero)
     swept = Swept(normal, counted, counted) if is_swept else None
     return Linearization(normal, inverse, counted, terms, swept)
 

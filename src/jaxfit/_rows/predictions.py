@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxfit._linalg.kernels import Flag
 from jaxfit._rows.linearization import Kind
 from jaxfit.losses import Likelihood, LikelihoodTerms, Linear, Loss, Prediction
 
@@ -57,18 +58,12 @@ class Group(NamedTuple):
             return 0.5 * (mean - self.observed) ** 2
         return self.likelihood.cost(mean, self.observed)
 
-    def terms(self, mean: Float[Array, " k"]) -> LikelihoodTerms:
+    def terms(self, mean: Float[Array, " k"], is_last: Any) -> LikelihoodTerms:
         """Cost, residual and root of each row."""
         if self.likelihood is not None:
-            return self.likelihood.evaluate(mean, self.observed)
+            return self.likelihood.evaluate(mean, self.observed, is_last)
         residual = mean - self.observed
         return LikelihoodTerms(0.5 * residual**2, residual, jnp.ones_like(mean))
-
-    def curvature(self, mean: Float[Array, "k *lanes"]) -> Float[Array, "k *lanes"]:
-        """The expected curvature of each row's cost."""
-        if self.likelihood is None:
-            return jnp.ones_like(mean)
-        return self.likelihood.curvature(mean, self.observed)
 
 
 class Groups(NamedTuple):
@@ -76,26 +71,21 @@ class Groups(NamedTuple):
 
     parts: list[Group]
 
-    def terms(self, means: Float[Array, " m"]) -> LikelihoodTerms:
-        """Cost, residual and root of each row."""
-        terms = [part.terms(mean) for part, mean in self._with(means)]
+    def terms(self, means: Float[Array, " m"], is_last: Flag) -> LikelihoodTerms:
+        """Cost, residual and root of each row; see `Frame` for the last trip."""
+        terms = [part.terms(mean, is_last) for part, mean in self._with(means)]
         if len(terms) == 1:
             return terms[0]
-        edges = [
-            jnp.zeros(part.cost.shape, bool) if part.at_edge is None else part.at_edge
+        limited = [
+            jnp.zeros(part.cost.shape, bool) if part.limited is None else part.limited
             for part in terms
         ]
-        has_edges = any(part.at_edge is not None for part in terms)
         return LikelihoodTerms(
             cost=_joined([part.cost for part in terms]),
             residual=_joined([part.residual for part in terms]),
             root=_joined([part.root for part in terms]),
-            at_edge=_joined(edges) if has_edges else None,
+            limited=_joined(limited),
         )
-
-    def curvatures(self, means: Float[Array, "m *lanes"]) -> Float[Array, "m *lanes"]:
-        """The expected curvature of each row."""
-        return _joined([part.curvature(mean) for part, mean in self._with(means)])
 
     def costs(
         self, means: Float[Array, " m"], counts: Bool[Array, " m"] | None
@@ -122,31 +112,6 @@ class Groups(NamedTuple):
 
 def _joined(parts: Sequence[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-
-
-class Edge(NamedTuple):
-    """Rows whose expected curvature is more than the square of their root."""
-
-    flags: Bool[Array, "m *lanes"]
-    root: Float[Array, "m *lanes"]
-    means: Float[Array, "m *lanes"]
-    groups: Groups
-
-    @classmethod
-    def of(
-        cls, terms: LikelihoodTerms, means: Float[Array, " m"], groups: Groups
-    ) -> "Edge | None":
-        """Those of a likelihood, if it has any."""
-        if terms.at_edge is None:
-            return None
-        return cls(terms.at_edge, terms.root, means, groups)
-
-    @property
-    def factors(self) -> Float[Array, "m *lanes"]:
-        """What makes of a row of J one with what its curvature is more."""
-        ratio = self.groups.curvatures(self.means) / self.root**2
-        more = jnp.where(self.flags & (ratio > 1), ratio, 2)
-        return jnp.where(self.flags & (ratio > 1), jnp.sqrt(more - 1), 0)
 
 
 def grouped(

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfit._linalg.branches import branch
-from jaxfit._linalg.gram import gram
-from jaxfit._linalg.kernels import Matrix, Scalar
+from jaxfit._linalg.gram import gram, gram_and_sums
+from jaxfit._linalg.kernels import Scalar
 from jaxfit._rows.linearization import (
     COUNT_BASE,
     CostTerms,
@@ -20,7 +19,7 @@ from jaxfit._rows.linearization import (
     carried,
     in_words,
 )
-from jaxfit._rows.predictions import Edge, kind_of
+from jaxfit._rows.predictions import kind_of
 from jaxfit._rows.residuals import Evaluated
 from jaxfit.losses import Likelihood, Loss
 
@@ -40,7 +39,7 @@ class Weighted(NamedTuple):
     columns: Any  # √w J
     counts: Bool[Array, "m *lanes"] | None  # which rows count; None: all
     cost: Float[Array, "m *lanes"] | None = None  # w c, of a likelihood
-    edge: Edge | None = None  # of `Evaluated`
+    limited: Bool[Array, "m *lanes"] | None = None  # of `LikelihoodTerms`
 
 
 def weighted_rows(
@@ -52,7 +51,7 @@ def weighted_rows(
         root = jnp.sqrt(weights)
         counts = weights != 0 if counts is None else counts & (weights != 0)
     if counts is None:
-        return Weighted(rows.residual, rows.columns, None, rows.cost, rows.edge)
+        return Weighted(rows.residual, rows.columns, None, rows.cost, rows.limited)
 
     def weighted(values: Array, factor: Any = root) -> Array:
         return jnp.where(counts, factor * values, 0)
@@ -64,23 +63,18 @@ def weighted_rows(
         cost=None
         if rows.cost is None
         else weighted(rows.cost, 1 if weights is None else weights),
-        edge=rows.edge,
+        limited=rows.limited,
     )
 
 
 class LossTerms(NamedTuple):
-    """The cost, and the factors of rows that a robust loss or a likelihood asks for."""
+    """The cost, and the factors of rows that a robust loss asks for."""
 
     gradient: Float[Array, "m *lanes"] | None  # √ρ', with which JᵀWr is the gradient
     hessian: Float[Array, "m *lanes"] | None  # with which J_sᵀJ_s is the model Hessian
-    edge: Edge | None  # of `Evaluated`
-    cost: Scalar  # half the sum of the loss
+    cost: Float[Array, "m *lanes"]  # of each row
     influence: Scalar  # the largest ρ'
-
-    @property
-    def kind(self) -> Kind:
-        """Of the cost."""
-        return Kind.LIKELIHOOD if self.hessian is None else Kind.ROBUST
+    limited: Bool[Array, "m *lanes"] | None = None  # of `LikelihoodTerms`
 
 
 def terms_of(loss: Loss | Likelihood | None, rows: Weighted) -> LossTerms | None:
@@ -92,13 +86,12 @@ def terms_of(loss: Loss | Likelihood | None, rows: Weighted) -> LossTerms | None
         return _robust_terms(loss, rows.residual, rows.counts)
     assert rows.cost is not None
     counts = jnp.ones(rows.cost.shape, bool) if rows.counts is None else rows.counts
-    influence = jnp.any(counts, axis=0).astype(rows.cost.dtype)
     return LossTerms(
         gradient=None,
         hessian=None,
-        edge=rows.edge,
-        cost=jnp.sum(rows.cost, axis=0),
-        influence=influence,
+        cost=rows.cost,
+        influence=jnp.any(counts, axis=0).astype(rows.cost.dtype),
+        limited=rows.limited,
     )
 
 
@@ -123,8 +116,7 @@ def _robust_terms(
     return LossTerms(
         gradient=jnp.sqrt(jnp.maximum(slope, 0)),
         hessian=jnp.sqrt(hessian),
-        edge=None,
-        cost=0.5 * scale**2 * jnp.sum(rho, axis=0),
+        cost=0.5 * scale**2 * rho,
         influence=jnp.max(slope, axis=0),
     )
 
@@ -155,40 +147,50 @@ def reduced(rows: Weighted, terms: LossTerms | None, frame: Frame) -> Linearizat
         counted = jnp.stack([jnp.full(residual.shape[1:], n, jnp.int32) for n in words])
     else:
         counted = _count(counts)
-    normal = normal_matrix(rows, terms)
     if terms is None:
+        normal = normal_matrix(rows, terms)
         return Linearization(normal, frame.inverse, counted, None)
-    matrix = _matrix_beside(rows, terms, frame)
-    beside = CostTerms(matrix, terms.cost, terms.influence, terms.kind)
-    return Linearization(normal, frame.inverse, counted, beside)
-
-
-def _matrix_beside(rows: Weighted, terms: LossTerms, frame: Frame) -> Matrix:
-    """That of `CostTerms`."""
-
-    def of_scaled(factor: Array) -> Matrix:
-        return gram([factor * column for column in rows.columns])
-
+    sums = _sums_of(rows, terms)
+    matrix = None
     if terms.hessian is not None:
-        return of_scaled(terms.hessian)
-    if terms.edge is None:
-        return jnp.zeros_like(frame.inverse)
-    return branch(
-        jnp.any(terms.edge.flags, axis=0),
-        lambda edge: of_scaled(edge.factors),
-        lambda edge: jnp.zeros_like(frame.inverse),
-        terms.edge,
-    )
+        matrix = gram([terms.hessian * column for column in rows.columns])
+    beside = CostTerms(matrix, sums.limited, sums.cost, terms.influence)
+    return Linearization(sums.normal, frame.inverse, counted, beside)
+
+
+class _Sums(NamedTuple):
+    """Sums over rows with a loss."""
+
+    normal: Float[Array, "k k *lanes"]
+    cost: Scalar
+    limited: Scalar | None
+
+
+def _sums_of(rows: Weighted, terms: LossTerms) -> _Sums:
+    """All at once: the compiler then computes a row once."""
+    more = [terms.cost]
+    if terms.limited is not None:
+        more.append(terms.limited.astype(terms.cost.dtype))
+    whole, totals = gram_and_sums(_scaled(rows, terms), more)
+    limited = totals[1] if terms.limited is not None else None
+    if terms.hessian is None and limited is None:
+        limited = jnp.zeros_like(totals[0])
+    return _Sums(whole, totals[0], limited)
 
 
 def normal_matrix(
     rows: Weighted, terms: LossTerms | None
 ) -> Float[Array, "k k *lanes"]:
     """(JP r)ᵀ W (JP r)."""
+    return gram(_scaled(rows, terms))
+
+
+def _scaled(rows: Weighted, terms: LossTerms | None) -> list[Array]:
+    """The columns of √W (JP r)."""
     whole = [*rows.columns, rows.residual]
-    if terms is not None and terms.gradient is not None:
-        whole = [terms.gradient * row for row in whole]
-    return gram(whole)
+    if terms is None or terms.gradient is None:
+        return whole
+    return [terms.gradient * row for row in whole]
 
 
 def cost_of(
@@ -199,7 +201,9 @@ def cost_of(
     """Half the sum of the loss, of rows without columns."""
     weighted = weighted_rows(rows, counts)
     terms = terms_of(loss, weighted)
-    return 0.5 * jnp.sum(weighted.residual**2) if terms is None else terms.cost
+    if terms is None:
+        return 0.5 * jnp.sum(weighted.residual**2)
+    return jnp.sum(terms.cost)
 
 
 def scaled_for_loss(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxfit._linalg.kernels import Matrix, Vector
+from jaxfit._linalg.kernels import Flag, Matrix, Vector
 from jaxfit._programs.errors import ONLY_REVERSE, is_only_reverse
 from jaxfit._programs.hoist import hoisted
 from jaxfit._programs.one_function import (
@@ -18,7 +18,7 @@ from jaxfit._programs.one_function import (
 )
 from jaxfit._programs.short import in_columns
 from jaxfit._programs.smooth import depends_on_first, is_smooth
-from jaxfit._rows.predictions import Edge, Groups, grouped, means_of
+from jaxfit._rows.predictions import Groups, grouped, means_of
 from jaxfit.losses import Likelihood, Loss
 
 
@@ -147,7 +147,7 @@ class Evaluated(NamedTuple):
         Float[Array, "m *lanes"] | None
     )  # of each row of a likelihood; None: half a square
     weights: Float[Array, "m *lanes"] | None = None
-    edge: Edge | None = None  # of a likelihood whose means have one
+    limited: Bool[Array, "m *lanes"] | None = None  # of `LikelihoodTerms`
 
     @classmethod
     def of_residuals(
@@ -206,20 +206,35 @@ class Residuals(NamedTuple):
         """The residuals, or the means of a likelihood and what stands beside them."""
         return self.vector(x, *pieces, *self.constants)
 
-    def evaluate(self, x: Vector, directions: Matrix, *pieces: PyTree) -> Evaluated:
-        """Residuals, and their derivatives along directions (the rows)."""
+    def evaluate(
+        self,
+        x: Vector,
+        directions: Matrix,
+        *pieces: PyTree,
+        is_last: Flag | None = None,
+    ) -> Evaluated:
+        """Residuals, and their derivatives along directions (the rows).
+
+        Args:
+            is_last: of a likelihood, that no curvature is limited: see `Frame`.
+        """
         if self.in_columns:
             plain = self._replace(in_columns=False)
-            return in_columns(plain.evaluate, x, directions, *pieces)
+
+            def evaluated(x: Any, directions: Any, pieces: Any, last: Any) -> Evaluated:
+                return plain.evaluate(x, directions, *pieces, is_last=last)
+
+            return in_columns(evaluated, x, directions, pieces, is_last)
         pushed = self._pushed(x, directions, *pieces)
         if pushed.groups is None:
             return Evaluated(pushed.values, pushed.columns, None)
-        terms = pushed.groups.terms(pushed.values)
+        is_last = jnp.zeros((), bool) if is_last is None else is_last
+        terms = pushed.groups.terms(pushed.values, is_last)
         return Evaluated(
             residual=terms.residual,
             columns=terms.root * pushed.columns,
             cost=terms.cost,
-            edge=Edge.of(terms, pushed.values, pushed.groups),
+            limited=terms.limited,
         )
 
     def costs(

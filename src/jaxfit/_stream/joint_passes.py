@@ -269,7 +269,7 @@ def _reported(
     running: RunningSum,
 ) -> Added:
     blocks = _first_of(set_up_joint(request).blocks, number)
-    frame = frame_from(point.linearization.frame)
+    frame = frame_from(point.linearization)
     return Added(*blocks.reported_with(running, point.x, frame, local.u))
 
 

@@ -269,7 +269,7 @@ def _few_fitted(
 ) -> Mixed:
     setup = set_up_joint(request)
     outcome = run_few(setup, few_blocks(setup.known, moments, root), number)
-    frame = frame_from(outcome.linearization.frame)
+    frame = frame_from(outcome.linearization)
     return Mixed(
         stage=jnp.int32(Stage.LOCAL),
         outcome=outcome,

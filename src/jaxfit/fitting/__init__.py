@@ -3,7 +3,8 @@
 from jaxfit.fitting._batch_fit import fit_batch
 from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._fit import FitError, fit
-from jaxfit.fitting._record import Parameter
+from jaxfit.fitting._fitted import Parameter
+from jaxfit.fitting._incidental import IncidentalParametersWarning
 from jaxfit.fitting._result import Fit
 from jaxfit.fitting._watched import Step
 from jaxfit.fitting._xarray import curvefit
@@ -12,6 +13,7 @@ __all__ = [
     "BatchFit",
     "Fit",
     "FitError",
+    "IncidentalParametersWarning",
     "Parameter",
     "Step",
     "curvefit",

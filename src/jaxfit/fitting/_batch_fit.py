@@ -15,6 +15,7 @@ from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import method_from, problem_from
 from jaxfit.fitting._batch_record import Labels
 from jaxfit.fitting._batch_result import BatchFit
+from jaxfit.fitting._bins import bins_of
 from jaxfit.fitting._dates import Dated
 from jaxfit.fitting._errors_in_x import (
     check_method_with_errors,
@@ -23,6 +24,7 @@ from jaxfit.fitting._errors_in_x import (
     with_errors_in_x,
 )
 from jaxfit.fitting._functions import Asked, with_functions
+from jaxfit.fitting._incidental import warn_of_incidental_parameters
 from jaxfit.fitting._joint_fit import for_sharing, joint_numbers, shared_names
 from jaxfit.fitting._likelihood import with_likelihood
 from jaxfit.fitting._numbers import Numbers
@@ -42,9 +44,10 @@ ON_HOST = (
 
 def fit_batch(
     model: Any,
-    x: PyTree,
-    Y: Any,
+    x: PyTree = None,
+    Y: Any = None,
     *,
+    edges: Any = None,
     sigma: Any = None,
     sigma_x: Any = None,
     p0: Any = None,
@@ -74,6 +77,8 @@ def fit_batch(
             as in `fit`.
         Y: data, the shape of x behind any leading dimensions: (N, m), (rows, columns,
             m); or a DataArray. Real or complex.
+        edges: of bins, in place of x, as in `fit`: `fit_batch(model, Y=counts,
+            edges=edges)`, with the bins as the last axes of Y.
         sigma: standard errors: one, of the shape of x, or of that of Y; of complex Y
             those of each part.
         sigma_x: standard errors of x, as in `fit`, the same for all: each data set is
@@ -101,10 +106,19 @@ def fit_batch(
 
     Raises:
         ValueError, TypeError: for arguments that cannot be fitted.
+
+    Warns:
+        IncidentalParametersWarning: with a likelihood as the loss, what is shared may
+            be biased: data sets have parameters of their own and few observations.
     """
     given = without_lmfit(Terms(model, p0, bounds, fixed, tie))
     model, p0 = as_model(given.model), given.p0
     check_loss(loss)
+    if edges is not None:
+        bins = bins_of(model, x, Y, edges, sigma_x)
+        model, x = bins.model, bins.x
+    elif Y is None:
+        raise TypeError("Y is missing. Give fit_batch(model, x, Y).")
     plain = _Plain.of(Y, x)
     sigma = _in_order("sigma", sigma, plain.dims)
     if isinstance(p0, Mapping):
@@ -149,6 +163,9 @@ def fit_batch(
         flat = _flat(seen, starts_about(problem, starts), lead)
         inputs = problem, flat.data_sets, flat.axes, spoken.method(method)
         if names and flat.data_sets.data.y.size:
+            warn_of_incidental_parameters(
+                problem, flat.data_sets, spoken.method(method), names
+            )
             joint = joint_numbers(*inputs, names, progress=progress)
             numbers, together = joint.numbers, joint.together
         else:

@@ -37,7 +37,7 @@ class BatchFit(BatchRecord):
     """
 
     def predict(self, x: PyTree = None) -> Inexact[np.ndarray, "..."]:
-        """The fitted curves at other points, or at the data."""
+        """The fitted curves at other points (of bins: edges), or at the data."""
         return _bands.curves(self, x)
 
     def fit(self, index: Any, **settings: Any) -> Fit:

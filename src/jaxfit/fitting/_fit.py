@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_loss
 from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._bins import bins_of
 from jaxfit.fitting._errors_in_x import (
     check_method_with_errors,
     check_unwatched,
@@ -45,9 +46,10 @@ class FitError(RuntimeError):
 
 def fit(
     model: Any,
-    x: PyTree,
+    x: PyTree = None,
     y: Any = None,
     *,
+    edges: Any = None,
     sigma: Any = None,
     sigma_x: Any = None,
     p0: Any = None,
@@ -91,6 +93,14 @@ def fit(
         y: data, of any shape. Points that are masked in x, y or sigma are left out.
             Complex data go with a model that returns complex numbers: real and
             imaginary parts count by themselves, 2m numbers of m points.
+        edges: of bins, in place of x, one more than `y` has values: `fit(model,
+            y=counts, edges=edges)`, as `np.histogram` has them. The model is then a
+            density, integrated over each bin (exactly where it knows its integral, else
+            by five nodes), and `best_fit`, bands and pictures are those of bins;
+            `predict` takes edges. It matters where bins are wide beside the structure:
+            the value at the middle of a bin as wide as a peak's standard deviation is
+            4 % too high. For several coordinates a tuple of edges, one for each axis of
+            `y`. Not with `sigma_x`, dates or several data sets.
         sigma: standard errors of `y`, one or one for each point, of complex `y` those
             of each part; infinite ones leave their point out. Or, for a `y` of shape
             (m,), its covariance matrix (m, m), with variances on its diagonal, where
@@ -172,6 +182,9 @@ def fit(
         "tie": given.tie,
         "prior": prior,
     }
+    if edges is not None:
+        bins = bins_of(model, x, y, edges, sigma_x)
+        model, x = bins.model, bins.x
     several = SeveralData.of(x, y, sigma)
     if several is not None:
         seen = several.seen(nan_policy)

@@ -23,6 +23,7 @@ from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._problem import Method, Problem
 from jaxfit.fitting._several import Several
 from jaxfit.models import FunctionModel, Model
+from jaxfit.models._binned import Binned, points_of
 
 SAMPLES = 8  # fits of a batch that are compared with NumPy
 
@@ -87,7 +88,7 @@ class Asked(NamedTuple):
         chosen = np.unique(np.linspace(0, max(number - 1, 0), SAMPLES).astype(int))
         rows = [np.reshape(which, (number, -1))[chosen] for which in (start, end)]
         points = [self.problem.parameters(row[:, None]) for row in np.concatenate(rows)]
-        x = data.x[0] if isinstance(model, Several) else data.x
+        x = _points_of_first(model, data.x)
         finite = data.y[np.isfinite(data.y)]
         size = float(np.max(np.abs(finite), initial=0))
         for part, user in spoken:
@@ -113,7 +114,7 @@ def with_functions(
     """
     problem = asked.problem
     known = _of_first(problem.model, {**problem.fixed, **asked.starts})
-    x = x[0] if isinstance(problem.model, Several) else x
+    x = _points_of_first(problem.model, x)
     users = tuple(_user(part, x, known, host) for part in _parts(problem.model))
 
     def chosen(*functions: Callable) -> Result:
@@ -151,6 +152,13 @@ def _user(
 def _of_first(model: Model, parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters of the first of several data sets, or of the only one."""
     return model.of(0, parameters) if isinstance(model, Several) else parameters
+
+
+def _points_of_first(model: Model, x: PyTree) -> PyTree:
+    """The points at which the functions of a model are evaluated."""
+    if isinstance(model, Binned):
+        return points_of(x)[0]
+    return x[0] if isinstance(model, Several) else x
 
 
 def _own(part: FunctionModel, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options
 from jaxfit._programs.call import Static
 from jaxfit._programs.host import computed, double_precision
+from jaxfit.fitting._fitted import listed
 from jaxfit.fitting._guesses import start_vectors
 from jaxfit.fitting._joint_programs import JointInputs, Split, joint_fit, single_names
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._points import Axes, DataSet
 from jaxfit.fitting._priors import names_of_rows
 from jaxfit.fitting._problem import Method, Problem, traced_function
-from jaxfit.fitting._record import listed
 from jaxfit.fitting._run import HASTY, numbers_from, numbers_in, of_varied
 from jaxfit.fitting._together import Together
 

@@ -53,7 +53,7 @@ def _is_positive(
     positive = problem.values_about(x, points, y.shape) > 0
     if data_set.valid is not None:
         positive = positive | ~data_set.valid
-    return xp.all(positive)
+    return xp.asarray(xp.all(positive))
 
 
 def _guessed(problem: Problem, data_set: DataSet, share: float) -> Float[Numeric, " n"]:

@@ -52,8 +52,9 @@ class Fit(Record):
 
         Args:
             x: points as those of the fit: of a fit to dates also dates, or numbers in
-                its unit. They are taken as exact, also where those of the fit have
-                errors: then `predict()` is at x as given, `best_fit` at x as corrected.
+                its unit; of a fit to bins the edges of others. They are taken as exact,
+                also where those of the fit have errors: then `predict()` is at x as
+                given, `best_fit` at x as corrected.
             data_set: of several, which, from 1; None for `x` None: a list of all.
         """
         if x is None and data_set is None and self.observed.shapes is not None:

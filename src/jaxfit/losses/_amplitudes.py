@@ -12,6 +12,7 @@ from jaxfit.losses import _rice
 from jaxfit.losses._likelihood import (
     Elements,
     ExpectedDeviance,
+    IsLast,
     Likelihood,
     LikelihoodTerms,
     Means,
@@ -54,7 +55,9 @@ class Gamma(Likelihood):
     def curvature(self, mean: Elements, observed: Observed) -> Rows:
         return like(mean, self.shape) / mean / mean
 
-    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+    def evaluate(
+        self, mean: Elements, observed: Observed, is_last: IsLast = False
+    ) -> LikelihoodTerms:
         relative = jnp.sqrt(like(mean, self.shape))
         return LikelihoodTerms(
             cost=self.cost(mean, observed),
@@ -123,7 +126,9 @@ class Rician(Likelihood):
         a = mean / sigma
         return a * a * _rice.relative_information(a) / sigma**2
 
-    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+    def evaluate(
+        self, mean: Elements, observed: Observed, is_last: IsLast = False
+    ) -> LikelihoodTerms:
         sigma = like(mean, self.sigma)
         m, a = like(mean, observed) / sigma, mean / sigma
         relative = jnp.sqrt(_rice.relative_information(a))

@@ -11,6 +11,7 @@ from jaxfit.losses._deviance import deviance_of_counts
 from jaxfit.losses._likelihood import (
     Elements,
     ExpectedDeviance,
+    IsLast,
     Likelihood,
     LikelihoodTerms,
     Means,
@@ -24,6 +25,7 @@ from jaxfit.losses._likelihood import (
 from jaxfit.losses._special import (
     floored,
     half_deviance,
+    least_mean,
     log_factorial_rest,
     slope_of_count,
 )
@@ -37,8 +39,8 @@ class Counts(NamedTuple):
 
 
 # The cost of a row without counts is the mean itself, which has no curvature; what is
-# expected, 1 / mean, would hold up a fit as a wall does. Below this mean it is left to
-# the information.
+# expected, 1 / mean, would hold up a fit as a wall does. While a fit is under way such
+# a mean counts as this where it is less.
 EDGE = 1e-3
 
 
@@ -47,27 +49,28 @@ class Known(NamedTuple):
 
     mean: Rows
     is_empty: Bool[Array, "..."]  # nothing was counted
-    at_edge: Bool[Array, "..."]
+    limited: Bool[Array, "..."]
 
 
-def known(observed: Rows, mean: Rows) -> Known:
+def known(observed: Rows, mean: Rows, is_last: IsLast) -> Known:
     """A mean as a solver sees its curvature."""
-    is_empty = observed == 0
-    least = jnp.where(is_empty, EDGE, float(jnp.finfo(mean.dtype).tiny) ** 0.5)
-    least = least.astype(mean.dtype)
-    return Known(jnp.maximum(mean, least), is_empty, is_empty & (mean < least))
+    is_empty, dtype = observed == 0, mean.dtype
+    edge = jnp.where(is_last, least_mean(mean), EDGE).astype(dtype)
+    tiny = jnp.asarray(float(jnp.finfo(dtype).tiny) ** 0.5, dtype)
+    limited = is_empty & (mean < edge) & ~jnp.asarray(is_last)
+    return Known(jnp.maximum(mean, jnp.where(is_empty, edge, tiny)), is_empty, limited)
 
 
-def terms_of_count(observed: Rows, mean: Rows) -> LikelihoodTerms:
+def terms_of_count(observed: Rows, mean: Rows, is_last: IsLast) -> LikelihoodTerms:
     """What a solver takes, with one root and two divisions."""
-    seen = known(observed, mean)
+    seen = known(observed, mean, is_last)
     root = jnp.sqrt(1 / seen.mean)
     return LikelihoodTerms(
         cost=half_deviance(observed, mean),
         # slope / root; the slope of an empty row is 1
         residual=jnp.where(seen.is_empty, seen.mean, mean - observed) * root,
         root=root,
-        at_edge=seen.at_edge,
+        limited=seen.limited,
     )
 
 
@@ -92,8 +95,10 @@ class Poisson(Likelihood):
     def curvature(self, mean: Elements, observed: Observed) -> Rows:
         return 1 / floored(mean)
 
-    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
-        return terms_of_count(like(mean, observed), mean)
+    def evaluate(
+        self, mean: Elements, observed: Observed, is_last: IsLast = False
+    ) -> LikelihoodTerms:
+        return terms_of_count(like(mean, observed), mean, is_last)
 
     def constant(self, observed: Observed) -> Rows:
         return log_factorial_rest(floating(observed))
@@ -146,9 +151,11 @@ class PoissonGaussian(Likelihood):
     def curvature(self, mean: Elements, observed: Observed) -> Rows:
         return 1 / floored(mean + like(mean, self.readout))
 
-    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+    def evaluate(
+        self, mean: Elements, observed: Observed, is_last: IsLast = False
+    ) -> LikelihoodTerms:
         count, shifted = self._shifted(mean, observed)
-        return terms_of_count(count, shifted)
+        return terms_of_count(count, shifted, is_last)
 
     def constant(self, observed: Observed) -> Rows:
         observed = floating(observed)
@@ -206,15 +213,17 @@ class Binomial(Likelihood):
         n = like(mean, self.trials)
         return 1 / floored(mean) + 1 / floored(n - mean)
 
-    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+    def evaluate(
+        self, mean: Elements, observed: Observed, is_last: IsLast = False
+    ) -> LikelihoodTerms:
         k, n = like(mean, observed), like(mean, self.trials)
-        one, other = known(k, mean), known(n - k, n - mean)
+        one, other = known(k, mean, is_last), known(n - k, n - mean, is_last)
         root = jnp.sqrt(1 / one.mean + 1 / other.mean)
         return LikelihoodTerms(
             cost=self.cost(mean, observed),
             residual=self.slope(mean, observed) / root,
             root=root,
-            at_edge=one.at_edge | other.at_edge,
+            limited=one.limited | other.limited,
         )
 
     def constant(self, observed: Observed) -> Rows:

@@ -23,6 +23,7 @@ Elements = Float[Array, "*shape"]  # the means of rows
 Rows = Float[Array, "..."]  # of what means and observed values broadcast to
 Observed = Real[Array | np.ndarray, "..."]
 Means = Real[Array | np.ndarray, "..."]  # on the host
+IsLast = Bool[Array, "..."] | bool  # whether a fit is over
 
 MOST = 1e3  # times what a row shows of curvature, and more of it is not believed
 
@@ -33,8 +34,8 @@ class LikelihoodTerms(NamedTuple):
     cost: Rows
     residual: Rows  # slope / root
     root: Rows  # of the expected curvature: the Jacobian is root * d mean
-    # where `root` is less than that, since the mean is at the edge of its range
-    at_edge: Bool[Array, "..."] | None = None
+    # where `root` is less than that, the mean being at the edge of its range
+    limited: Bool[Array, "..."] | None = None
 
 
 class ExpectedDeviance(NamedTuple):
@@ -82,13 +83,19 @@ class Likelihood(eqx.Module):
         ones = jnp.ones_like(mean)
         return jax.jvp(lambda m: self.slope(m, mean), (mean,), (ones,))[1]
 
-    def evaluate(self, mean: Elements, observed: Observed) -> LikelihoodTerms:
+    def evaluate(
+        self, mean: Elements, observed: Observed, is_last: IsLast = False
+    ) -> LikelihoodTerms:
         """Cost, residual and root of each row; residual * root is the slope.
 
         Where the curvature is not a positive number, the squared slope stands in for
-        it, whose expectation it is. Where it is `MOST` times what both squared slope
-        and observed curvature are, the mean has come to the edge of its range, and the
-        rest is left to the information (`at_edge`).
+        it, whose expectation it is. Where it is more than `MOST` times what both
+        squared slope and observed curvature are, the mean has come to the edge of its
+        range, and no more than that is taken: such a row would hold up a fit as a wall
+        does.
+
+        Args:
+            is_last: the fit is over, and the whole curvature is asked for.
         """
         ones = jnp.ones_like(mean)
         slope, second = jax.jvp(lambda m: self.slope(m, observed), (mean,), (ones,))
@@ -96,12 +103,13 @@ class Likelihood(eqx.Module):
         is_usable = (curvature > 0) & (curvature < jnp.inf)
         expected = jnp.where(is_usable, curvature, 1)
         seen = MOST * jnp.maximum(slope * slope, jnp.abs(second)) / expected
-        root = jnp.sqrt(expected * jnp.clip(seen, 1e-16, 1))
+        limited = is_usable & (seen < 1) & ~jnp.asarray(is_last)
+        root = jnp.sqrt(expected * jnp.where(limited, jnp.maximum(seen, 1e-16), 1))
         return LikelihoodTerms(
             cost=self.cost(mean, observed),
             residual=jnp.where(is_usable, slope / root, jnp.sign(slope)),
             root=jnp.where(is_usable, root, jnp.abs(slope)),
-            at_edge=is_usable & (seen < 1),
+            limited=limited,
         )
 
     def constant(self, observed: Observed) -> Rows:

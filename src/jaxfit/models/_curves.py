@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from jaxfit._numpy.either import Coordinates, Real, Reals, Values, xp
+from jaxfit.models._binned import by_nodes, decayed
 from jaxfit.models._model import POSITIVE, Candidates, Model
 from jaxfit.models._projection import extent, grid
 
@@ -44,6 +45,9 @@ class Constant(Model):
     def function(self, x: Coordinates, c: Real) -> Real:
         return c * xp.ones_like(first(x))
 
+    def integral(self, lower: Real, upper: Real, c: Real) -> Real:
+        return c * (upper - lower)
+
     def about(self, origin: Real, c: Real) -> Reals:
         return {}
 
@@ -58,6 +62,9 @@ class Linear(Model):
 
     def function(self, x: Real, slope: Real, intercept: Real) -> Real:
         return slope * x + intercept
+
+    def integral(self, lower: Real, upper: Real, slope: Real, intercept: Real) -> Real:
+        return (slope * (0.5 * (lower + upper)) + intercept) * (upper - lower)
 
     def about(self, origin: Real, slope: Real, intercept: Real) -> Reals:
         return {"intercept": intercept + slope * origin}
@@ -121,6 +128,12 @@ class Polynomial(Model):
             value = value * x + coefficients[name]
         return value
 
+    def integral(self, lower: Real, upper: Real, **coefficients: Real) -> Real:
+        def values(x: Real) -> Real:
+            return self.function(x, **coefficients)
+
+        return by_nodes(values, lower, upper, self.degree // 2 + 1)  # exact
+
     def about(self, origin: Real, **coefficients: Real) -> Reals:
         shifted = taylor_shift([coefficients[n] for n in self.own_names], origin)
         return dict(zip(self.own_names[:-1], shifted, strict=False))
@@ -138,6 +151,9 @@ class Exponential(Model):
 
     def function(self, x: Real, amplitude: Real, rate: Real) -> Real:
         return amplitude * xp.exp(-rate * x)
+
+    def integral(self, lower: Real, upper: Real, amplitude: Real, rate: Real) -> Real:
+        return amplitude * xp.exp(-rate * lower) * decayed(rate, upper - lower)
 
     def candidates(self, x: Values, y: Values) -> Candidates:
         rates = np.geomspace(0.15, 60, 14)

@@ -55,6 +55,8 @@ class Model(eqx.Module):
     `quantities_about`  origin, parameters     if `quantities` cancels far from x = 0
     `scales`            names                  what `about` multiplies by a number > 0
     `is_peak`           True or False          whether it falls off on both sides
+    `integral`          lower, upper,          its integral over bins, for
+                        parameters             `fit(edges=...)`; else by nodes in each
     =================== ====================== =========================================
 
     Without `linear` or `start` every parameter starts at 1. What stands below the hooks
@@ -140,6 +142,12 @@ class Model(eqx.Module):
         """`quantities`, from the parameters for an x that counts from an origin."""
         moved = self.about(-origin, **parameters)
         return self.quantities(**(parameters | (moved or {})))
+
+    def integral(
+        self, lower: Values, upper: Values, *args: Any, **parameters: Any
+    ) -> Any:
+        """The integrals over bins of one coordinate, for `fit(edges=...)`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define integral().")
 
     # What it then has
 

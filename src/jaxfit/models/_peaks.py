@@ -17,6 +17,7 @@ from jaxfit._numpy.either import (
     xp,
 )
 from jaxfit._numpy.faddeeva import faddeeva
+from jaxfit.models._binned import normal_mass
 from jaxfit.models._model import POSITIVE, Candidates, Model
 from jaxfit.models._place import Peak
 from jaxfit.models._projection import grid, largest_hump
@@ -39,6 +40,13 @@ class Gaussian(Peak):
     def function(self, x: Real, height: Real, center: Real, width: Real) -> Real:
         return height * xp.exp(-0.5 * ((x - center) / width) ** 2)
 
+    def integral(
+        self, lower: Real, upper: Real, height: Real, center: Real, width: Real
+    ) -> Real:
+        scale = math.sqrt(2) * width
+        a, b = (lower - center) / scale, (upper - center) / scale
+        return height * scale * normal_mass(a, b)
+
     def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
         return {"center": center[None], "width": fwhm[None] / FWHM}
 
@@ -60,6 +68,12 @@ class Lorentzian(Peak):
 
     def function(self, x: Real, height: Real, center: Real, width: Real) -> Real:
         return height / (1 + ((x - center) / width) ** 2)
+
+    def integral(
+        self, lower: Real, upper: Real, height: Real, center: Real, width: Real
+    ) -> Real:
+        a, b = (lower - center) / width, (upper - center) / width
+        return height * width * xp.arctan2(b - a, 1 + a * b)  # arctan b - arctan a
 
     def shaped(self, center: Scalar, fwhm: Scalar) -> Candidates:
         return {"center": center[None], "width": fwhm[None] / 2}

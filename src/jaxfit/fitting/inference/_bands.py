@@ -14,6 +14,7 @@ from jaxfit._rows.predictions import with_numbers
 from jaxfit._rows.residuals import jacobian
 from jaxfit._scipy.arguments import coordinates, real_array
 from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._bins import in_bins, is_binned
 from jaxfit.fitting._dates import Dated, Dates
 from jaxfit.fitting._numbers import AtSolver, Numbers
 from jaxfit.fitting._points import Observed
@@ -142,7 +143,7 @@ def curves(record: BatchRecord, x: PyTree) -> Curve:
     values = computed(
         _curves,
         record.problem,
-        record.x if x is None else _converted(x, record.dates),
+        record.x if x is None else _converted(record.model, x, record.dates),
         record.numbers.at_solver.x,
         traced=traced_function(record.model),
         is_hasty=False,
@@ -210,11 +211,15 @@ def _values(record: Record, x: PyTree) -> _Values:
 
 def _points(record: Record, x: PyTree) -> PyTree:
     observed = record.observed
-    return observed.data.x if x is None else _converted(x, observed.dates)
+    if x is None:
+        return observed.data.x
+    return _converted(record.model, x, observed.dates)
 
 
-def _converted(x: PyTree, dates: Dates | None) -> PyTree:
+def _converted(model: Model, x: PyTree, dates: Dates | None) -> PyTree:
     """Points of the user's, as numbers; dates if the fit was to dates."""
+    if is_binned(model):
+        return in_bins(x)
     return coordinates(x if dates is None else Dated.of(x, dates).x, real_array)
 
 

@@ -17,10 +17,11 @@ from jaxtyping import Array, Bool, Float
 from jaxfit._programs.host import computed
 from jaxfit._scipy.observations import bucket
 from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._fitted import listed
 from jaxfit.fitting._numbers import AtSolver
 from jaxfit.fitting._problem import Problem, traced_function
 from jaxfit.fitting._programs import everything
-from jaxfit.fitting._record import Record, listed
+from jaxfit.fitting._record import Record
 
 ENOUGH = 1000  # draws after which it is judged how many lie inside
 LEAST = 0.01  # of the draws, which have to

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from jaxfit.fitting import _several
+from jaxfit.fitting._bins import middles
 from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference import _bands, _intervals
 from jaxfit.fitting.inference._bootstrap import bootstrap
 from jaxfit.fitting.inference._intervals import SIGMAS, Contour, Level
 from jaxfit.fitting.inference._statistics import joint_threshold, quantile
+from jaxfit.fitting.output._lines import Line, line_of
 
 DATA = {"color": "0.35", "markersize": 3.5, "linewidth": 0.8}
 CURVE = "C3"
 PARTS = "C0", "C1", "C2", "C4", "C5", "C6", "C8", "C9"
-FINE = 500  # points of a curve
 
 
 def pyplot() -> Any:
@@ -52,7 +52,7 @@ def fit(
     """A figure of the data and the curve, see `Fit.plot`."""
     plt = pyplot()
     is_one = record.observed.shapes is None
-    if is_one and isinstance(record.observed.data.x, (tuple, list)):
+    if is_one and isinstance(middles(record.model, record.observed.data.x), tuple):
         return _image(record, plt, title)
     series = _series(record)
     panels = 2 if residuals else 1
@@ -67,13 +67,13 @@ def fit(
     main = axes[0, 0]
     main.set_xscale(xscale)
     for one, part, points in series:
-        fine = fine_points(points.x, xscale)
         style = points.bars | part.marks
         label = f"data{part.name}"
         main.errorbar(points.x, points.y, fmt="o", label=label, zorder=2, **style)
+        line = line_of(one.model, one.observed.data.x, points.x, xscale)
         if components and len(one.model.parts) > 1:
-            _draw_components(one, main, fine, part)
-        _draw_band(one, main, fine, level, part)
+            _draw_components(one, main, line, part)
+        _draw_band(one, main, line, level, part)
     main.set_ylabel(ylabel)
     main.legend(frameon=False, fontsize="small")
     heading = title if title is not None else record.model.label
@@ -136,34 +136,31 @@ def _series(record: Record) -> list[_Series]:
     return series
 
 
-def _draw_components(
-    record: Record, axis: Any, x: Float[np.ndarray, " m"], part: Part
-) -> None:
-    components = _bands.components(record, x)
+def _draw_components(record: Record, axis: Any, line: Line, part: Part) -> None:
+    components = _bands.components(record, line.x)
     style = "--" if part.of is not np.imag else ":"
     for (label, values), color in zip(
         components.items(), itertools.cycle(PARTS), strict=False
     ):
         label = f"{label}{part.name}"
         color = color if part is ALL else part.curve
-        axis.plot(x, part.of(values), style, color=color, linewidth=1.2, label=label)
+        corners = line.drawn(part.of(values))
+        axis.plot(*corners, style, color=color, linewidth=1.2, label=label)
 
 
-def _draw_band(
-    record: Record, axis: Any, x: Float[np.ndarray, " m"], level: float, part: Part
-) -> None:
-    value, lower, upper, _ = map(part.of, _bands.confidence(record, x, level))
+def _draw_band(record: Record, axis: Any, line: Line, level: float, part: Part) -> None:
+    value, lower, upper, _ = map(part.of, _bands.confidence(record, line.x, level))
     axis.fill_between(
-        x,
-        lower,
-        upper,
+        *line.drawn(lower),
+        line.drawn(upper)[1],
         color=part.curve,
         alpha=0.25,
         linewidth=0,
         label=f"{level:.0%} band{part.name}",
     )
     label = f"fit{part.name}"
-    axis.plot(x, value, color=part.curve, linewidth=1.6, label=label, zorder=3)
+    corners = line.drawn(value)
+    axis.plot(*corners, color=part.curve, linewidth=1.6, label=label, zorder=3)
 
 
 def standardized_residuals(record: Record, xlabel: str | None) -> Any:
@@ -176,7 +173,7 @@ def standardized_residuals(record: Record, xlabel: str | None) -> Any:
     if record.has_errors_in_x:
         words, residuals = "orthogonal residual", record.orthogonal_residuals
     ratio = observed.counted(observed.split(residuals))
-    x = observed.data.x
+    x = middles(record.model, observed.data.x)
     is_tuple = isinstance(x, (tuple, list))
     is_line = not is_tuple and np.shape(x) == np.shape(observed.y)
     place = observed.counted(observed.of_each(x)) if is_line else np.arange(ratio.size)
@@ -318,7 +315,7 @@ class _Points(NamedTuple):
 
 def _points(record: Record, part: Part) -> _Points:
     observed = record.observed
-    x, y = np.asarray(observed.data.x), observed.y
+    x, y = np.asarray(middles(record.model, observed.data.x)), observed.y
     if x.shape != y.shape:
         raise ValueError(
             f"x has the shape {x.shape} and y {y.shape}; only curves and images are "
@@ -341,20 +338,9 @@ def _points(record: Record, part: Part) -> _Points:
     )
 
 
-def fine_points(x: Float[np.ndarray, " m"], xscale: str) -> Float[np.ndarray, " fine"]:
-    """Evenly spaced points, for a smooth curve."""
-    if xscale == "linear":
-        return np.linspace(x.min(), x.max(), FINE)
-    if xscale == "log" and x.max() > 0:
-        return np.geomspace(x[x > 0].min(), x.max(), FINE)
-    raise ValueError(
-        f"xscale is {xscale!r}; give 'linear', or 'log' for data with positive x."
-    )
-
-
 def _image(record: Record, plt: Any, title: str | None) -> Any:
     """A figure of points, model and residuals of a function of two coordinates."""
-    x = record.observed.data.x
+    x = middles(record.model, record.observed.data.x)
     shape = np.shape(record.observed.y)
     if record.observed.is_complex:
         raise ValueError("Complex data over several coordinates are not drawn.")

@@ -8,10 +8,11 @@ from jaxtyping import Float
 
 from jaxfit._core.certificate import Status
 from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._bins import middles
 from jaxfit.fitting.inference import _bands
+from jaxfit.fitting.output._lines import line_of
 from jaxfit.fitting.output._plot import (
     DATA,
-    fine_points,
     grid_of,
     parts_of,
     pyplot,
@@ -48,8 +49,8 @@ def status(record: BatchRecord) -> Any:
 
 def several(record: BatchRecord, indices: Iterable[Any] | None, xscale: str) -> Any:
     """A figure of some fits, see `BatchFit.plot_fits`."""
-    plt = pyplot()
-    if not isinstance(record.x, np.ndarray) or record.x.ndim != 1:
+    plt, x = pyplot(), middles(record.model, record.x)
+    if not isinstance(x, np.ndarray) or x.ndim != 1:
         raise ValueError(
             "Only curves of one coordinate are drawn; see plot() for maps."
         )
@@ -58,15 +59,14 @@ def several(record: BatchRecord, indices: Iterable[Any] | None, xscale: str) -> 
         flat = np.unique(np.linspace(0, total - 1, 9).astype(int))
         indices = [np.unravel_index(k, record.shape) for k in flat]
     indices = [index if isinstance(index, tuple) else (index,) for index in indices]
-    order = np.argsort(record.x)
-    fine = fine_points(record.x, xscale)
-    curves = _bands.curves(record, fine)
+    line = line_of(record.model, record.x, x, xscale)
+    order, curves = np.argsort(x), _bands.curves(record, line.x)
     grid = grid_of(plt, len(indices), 2.8, 2.1, columns=3)
     for axis, index in zip(grid.axes, indices, strict=False):
         for part in parts_of(record.y):
             values = part.of(record.y[index])
-            axis.plot(record.x[order], values[order], "o", **part.marks)
-            axis.plot(fine, part.of(curves[index]), color=part.curve)
+            axis.plot(x[order], values[order], "o", **part.marks)
+            axis.plot(*line.drawn(part.of(curves[index])), color=part.curve)
         axis.set_xscale(xscale)
         label = ", ".join(str(int(i)) for i in index)
         axis.set_title(label, fontsize="small")

@@ -10,9 +10,10 @@ import numpy as np
 from jaxfit._core.certificate import Status
 from jaxfit.fitting import _several
 from jaxfit.fitting._batch_record import BatchRecord
+from jaxfit.fitting._fitted import Parameter, listed
 from jaxfit.fitting._likelihood import ExpectedDeviance
 from jaxfit.fitting._priors import words_of
-from jaxfit.fitting._record import Parameter, Record, listed
+from jaxfit.fitting._record import Record
 from jaxfit.fitting._together import Together
 from jaxfit.fitting.inference._statistics import quantile
 from jaxfit.fitting.output._warnings import warnings

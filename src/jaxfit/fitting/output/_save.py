@@ -25,6 +25,7 @@ from jaxfit.fitting._record import Record
 from jaxfit.fitting._several import Several
 from jaxfit.losses import Likelihood, Loss
 from jaxfit.models import FunctionModel, Model, Product, Sum, as_model
+from jaxfit.models._binned import Binned
 
 FORMAT = 1
 NUMBERS = "numbers_"  # stands before their names
@@ -191,6 +192,8 @@ def _described(model: Model) -> dict[str, Any]:
             "local": model.local,
             "shapes": model.shapes,
         }
+    if isinstance(model, Binned):
+        return {"kind": "Binned", "base": _described(model.base)}
     if isinstance(model, (Sum, Product)):
         members = [_described(member) for member in model.members]
         return {"kind": type(model).__name__, "members": members}
@@ -210,6 +213,8 @@ def _restored(form: Mapping[str, Any], model: Any) -> Model:
     if form["kind"] == "Several":
         shapes = tuple(map(tuple, form["shapes"]))
         return Several(_restored(form["base"], model), tuple(form["local"]), shapes)
+    if form["kind"] == "Binned":
+        return Binned(_restored(form["base"], model))
     if model is not None:
         model, names = as_model(model), _names(form)
         if list(model.names) != names:

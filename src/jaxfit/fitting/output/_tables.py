@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxfit.fitting._batch_record import BatchRecord, Labels
-from jaxfit.fitting._record import Parameter, Record
+from jaxfit.fitting._fitted import Parameter
+from jaxfit.fitting._record import Record
 from jaxfit.fitting.output._warnings import warnings
 
 

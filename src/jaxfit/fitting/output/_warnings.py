@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from jaxfit._core.certificate import Status
 from jaxfit.fitting import _several
-from jaxfit.fitting._record import Parameter, Record, listed
+from jaxfit.fitting._fitted import Parameter, listed
+from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference._statistics import pattern
 
 STRONG = 0.95  # a correlation that deserves a word
