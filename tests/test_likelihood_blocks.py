@@ -73,7 +73,7 @@ def test_numbers_of_a_batch(name, lanes):
         assert alone.success
         assert_allclose(fits.x[i], alone.x, rtol=1e-8)
         assert_allclose(fits.cost[i], alone.cost, rtol=1e-12)
-        assert_allclose(fits.linearization.normal[i], alone.linearization.normal, 1e-6)
+        assert_allclose(fits.stderr()[i], alone.stderr(), rtol=1e-7)
 
 
 def test_numbers_that_do_not_fit_a_batch():
@@ -100,11 +100,10 @@ def dense(both, data):
 LIKELIHOODS = {
     "Poisson": POISSON,
     "PoissonGaussian": losses.PoissonGaussian(VARIANCES["of both"]),
-    "StudentT": losses.StudentT(1.5, 4.0),
+    "StudentT": losses.StudentT(2.0, 9.0),
 }
 U0 = np.tile([6.0, 0.5], (B, 1))
 START = np.array([1.5])
-ZERO = np.where(np.arange(M) % 4 == 3, COUNTS[:1], 0.0)  # of a block almost empty
 FINE = Options(ftol=1e-26, xtol=0.0, gtol=1e-15)
 
 
@@ -158,6 +157,7 @@ def fit_counts(observed=COUNTS[0], loss=POISSON, **arguments):
 
 
 DIRECTION = np.cos(np.arange(M))
+NOISY = np.hypot(MEANS + 1.3 * RNG.normal(size=M), 1.3 * RNG.normal(size=M))
 
 
 @pytest.mark.parametrize("name", ["Poisson", "Gamma", "Binomial"])
@@ -186,7 +186,7 @@ def test_by_numbers_of_the_likelihood(kind):
             "StudentT": lambda: losses.StudentT(1.0 + s, 4.0),
             "PoissonGaussian": lambda: losses.PoissonGaussian(1.0 + s),
         }[kind]()
-        return everything(fit_counts(COUNTS[0] + 0.5, loss))
+        return everything(fit_counts(NOISY, loss))
 
     assert_derivatives(moved, 0.3)
 
@@ -195,7 +195,7 @@ def test_by_weights_and_a_bound():
     """Everything of a fit at a bound that moves, by weights and the bound."""
 
     def moved(s):
-        upper = jnp.stack([jnp.inf, jnp.inf, 0.3 + 0.1 * s])
+        upper = jnp.stack([100.0, 10.0, 0.6 + 0.1 * s])
         fit = fit_counts(weights=1 + s * T, bounds=(POSITIVE[0], upper))
         return everything(fit)
 

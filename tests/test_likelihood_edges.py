@@ -90,8 +90,9 @@ def test_rates_of_any_size(number):
         constant, np.array(50 * number), observed, bounds=POSITIVE, loss=POISSON
     )
     assert fit.success
-    assert_allclose(fit.x, mean, rtol=1e-8)
-    assert_allclose(fit.stderr(), np.sqrt(mean / observed.size), rtol=1e-6)
+    error = np.sqrt(mean / observed.size)
+    assert_allclose(fit.x, mean, rtol=1e-8, atol=1e-6 * error)
+    assert_allclose(fit.stderr(), error, rtol=1e-6)
 
 
 # What is told
@@ -123,7 +124,6 @@ def test_a_mean_that_starts_out_of_range(x0):
         (losses.Binomial(5.0), 6.0),
         (losses.Binomial(5.0), -1.0),
         (losses.Gamma(2.0), -1.0),
-        (losses.PoissonGaussian(0.5), -0.6),
         (losses.Rician(1.0), -1.0),
         (losses.StudentT(1.0, 3.0), np.nan),
     ],

@@ -207,7 +207,12 @@ def judge(
     if setting.rules.certifies:
         certified = stand.point.certified
         lost = (status > 0) & (status != RUNNING) & ~certified
-        won = (status == jnp.int32(Status.STALLED)) & certified
+        # what a wall hides from the whole information, the limited one has seen
+        before = state.point.certified | ~jnp.asarray(
+            state.point.linearization.is_limited
+        )
+        unhidden = ~state.finishing | before
+        won = (status == jnp.int32(Status.STALLED)) & certified & unhidden
         status = jnp.where(lost, jnp.int32(Status.STALLED), status)
         status = jnp.where(won, jnp.int32(Status.STEP), status)
     if setting.is_lean:

@@ -27,8 +27,7 @@ def half_deviance(observed: Rows, mean: Rows) -> Rows:
     It is 0 at y = μ = 0, and NaN where y or μ is negative or μ alone is zero.
     """
     y, safe = observed, within(observed, mean)
-    tiny = float(jnp.finfo(y.dtype).tiny) ** 0.5  # has no part in a product with y = 0
-    power = power_of_two(jnp.maximum(y, tiny) * (1 / safe))
+    power = power_of_two(jnp.where(y == 0, safe, y), safe)
     nearer = safe * power.value
     s = (y - nearer) / (y + nearer)
     w = s * s
@@ -47,26 +46,31 @@ class Power(NamedTuple):
     exponent: Rows
 
 
-def power_of_two(ratio: Rows) -> Power:
-    """That by which a positive ratio lies between √½ and √2, from its bits."""
-    info = jnp.finfo(ratio.dtype)
+def power_of_two(a: Rows, b: Rows) -> Power:
+    """That with which b comes near to a, both positive, without a division.
+
+    The bits of a number are its logarithm but for 0.09, so that by the rounded
+    difference of theirs b lies between 2/3 a and 3/2 a.
+    """
+    info = jnp.finfo(a.dtype)
     whole = jnp.dtype(f"int{info.bits}")
 
     def bits_of(number: Rows | float) -> Array:
-        values = jnp.asarray(number, ratio.dtype)
+        values = jnp.asarray(number, a.dtype)
         return lax.bitcast_convert_type(values, whole)
 
     places = jnp.asarray(info.nmant, whole)
     # counted from a number so low that no sign is shifted: vectors have no such shift
     least = 2.0 ** (2 - info.maxexp)
-    above = bits_of(ratio) + (bits_of(1) - bits_of(math.sqrt(0.5)) - bits_of(least))
-    places = jnp.broadcast_to(places, ratio.shape)
+    half = jnp.asarray(1 << (info.nmant - 1), whole)
+    above = bits_of(a) - bits_of(b) + (bits_of(1) - bits_of(least) + half)
+    places = jnp.broadcast_to(places, above.shape)
     exponent = lax.shift_right_logical(above, places)
     shifted = lax.shift_left(exponent, places)
-    value = lax.bitcast_convert_type(shifted + bits_of(least), ratio.dtype)
+    value = lax.bitcast_convert_type(shifted + bits_of(least), a.dtype)
     # a whole number in the last bits of a float that is large enough
     large = 1.5 * 2.0**info.nmant
-    sum_of_both = lax.bitcast_convert_type(bits_of(large) + exponent, ratio.dtype)
+    sum_of_both = lax.bitcast_convert_type(bits_of(large) + exponent, a.dtype)
     return Power(value, sum_of_both - (large + info.maxexp - 2))
 
 
