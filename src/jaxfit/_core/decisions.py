@@ -126,6 +126,12 @@ def _moved(setting: Setting, state: State, new: Point, verdict: Verdict) -> Stan
     )
     # no region is made smaller for what is rounding
     larger = jnp.maximum(region.radius, state.radius)
+    if new.linearization.is_likelihood:
+        # but for steps from one side of a valley to the other, where the expected
+        # information is half of the curvature that is there
+        decrements = new.model.reduced.decrement, state.point.model.reduced.decrement
+        turns = decrements[0] > 0.5 * decrements[1]
+        larger = jnp.where(turns, 0.5 * trial.length, larger)
     radius = jnp.where(gain > verdict.noise, region.radius, larger)
     start = first_radius(new.x, new.model.scaling)
     _, tested = _tested(setting, state, new, verdict, accepted=True)
