@@ -128,16 +128,20 @@ def _with_scale(bounds: Any) -> tuple:
 
 
 def _in_units(lin: Linearization, factor: Float[Array, "*batch"]) -> Linearization:
-    """A linearization whose costs are multiplied."""
+    """A linearization, or one of each fit, whose costs are multiplied."""
 
-    def scaled(part: Array) -> Array:
-        return part * factor.reshape(factor.shape + (1,) * (part.ndim - factor.ndim))
+    def scaled(lin: Linearization, factor: Float[Array, ""]) -> Linearization:
+        terms = lin.terms
+        assert terms is not None
+        assert terms.gram is not None
+        terms = dataclasses.replace(
+            terms, gram=factor * terms.gram, cost=factor * terms.cost
+        )
+        return dataclasses.replace(lin, normal=factor * lin.normal, terms=terms)
 
-    terms = lin.terms
-    assert terms is not None
-    assert terms.gram is not None
-    terms = dataclasses.replace(terms, gram=scaled(terms.gram), cost=scaled(terms.cost))
-    return dataclasses.replace(lin, normal=scaled(lin.normal), terms=terms)
+    for _ in factor.shape:
+        scaled = jax.vmap(scaled)
+    return scaled(lin, factor)
 
 
 class Scaled:

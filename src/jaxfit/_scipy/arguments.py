@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from jaxfit import losses
+from jaxfit._core.auto_scale import has_own_scale
 from jaxfit._core.options import Options
 from jaxfit._numpy.differences import Differences
 from jaxfit._programs.arrays import (
@@ -369,6 +370,11 @@ def as_loss(loss: Any, f_scale: Any) -> losses.Loss | None:
         if not 0 < scale < np.inf:
             raise ValueError(f"`f_scale` is {f_scale!r}; it must be positive.")
         return None if loss == "linear" else LOSSES[loss](scale)
+    if has_own_scale(loss):
+        raise ValueError(
+            f"`loss` is {loss!r}, which finds its scale. Give a number here, as in "
+            f"{type(loss).__name__}(1.0), or use jaxfit.fit or jaxfit.solve."
+        )
     if isinstance(loss, losses.Loss):
         if f_scale != 1:
             raise ValueError(

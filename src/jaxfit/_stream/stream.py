@@ -10,6 +10,7 @@ Start, sum, decision and result are the functions of `solve`, each a compiled pr
 What lies between them is a few n x n arrays; the loop is that of `passes.py`.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from jaxfit._core.auto_scale import Fit, has_own_scale
 from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Request, setting_of, solution_of
 from jaxfit._core.options import (
@@ -50,6 +52,7 @@ from jaxfit._stream.feed import (
     check_source,
     known_size,
 )
+from jaxfit._stream.own_scale import stream_with_own_scale
 from jaxfit._stream.passes import Progress, Report, run
 from jaxfit._stream.saved import Identity, Saved, check_every
 from jaxfit.losses import Likelihood, Loss
@@ -81,7 +84,8 @@ def solve_stream(
     Args:
         fn, x0, bounds, loss, options: see `solve`. Every leaf of a block and every
             residual array has the rows as its leading axis, and `fn` treats rows
-            independently; a leaf that is not rows is wrapped, `Shared(leaf)`.
+            independently; a leaf that is not rows is wrapped, `Shared(leaf)`. A loss
+            with the scale "auto" takes more passes, and no checkpoint.
         blocks: the data: what gives blocks of rows each time it is iterated over, such
             as a list, `npy_blocks(...)`, or an object with `__iter__`. A block is a
             pytree of arrays, or `Weighted(data, weights)`. If there is a method
@@ -112,8 +116,13 @@ def solve_stream(
     options = DEFAULTS if options is None else options
     check_arguments(loss, options, None)
     check_no_row_numbers(loss)
-    check_known_scale(loss, "a stream")
     check_source(blocks)
+    if has_own_scale(loss):
+        if checkpoint is not None:
+            check_known_scale(loss, "a stream with a checkpoint")
+        fit = Fit(fn, x0, None, None, bounds, loss, options)
+        run_one = functools.partial(solve_stream, progress=progress)
+        return stream_with_own_scale(run_one, fit, blocks, nan_policy)
     if nan_policy not in NAN_POLICIES:
         raise ValueError(f"nan_policy is {nan_policy!r}; give one of {NAN_POLICIES}.")
     check_every(checkpoint_every)

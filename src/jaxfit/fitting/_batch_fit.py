@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, PyTree
 
+from jaxfit._core.auto_scale import has_own_scale
 from jaxfit._core.certificate import Status
-from jaxfit._core.options import Options, check_loss
+from jaxfit._core.options import Options, check_known_scale, check_loss
 from jaxfit._scipy.arguments import complex_points, coordinates, real_points
 from jaxfit._scipy.observations import Points
 from jaxfit.fitting._arguments import method_from, problem_from
@@ -28,6 +29,7 @@ from jaxfit.fitting._incidental import warn_of_incidental_parameters
 from jaxfit.fitting._joint_fit import for_sharing, joint_numbers, shared_names
 from jaxfit.fitting._likelihood import with_likelihood
 from jaxfit.fitting._numbers import Numbers
+from jaxfit.fitting._own_scale import batch_with_own_scales, check_scale_can_be_found
 from jaxfit.fitting._points import Axes, DataSet, Observed, observed
 from jaxfit.fitting._problem import from_middle, starts_about
 from jaxfit.fitting._run import batch_numbers
@@ -157,6 +159,8 @@ def fit_batch(
         check_unwatched(seen, False, spoken.is_on_host)
         given = asked.starts
         problem = from_middle(spoken.problem.for_data(seen), given, seen.data.x)
+        if names:
+            check_known_scale(loss, "shared=")
         if names and spoken.is_on_host:
             raise ValueError(f"shared={names!r}: {ON_HOST}")
         problem, together = for_sharing(problem, names), None
@@ -168,6 +172,9 @@ def fit_batch(
             )
             joint = joint_numbers(*inputs, names, progress=progress)
             numbers, together = joint.numbers, joint.together
+        elif has_own_scale(loss):
+            check_scale_can_be_found(spoken.is_on_host)
+            numbers = batch_with_own_scales(*inputs, progress=progress)
         else:
             numbers = batch_numbers(*inputs, progress=progress)
         spoken.check(seen.data, numbers)

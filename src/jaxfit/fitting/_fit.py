@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfit._core.auto_scale import has_own_scale
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_loss
 from jaxfit.fitting._arguments import method_from, problem_from
@@ -19,6 +20,7 @@ from jaxfit.fitting._errors_in_x import (
 from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._likelihood import with_likelihood
 from jaxfit.fitting._multistart import best_of_many
+from jaxfit.fitting._own_scale import check_scale_can_be_found, with_found_scale
 from jaxfit.fitting._points import DataSet, Observed, observed
 from jaxfit.fitting._problem import Method, from_middle, starts_about
 from jaxfit.fitting._result import Fit
@@ -123,7 +125,8 @@ def fit(
             lmfit's `Parameters`, with their bounds, `vary` and expressions.
         bounds: (lower, upper) by name, None for none; in place of the model's own.
         fixed: values by name, or names that are fixed at their p0.
-        loss: a robust loss of `jaxfit.losses`, in units of sigma; or a likelihood, such
+        loss: a robust loss of `jaxfit.losses`, in units of sigma; `Huber("auto")` and
+            `Tukey("auto")` find their scale from the residuals. Or a likelihood, such
             as `losses.Poisson()` where y are counts, which knows the errors of y by
             itself: sigma is refused. A number of a likelihood may be an array of the
             shape of y, as in `losses.Binomial(trials)`.
@@ -228,6 +231,9 @@ class _Runs(NamedTuple):
         given = starts_about(problem, self.given)
         check_unwatched(seen, watch is not None, asked.is_on_host)
         data_set, minima = seen.data_set._replace(starts=given), None
+        if has_own_scale(method.loss):
+            check_scale_can_be_found(asked.is_on_host)
+            method = with_found_scale(problem, data_set, method)
         if self.starts != 1:
             best = best_of_many(problem, data_set, method, self.starts, self.seed)
             data_set, minima = best.data_set, best.minima
