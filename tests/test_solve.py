@@ -313,7 +313,7 @@ def test_steps_do_not_zigzag(curvature):
     def residual(x, c):
         return jnp.stack([x - 3, 1 + (c - 1) / 2 * (x - 3) ** 2])
 
-    fit = solve(residual, 3.3, curvature)
+    fit = jaxfit.solve(residual, 3.3, curvature)
     assert fit.success
     assert fit.nfev < 30
     np.testing.assert_allclose(fit.x, 3, atol=1e-8)
