@@ -306,6 +306,19 @@ def test_ill_conditioned_keeps_its_digits():
 # How a fit ends
 
 
+@pytest.mark.parametrize("curvature", [1.9, 1.99, 1.999, 2.0, 2.01])
+def test_steps_do_not_zigzag(curvature):
+    """Curvature twice that of JᵀJ mirrors steps; slopes tell where costs cannot."""
+
+    def residual(x, c):
+        return jnp.stack([x - 3, 1 + (c - 1) / 2 * (x - 3) ** 2])
+
+    fit = jaxfit.solve(residual, 3.3, curvature)
+    assert fit.success
+    assert fit.nfev < 30
+    np.testing.assert_allclose(fit.x, 3, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("bounds", "start"),
     [

@@ -20,7 +20,7 @@ from jaxfit._core.setting import Setting
 from jaxfit._core.state import Point, State
 from jaxfit._linalg.branches import branch, choose
 from jaxfit._linalg.inverse import is_lossy
-from jaxfit._linalg.kernels import Flag, Scalar, norm
+from jaxfit._linalg.kernels import Flag, Scalar, inner, norm
 
 # A step whose predicted gain is below so many units of rounding of the cost is wasted.
 GAIN_ROUNDING = 4
@@ -47,8 +47,9 @@ def accept(setting: Setting, state: State, new: Point, resolved: Flag) -> Verdic
     """Whether a trial point is accepted, refused, or evaluated again.
 
     Accepted is what lowers the cost; and what changes it by no more than rounding, if
-    it is a Newton step after which another one promises less. NaN is refused, since
-    every comparison with it is false.
+    it is a Newton step after which another one promises less, or one that was cut
+    short where what it promised was rounding too. NaN is refused, since every
+    comparison with it is false.
 
     Args:
         new: the trial point, evaluated.
@@ -65,7 +66,8 @@ def accept(setting: Setting, state: State, new: Point, resolved: Flag) -> Verdic
     # a change that is rounding, by a Newton step or on the bounds at the end
     noise = setting.rules.noise(old)
     level = gain >= -noise
-    level = level & (state.finishing | (trial.length < INSIDE * state.radius))
+    is_newton = (trial.length < INSIDE * state.radius) | (trial.predicted <= noise)
+    level = level & (state.finishing | is_newton)
     falls = new.model.reduced.decrement < old.model.reduced.decrement
     accepted = is_usable & ((gain > 0) | (level & (falls | state.finishing)))
     accepted = accepted & (new.certified | ~(state.finishing & old.certified))
@@ -116,7 +118,8 @@ def new_region(setting: Setting, state: State, new: Point, verdict: Verdict) -> 
 
 def _moved(setting: Setting, state: State, new: Point, verdict: Verdict) -> Stand:
     """At the trial point, in a region as large as the quadratic was good."""
-    trial, gain, rules = state.trial, verdict.gain, setting.rules
+    trial, rules = state.trial, setting.rules
+    gain = _gain_of_slopes(state, new, verdict)
     before = Region(state.radius, state.alpha)
     region = after_step(
         before,
@@ -124,15 +127,7 @@ def _moved(setting: Setting, state: State, new: Point, verdict: Verdict) -> Stan
         length=trial.length,
         shrinkage=rules.shrinkage(gain, trial.slope),
     )
-    # no region is made smaller for what is rounding
-    larger = jnp.maximum(region.radius, state.radius)
-    if new.linearization.is_likelihood:
-        # but for steps from one side of a valley to the other, where the expected
-        # information is half of the curvature that is there
-        decrements = new.model.reduced.decrement, state.point.model.reduced.decrement
-        turns = decrements[0] > 0.5 * decrements[1]
-        larger = jnp.where(turns, 0.5 * trial.length, larger)
-    radius = jnp.where(gain > verdict.noise, region.radius, larger)
+    radius = region.radius
     start = first_radius(new.x, new.model.scaling)
     _, tested = _tested(setting, state, new, verdict, accepted=True)
     counts = verdict.is_step & ~state.finishing
@@ -144,6 +139,20 @@ def _moved(setting: Setting, state: State, new: Point, verdict: Verdict) -> Stan
         ),
         steps=jnp.where(counts, state.steps + 1, state.steps),
         tested=tested,
+    )
+
+
+def _gain_of_slopes(state: State, new: Point, verdict: Verdict) -> Scalar:
+    """The gain; where the cost is too coarse for it, by the slopes at both ends.
+
+    Where the curvature is twice that of the quadratic, every step goes as far beyond
+    the minimum as it began before it. The cost hardly changes, and near the end not at
+    all; that the slope along the step has changed its sign shows it. Half the
+    difference of the slopes is the gain, since they change evenly along a short step.
+    """
+    uphill = inner(new.gradient, new.x - state.point.x)
+    return jnp.where(
+        verdict.gain > verdict.noise, verdict.gain, (state.trial.slope - uphill) / 2
     )
 
 
