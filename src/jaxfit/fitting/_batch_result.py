@@ -93,14 +93,14 @@ class BatchFit(BatchRecord):
             moments = loss.expected_deviance(means)
         if moments is None:
             return None
-        valid = np.isfinite(self.y) & np.isfinite(means)
+        valid, points = np.isfinite(self.y) & np.isfinite(means), tuple(range(-one, 0))
         expectation, variance = (
-            np.sum(np.where(valid, part, 0), axis=tuple(range(-one, 0)))
-            for part in moments
+            np.sum(np.where(valid, part, 0), axis=points) for part in moments
         )
         share = parameters_of_each(self.problem.varied, self.together)
         fitted = ((self.numbers.active == 0) @ share).reshape(self.shape)
-        expectation = np.where(variance > 0, expectation - fitted, expectation)
+        has_points = valid.any(axis=points)
+        expectation = np.where(has_points, expectation - fitted, np.nan)
         return ExpectedDeviance(expectation, np.sqrt(variance))
 
     def _loss(self, index: Any) -> Any:

@@ -51,8 +51,13 @@ def with_likelihood(
     seen = seen._replace(likelihood=whole.likelihood)
     if whole.numbers is not None:
         seen = seen._replace(data=seen.data._replace(sigma=whole.numbers))
-    wrong = counted(seen).problem_with(seen.counted(seen.data.y))
-    if wrong is not None:
+    if counted(seen).problem_with(seen.counted(seen.data.y)) is not None:
+        y, numbers = seen.data.y, seen.data.sigma
+        if seen.valid is not None:
+            y = np.where(seen.valid, y, 1.0)  # so that places are those of the user's y
+        if numbers is not None:
+            numbers = np.broadcast_to(numbers, y.shape)
+        wrong = with_numbers(whole.likelihood, numbers).problem_with(y)
         raise ValueError(f"y does not go with its likelihood. {wrong}")
     return seen
 
