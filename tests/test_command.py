@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxfit
-from jaxfit import models
+from jaxfit import losses, models
 from jaxfit._command import main
 
 TIME = np.linspace(0, 10, 80)
@@ -251,3 +251,43 @@ def test_broken_tables_are_told(content, words, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert words in printed
+
+
+LIKELIHOODS = {
+    "poisson": losses.Poisson(),
+    "PoissonGaussian:2": losses.PoissonGaussian(2.0),
+    "gamma:4": losses.Gamma(4.0),
+    "rician:1.5": losses.Rician(1.5),
+    "studentt:1:4": losses.StudentT(1.0, 4.0),
+}
+
+
+@pytest.mark.parametrize("text", LIKELIHOODS)
+def test_likelihoods(file, tmp_path, capsys, text):
+    out = tmp_path / "out.json"
+    assert main(["fit", str(file), *ARGUMENTS, "--loss", text, "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"Likelihood of y: {type(LIKELIHOODS[text]).__name__}." in printed
+    found = json.loads(out.read_text())
+    model = models.Gaussian() + models.Linear()
+    same = jaxfit.fit(model, TIME, table()[1], loss=LIKELIHOODS[text])
+    for name, value in same.values.items():
+        np.testing.assert_allclose(found["parameters"][name]["value"], value, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("poisson:3", "write poisson"),
+        ("rician", "write rician:SIGMA"),
+        ("studentt:1", "write studentt:SCALE:DF"),
+        ("rician:-1", "above zero"),
+        ("binomial:ten", "could not convert"),
+        ("normal", "poissongaussian:VARIANCE, binomial:TRIALS"),
+    ],
+)
+def test_wrong_likelihoods_are_told(file, capsys, text, words):
+    assert main(["fit", str(file), *ARGUMENTS, "--loss", text]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1

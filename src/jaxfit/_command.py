@@ -23,6 +23,14 @@ LOSSES = {
     name.lower(): getattr(losses, name)
     for name in ("Huber", "SoftL1", "Cauchy", "Arctan", "Tukey")
 }
+LIKELIHOODS = {  # and what they are given, in their order
+    "poisson": (losses.Poisson, ()),
+    "poissongaussian": (losses.PoissonGaussian, ("VARIANCE",)),
+    "binomial": (losses.Binomial, ("TRIALS",)),
+    "gamma": (losses.Gamma, ("SHAPE",)),
+    "rician": (losses.Rician, ("SIGMA",)),
+    "studentt": (losses.StudentT, ("SCALE", "DF")),
+}
 
 
 def main(arguments: list[str] | None = None, is_own_process: bool = False) -> int:
@@ -80,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=LOWER:UPPER",
         help="either may be empty",
     )
-    add("--loss", metavar="NAME:SCALE", help=f"robust: {', '.join(LOSSES)}")
+    add(
+        "--loss",
+        metavar="NAME:NUMBERS",
+        help=f"robust, with a scale: {', '.join(LOSSES)}; or the likelihood of the "
+        f"data: {', '.join(map(_form, LIKELIHOODS))}",
+    )
     add("--starts", type=int, default=1, help="fit from so many starts")
     add("--max-steps", type=int, metavar="N", help="evaluations of the model at most")
     add("--omit-nan", action="store_true", help="leave out rows with empty cells or NA")
@@ -212,18 +225,31 @@ def _interval(text: str) -> tuple[str, tuple[float | None, float | None]]:
         raise Wrong(f"--bounds is {text!r}; write NAME=LOWER:UPPER.") from None
 
 
-def _loss(text: str | None) -> losses.Loss | None:
+def _loss(text: str | None) -> losses.Loss | losses.Likelihood | None:
     if text is None:
         return None
-    name, _, scale = text.partition(":")
-    if name.lower() not in LOSSES:
+    name, *numbers = (part.strip() for part in text.split(":"))
+    name = name.lower()
+    if name not in LOSSES and name not in LIKELIHOODS:
         raise Wrong(
-            f"--loss is {text!r}; write one of {', '.join(LOSSES)}, NAME:SCALE."
+            f"--loss is {text!r}; write one of {', '.join(LOSSES)}, NAME:SCALE, or "
+            f"{', '.join(map(_form, LIKELIHOODS))}."
         )
     try:
-        return LOSSES[name.lower()](float(scale or 1))
+        if name in LOSSES:
+            scale = ":".join(numbers)
+            return LOSSES[name](float(scale or 1))
+        kind, needed = LIKELIHOODS[name]
+        if len(numbers) != len(needed):
+            raise ValueError(f"write {_form(name)}")
+        return kind(*map(float, numbers))
     except ValueError as error:
         raise Wrong(f"--loss is {text!r}: {error}") from None
+
+
+def _form(name: str) -> str:
+    """How a likelihood is written."""
+    return ":".join([name, *LIKELIHOODS[name][1]])
 
 
 def _models() -> str:

@@ -19,6 +19,7 @@ from jaxfit._numpy.differences import EPSILON, Differences
 from jaxfit._numpy.either import is_numpy
 from jaxfit._numpy.out_shape import OutShape
 from jaxfit._programs.outside import Outside
+from jaxfit.losses import Prediction
 
 POINTS = 3  # that are remembered
 
@@ -210,10 +211,18 @@ class AtPoint(NamedTuple):
         moved = p - jax.lax.stop_gradient(p)  # zero
         moved = jnp.where(p > 0, moved, moved)  # it may have a kink, for all we know
 
-        def near(value: Any, slope: Any) -> Array:
+        def near(value: Any, slope: Any) -> Any:
+            if _is_prediction(value):  # what was observed stays where it is
+                mean = near(value.mean, slope.mean)
+                return Prediction(mean, value.observed, value.likelihood)
             return value + jnp.sum(slope * moved, axis=-1)  # no call of a library
 
-        return jax.tree.map(near, self.values, self.slopes)
+        return jax.tree.map(near, self.values, self.slopes, is_leaf=_is_prediction)
+
+
+def _is_prediction(node: Any) -> bool:
+    """Whether a node is a `Prediction`, which is a pytree of its own."""
+    return isinstance(node, Prediction)
 
 
 class NotNumbers(TypeError):

@@ -421,9 +421,11 @@ def _failure(
         )
     where = f"p = {_shown(numbers.x)}"
     reason, advice = _REASONS[status]
+    is_judged = isinstance(request.loss, Likelihood)
+    cost = "the cost" if is_judged else "half sum of squares"
     return RuntimeError(
         f"Optimal parameters not found: {reason}. After {numbers.nfev:.0f} evaluations "
-        f"the fit stood at {where} with half sum of squares {numbers.cost:.6g} (at the "
+        f"the fit stood at {where} with {cost} {numbers.cost:.6g} (at the "
         f"start {numbers.start_cost:.6g}). The cosine between the residuals and the "
         f"model's derivatives was {numbers.optimality:.1e}; success needs "
         f"{DOUBLE.cosine:.0e}.{advice}"

@@ -117,7 +117,12 @@ def _relative_step(kwargs: dict[str, Any]) -> Any:
 
 
 def _loss(kwargs: dict[str, Any], method: str | None) -> Loss | Likelihood | None:
-    if isinstance(kwargs.get("loss"), Likelihood) and "f_scale" not in kwargs:
+    if isinstance(kwargs.get("loss"), Likelihood):
+        scale = kwargs.pop("f_scale", 1.0)
+        if scale != 1:
+            raise ValueError(
+                f"`f_scale` is {scale!r}, and the loss is a likelihood, which has none."
+            )
         return kwargs.pop("loss")
     loss = arguments.as_loss(kwargs.pop("loss", "linear"), kwargs.pop("f_scale", 1.0))
     if method == "lm" and loss is not None:

@@ -254,16 +254,20 @@ def judged(data: Points, loss: Any, number: int) -> Judged:
             f"loss={name}(...) knows the errors of `ydata`; leave out `sigma`."
         )
     own = RowNumbers.of(loss)
-    if own is None:
-        return Judged(data._replace(sigma=loss), loss)
     leaves, structure = jax.tree.flatten(loss)
     numbers = [np.asarray(leaf, float).ravel() for leaf in leaves]
     for leaf in numbers:
         if leaf.size not in (1, number):
             raise ValueError(
                 f"loss={name}(...) has {leaf.size} numbers, and {number} points of "
-                "`ydata` are left to fit. Give one number, or one for each point."
+                "`ydata` are left to fit. Give one number, or one for each point that "
+                "is left."
             )
+    wrong = jax.tree.unflatten(structure, numbers).problem_with(data.y.ravel()[:number])
+    if wrong is not None:
+        raise ValueError(f"`ydata` does not go with its likelihood. {wrong}")
+    if own is None:
+        return Judged(data._replace(sigma=loss), loss)
     numbers = [
         padded_points(leaf, (number,), data.y.size) if leaf.size > 1 else leaf[0]
         for leaf in numbers

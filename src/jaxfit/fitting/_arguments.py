@@ -116,6 +116,17 @@ def method_from(
     )
 
 
+def check_derivatives(method: Method, is_on_host: bool) -> None:
+    """Refuse second derivatives of a model that has but differences."""
+    if is_on_host and method.covariance.value == "observed":
+        raise ValueError(
+            "covariance='observed' is made of second derivatives, and the model is a "
+            "function that NumPy computes on the host, by differences. Write it in "
+            "jax.numpy, or in NumPy so that it can be traced; or give 'gram' or "
+            "'sandwich'."
+        )
+
+
 def by_name(names: Sequence[str], values: Any, what: str) -> dict[str, Any]:
     """A dictionary by names of parameters, checked."""
     if values is None:

@@ -13,7 +13,11 @@ from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_known_scale, check_loss
 from jaxfit._scipy.arguments import complex_points, coordinates, real_points
 from jaxfit._scipy.observations import Points
-from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._arguments import (
+    check_derivatives,
+    method_from,
+    problem_from,
+)
 from jaxfit.fitting._batch_record import Labels
 from jaxfit.fitting._batch_result import BatchFit
 from jaxfit.fitting._bins import bins_of
@@ -27,7 +31,7 @@ from jaxfit.fitting._errors_in_x import (
 from jaxfit.fitting._functions import Asked, with_functions
 from jaxfit.fitting._incidental import warn_of_incidental_parameters
 from jaxfit.fitting._joint_fit import for_sharing, joint_numbers, shared_names
-from jaxfit.fitting._likelihood import with_likelihood
+from jaxfit.fitting._likelihood import check_exact_x, with_likelihood
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._own_scale import batch_with_own_scales, check_scale_can_be_found
 from jaxfit.fitting._points import Axes, DataSet, Observed, observed
@@ -87,7 +91,8 @@ def fit_batch(
             then an orthogonal distance regression of its own. The corrections of x are
             those of `BatchFit.fit(index)`.
         p0: starts by name, each a number or an array of the leading dimensions. Next to
-            a DataArray `Y`, DataArrays of sigma and p0 go by their dimensions.
+            a DataArray `Y`, DataArrays of sigma, p0 and numbers of a likelihood go by
+            their dimensions.
         nan_policy: "omit" leaves NaN of Y out, and gives NaN where none is left;
             "raise" refuses it. What is masked is left out in any case.
         shared: parameters that have one value for all data sets, a name or several: a
@@ -121,8 +126,10 @@ def fit_batch(
         model, x = bins.model, bins.x
     elif Y is None:
         raise TypeError("Y is missing. Give fit_batch(model, x, Y).")
+    check_exact_x(sigma_x, loss)
     plain = _Plain.of(Y, x)
     sigma = _in_order("sigma", sigma, plain.dims)
+    loss = jax.tree.map(lambda own: _in_order("loss", own, plain.dims), loss)
     if isinstance(p0, Mapping):
         leading = plain.labels and plain.labels.dims
         p0 = {n: _in_order(f"p0[{n!r}]", v, leading) for n, v in p0.items()}
@@ -157,6 +164,7 @@ def fit_batch(
 
     def fitted(spoken: Asked) -> BatchFit:
         check_unwatched(seen, False, spoken.is_on_host)
+        check_derivatives(method, spoken.is_on_host)
         given = asked.starts
         problem = from_middle(spoken.problem.for_data(seen), given, seen.data.x)
         if names:

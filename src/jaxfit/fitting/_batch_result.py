@@ -16,6 +16,7 @@ from jaxfit.fitting._fit import FitError, fit
 from jaxfit.fitting._likelihood import ExpectedDeviance, with_likelihood
 from jaxfit.fitting._points import observed
 from jaxfit.fitting._result import Fit
+from jaxfit.fitting._together import parameters_of_each
 from jaxfit.fitting.inference import _bands, _draws, _outliers
 from jaxfit.fitting.output import _plot_batch, _report, _tables
 from jaxfit.losses import Likelihood
@@ -87,17 +88,20 @@ class BatchFit(BatchRecord):
         loss, one = self.settings["loss"], self.y.ndim - len(self.shape)
         if not isinstance(loss, Likelihood) or self.problem.prior:
             return None
+        means = np.asarray(_bands.curves(self, None))
         with np.errstate(invalid="ignore"):
-            moments = loss.expected_deviance(np.asarray(_bands.curves(self, None)))
+            moments = loss.expected_deviance(means)
         if moments is None:
             return None
-        valid, points = np.isfinite(self.y), tuple(range(-one, 0))
+        valid, points = np.isfinite(self.y) & np.isfinite(means), tuple(range(-one, 0))
         expectation, variance = (
             np.sum(np.where(valid, part, 0), axis=points) for part in moments
         )
-        return ExpectedDeviance(
-            value=expectation - len(self.problem.varied), deviation=np.sqrt(variance)
-        )
+        share = parameters_of_each(self.problem.varied, self.together)
+        fitted = ((self.numbers.active == 0) @ share).reshape(self.shape)
+        has_points = valid.any(axis=points)
+        expectation = np.where(has_points, expectation - fitted, np.nan)
+        return ExpectedDeviance(expectation, np.sqrt(variance))
 
     def _loss(self, index: Any) -> Any:
         """The loss of one data set: its own numbers of a likelihood."""

@@ -76,9 +76,10 @@ def check_method_with_errors(seen: Observed, method: Method) -> None:
             "two, along y and along x: it is not clear which of them an outlier has. "
             "Leave out the loss, or give outliers larger errors."
         )
-    if method.is_sandwich:
+    if method.is_of_rows:
+        kind = method.covariance.value
         raise ValueError(
-            "covariance='sandwich' is made of single residuals, and with sigma_x each "
+            f"covariance={kind!r} is made of single residuals, and with sigma_x each "
             "point has several. Leave it out: the errors are those of the Gram matrix."
         )
 

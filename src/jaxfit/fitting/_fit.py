@@ -10,7 +10,11 @@ from jaxtyping import PyTree
 from jaxfit._core.auto_scale import has_own_scale
 from jaxfit._core.certificate import Status
 from jaxfit._core.options import Options, check_loss
-from jaxfit.fitting._arguments import method_from, problem_from
+from jaxfit.fitting._arguments import (
+    check_derivatives,
+    method_from,
+    problem_from,
+)
 from jaxfit.fitting._bins import bins_of
 from jaxfit.fitting._errors_in_x import (
     check_method_with_errors,
@@ -18,7 +22,11 @@ from jaxfit.fitting._errors_in_x import (
     with_errors_in_x,
 )
 from jaxfit.fitting._functions import Asked, with_functions
-from jaxfit.fitting._likelihood import with_likelihood
+from jaxfit.fitting._likelihood import (
+    check_exact_x,
+    out_of_range,
+    with_likelihood,
+)
 from jaxfit.fitting._multistart import best_of_many
 from jaxfit.fitting._own_scale import check_scale_can_be_found, with_found_scale
 from jaxfit.fitting._points import DataSet, Observed, observed
@@ -188,6 +196,7 @@ def fit(
     if edges is not None:
         bins = bins_of(model, x, y, edges, sigma_x)
         model, x = bins.model, bins.x
+    check_exact_x(sigma_x, loss)
     several = SeveralData.of(x, y, sigma)
     if several is not None:
         seen = several.seen(nan_policy)
@@ -230,6 +239,7 @@ class _Runs(NamedTuple):
         problem = from_middle(asked.problem.for_data(seen), self.given, seen.data.x)
         given = starts_about(problem, self.given)
         check_unwatched(seen, watch is not None, asked.is_on_host)
+        check_derivatives(method, asked.is_on_host)
         data_set, minima = seen.data_set._replace(starts=given), None
         if has_own_scale(method.loss):
             check_scale_can_be_found(asked.is_on_host)
@@ -257,6 +267,7 @@ class _Runs(NamedTuple):
             result = dataclasses.replace(result, remarks=_creeping(result, data_set))
         if result.status == Status.NONFINITE_START:
             wrong = not_finite(problem, data_set, result.numbers)
+            wrong = out_of_range(seen, result.numbers.best) or wrong
             result = dataclasses.replace(result, remarks=(f"There {wrong}.",))
         return result
 
@@ -284,8 +295,9 @@ def _creeping(result: Fit, data_set: DataSet) -> tuple[str, ...]:
     ways = [f"{result.varied[k]} from {before[k]:.4g} to {after[k]:.4g}" for k in far]
     if not ways:
         return ()
+    what = "the deviance" if result.is_judged else "chi-square"
     return (
-        f"The last {result.nfev - half.nfev} evaluations lowered chi-square by "
+        f"The last {result.nfev - half.nfev} evaluations lowered {what} by "
         f"{gained:.1g} and took {', '.join(ways)}: the data do not determine where "
         "that ends, as with a plateau, a step or a rate beyond them. Fix or bound it, "
         "or simplify the model.",

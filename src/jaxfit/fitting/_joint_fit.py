@@ -97,6 +97,7 @@ def joint_numbers(
     found, weighted by errors, or where p0 says; if it does of all, and the others enter
     linearly, no other start is needed.
     """
+    _check_covariance(method, shared)
     counted, traced = _counted(data_sets), traced_function(problem.model)
     row = int(np.argmax(counted))
     inputs = _unstarted(problem, shared, data_sets, counted, method)
@@ -126,6 +127,16 @@ def joint_numbers(
         nfev=int(end.nfev),
     )
     return JointNumbers(numbers._replace(start=of_varied(problem, start)), together)
+
+
+def _check_covariance(method: Method, shared: tuple[str, ...]) -> None:
+    """Refuse the Hessian of all data sets, which is not computed."""
+    if method.is_of_rows and not method.is_sandwich:
+        raise ValueError(
+            f"covariance='observed' goes with single fits, and shared is {shared!r}. "
+            "Leave one of the two out, or give 'gram' or 'sandwich'; `fit` with lists "
+            "of x and y, and `local` names, fits few data sets with it."
+        )
 
 
 def _unstarted(

@@ -45,17 +45,30 @@ def with_likelihood(
             "Leave out sigma; for a Gaussian readout noise on counts there is "
             "jaxfit.losses.PoissonGaussian(variance)."
         )
-    if seen.is_complex or seen.sigma_x is not None:
-        what = "complex y" if seen.is_complex else "sigma_x"
-        raise ValueError(f"loss={name}(...) does not go with {what}.")
+    if seen.is_complex:
+        raise ValueError(f"loss={name}(...) does not go with complex y.")
     whole = _of_points(loss, seen, points)
     seen = seen._replace(likelihood=whole.likelihood)
     if whole.numbers is not None:
         seen = seen._replace(data=seen.data._replace(sigma=whole.numbers))
-    wrong = counted(seen).problem_with(seen.counted(seen.data.y))
-    if wrong is not None:
+    if counted(seen).problem_with(seen.counted(seen.data.y)) is not None:
+        y, numbers = seen.data.y, seen.data.sigma
+        if seen.valid is not None:
+            y = np.where(seen.valid, y, 1.0)  # so that places are those of the user's y
+        if numbers is not None:
+            numbers = np.broadcast_to(numbers, y.shape)
+        wrong = with_numbers(whole.likelihood, numbers).problem_with(y)
         raise ValueError(f"y does not go with its likelihood. {wrong}")
     return seen
+
+
+def check_exact_x(sigma_x: Any, loss: Loss | Likelihood | None) -> None:
+    """Refuse errors in x next to a likelihood."""
+    if isinstance(loss, Likelihood) and sigma_x is not None:
+        raise ValueError(
+            f"sigma_x goes with least squares, and loss is {type(loss).__name__}(...), "
+            "which knows errors of y alone. Leave out one or the other."
+        )
 
 
 class _Parts(NamedTuple):
@@ -109,6 +122,20 @@ def as_loss(loss: Any) -> Any:
     """What the solver is given for the loss, where data bring the numbers."""
     own = RowNumbers.of(loss)
     return loss if own is None else own.loss
+
+
+def out_of_range(seen: Observed, best: Values) -> str | None:
+    """The first mean at which a likelihood has no cost, in words; None: all have."""
+    if seen.likelihood is None:
+        return None
+    cost, means = judged(seen, best).cost, seen.counted(best)
+    wrong = np.flatnonzero(~np.isfinite(cost))
+    if not wrong.size or not np.isfinite(means[wrong[0]]):
+        return None
+    return (
+        f"the model is {means[wrong[0]]:.6g} at point {wrong[0]} of those that count, "
+        f"where {seen.counted(seen.data.y)[wrong[0]]:.6g} was observed"
+    )
 
 
 # Of a result
@@ -172,18 +199,21 @@ class ExpectedDeviance(NamedTuple):
 
 
 def expected_deviance(
-    seen: Observed, best: Values, varied: int
+    seen: Observed, best: Values, fitted: float
 ) -> ExpectedDeviance | None:
     """Of a fit; None where it is not known.
 
     The sum of the rows' expectations at the best fit (Kaastra, A&A 605, A51, 2017),
-    less one for each parameter that varied, by which a fit lowers it.
+    less one for each parameter, by which a fit lowers it.
+
+    Args:
+        fitted: the number of parameters that varied and are at no bound.
     """
     moments = counted(seen).expected_deviance(seen.counted(best))
     if moments is None:
         return None
     return ExpectedDeviance(
-        value=float(np.sum(moments.expectation)) - varied,
+        value=float(np.sum(moments.expectation)) - fitted,
         deviation=float(np.sqrt(np.sum(moments.variance))),
     )
 

@@ -135,7 +135,7 @@ def of_rows(
     rows = visit(None, model, data_set.data, weights, x)
     if method.is_sandwich:
         return sandwich(rows, x, end.covariance)
-    dof = end.count - len(x)
+    dof = (end.count - len(x)).astype(x.dtype)
     variance = jnp.where(dof > 0, 2 * end.cost / jnp.where(dof > 0, dof, 1), jnp.inf)
     return observed(rows, x, jnp.where(method.absolute, 1.0, variance))
 

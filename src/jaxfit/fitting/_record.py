@@ -17,6 +17,7 @@ from jaxfit.fitting._likelihood import (
     expected_deviance,
     judged,
 )
+from jaxfit.fitting._together import parameters_of_each
 from jaxfit.fitting.inference._statistics import Goodness, goodness
 
 
@@ -72,7 +73,7 @@ class Record(FittedParameters):
             varied=len(self.varied),
             absolute=True,
             y=observed.counted(observed.data.y),
-            residual=observed.counted(self.real_residuals),
+            residual=observed.counted(observed.data.y) - self.judged.expected,
             units=list(map(observed.counted, observed.constants)),
             log_sigma=0.0,
         )
@@ -95,13 +96,16 @@ class Record(FittedParameters):
         """The deviance that a right model would have, and its standard deviation.
 
         The sum of what is expected of each point at the best fit (Kaastra, A&A 605,
-        A51, 2017), less one for each parameter that varied: of few counts it is far
-        from the degrees of freedom. None where it is not known: without a likelihood,
-        with priors, and of one of your own that does not say.
+        A51, 2017), less one for each parameter that varied and is at no bound: of few
+        counts it is far from the degrees of freedom. What data sets share counts in
+        parts. None where it is not known: without a likelihood, with priors, and of one
+        of your own that does not say.
         """
         if not self.is_judged or self.problem.prior:
             return None
-        return expected_deviance(self.observed, self.numbers.best, len(self.varied))
+        share = parameters_of_each(self.varied, self.together)
+        fitted = float(np.sum(share * (self.numbers.active == 0)))
+        return expected_deviance(self.observed, self.numbers.best, fitted)
 
     @property
     def ndata(self) -> int:

@@ -337,5 +337,8 @@ def notes(record: Record) -> list[str]:
     sentences = []
     for k, one in enumerate(views(record), start=1):
         rows = one.observed.counted(one.in_errors)
-        sentences.append(f"Data set {k}: {rows.size} points, chi² {rows @ rows:.5g}.")
+        name, measure = "chi²", float(rows @ rows)
+        if one.is_judged:
+            name, measure = "twice the cost", 2 * float(np.sum(one.judged.cost))
+        sentences.append(f"Data set {k}: {rows.size} points, {name} {measure:.5g}.")
     return sentences

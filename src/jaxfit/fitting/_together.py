@@ -3,6 +3,9 @@
 import dataclasses
 import math
 
+import numpy as np
+from jaxtyping import Float
+
 
 @dataclasses.dataclass(frozen=True)
 class Together:
@@ -27,6 +30,16 @@ class Together:
     def reduced_chi_square(self) -> float:
         """Chi-square for each degree of freedom."""
         return self.chi_square / self.dof if self.dof > 0 else math.nan
+
+
+def parameters_of_each(
+    varied: tuple[str, ...], together: Together | None
+) -> Float[np.ndarray, " n"]:
+    """How much of each parameter one data set has: all, or a part of what is shared."""
+    if together is None:
+        return np.ones(len(varied))
+    part = 1 / max(together.number, 1)
+    return np.array([part if name in together.shared else 1.0 for name in varied])
 
 
 def check_alone(together: Together | None, what: str) -> None:

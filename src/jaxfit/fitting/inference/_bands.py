@@ -22,7 +22,7 @@ from jaxfit.fitting._problem import Numeric, Problem, traced_function
 from jaxfit.fitting._programs import propagated
 from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference._statistics import check_level, quantile
-from jaxfit.losses import Likelihood, Poisson
+from jaxfit.losses import Binomial, Gamma, Likelihood, Poisson, Rician
 from jaxfit.models import Model
 
 Curve = Inexact[np.ndarray, "..."]
@@ -81,7 +81,7 @@ def _prediction_of_likelihood(record: Record, x: PyTree, level: float) -> Band:
 
     Of counts with a mean of some standard error the numbers between two quantiles of
     the negative binomial distribution, which has their mean and variance; of others a
-    normal distribution's.
+    normal distribution's, within what can be observed.
     """
     import scipy.special
     import scipy.stats
@@ -109,8 +109,23 @@ def _prediction_of_likelihood(record: Record, x: PyTree, level: float) -> Band:
     else:
         reach = float(scipy.special.ndtri(0.5 + level / 2))
         ends = around.mean + reach * np.stack([-spread, spread])
+        ends = np.clip(ends, *_range_of(judge))
     band = Band(around.mean, ends[0], ends[1], spread)
     return Band(*map(record.observed.shown, band))
+
+
+class _Range(NamedTuple):
+    """What can be observed."""
+
+    least: Any
+    most: Any
+
+
+def _range_of(likelihood: Likelihood) -> _Range:
+    if isinstance(likelihood, Binomial):
+        return _Range(0.0, np.asarray(likelihood.trials, float))
+    is_positive = isinstance(likelihood, (Gamma, Rician))
+    return _Range(0.0 if is_positive else -np.inf, np.inf)
 
 
 class _Moments(NamedTuple):

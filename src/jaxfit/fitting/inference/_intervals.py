@@ -151,8 +151,20 @@ class _View(NamedTuple):
 
     @property
     def gram(self) -> Float[np.ndarray, "n n"]:
-        """The inverse Gram matrix of the fit's free directions."""
-        return self.record.covariance / self.scale
+        """The inverse Gram matrix of the fit's free directions.
+
+        Of a likelihood as wide, along a parameter at its bound, as the slope there has
+        it: where all counts are zero and so is their mean, the curvature is without
+        end, and minus twice the log-likelihood rises by 1 over 1 / (2 slope).
+        """
+        gram, numbers = self.record.covariance / self.scale, self.record.numbers
+        if not (self.record.is_judged and np.any(numbers.active)):
+            return gram
+        with np.errstate(divide="ignore", invalid="ignore"):
+            width = 1 / (2 * np.abs(numbers.gradient) * np.sqrt(gram.diagonal()))
+        is_wider = (numbers.active != 0) & (width > 1) & np.isfinite(width)
+        factor = np.where(is_wider, width, 1)
+        return gram * np.outer(factor, factor)
 
     @property
     def determined(self) -> list[int]:

@@ -151,7 +151,7 @@ def _batch_of_likelihood(
     tested = Tested(
         residual=residual.reshape(number, -1),
         y=y.reshape(number, -1),
-        curve=(stderr**2 / variance).reshape(number, -1),
+        curve=_relative(stderr, np.sqrt(variance)).reshape(number, -1) ** 2,
         variance=np.ones(number),
         parameters=len(record.problem.varied),
         is_known=True,
@@ -177,8 +177,17 @@ def _curve(record: Record) -> Float[np.ndarray, " m"]:
         sigma = one.observed.sigma
         if one.is_judged:
             sigma = one.observed.spread(np.sqrt(one.judged.variance))
-        parts.append(np.ravel(stderr if sigma is None else stderr / sigma) ** 2)
+        parts.append(_relative(stderr, sigma).ravel() ** 2)
     return np.concatenate(parts)
+
+
+def _relative(
+    stderr: Float[np.ndarray, "..."], sigma: Float[np.ndarray, "..."] | None
+) -> Float[np.ndarray, "..."]:
+    """Errors in units of others; zero of what does not vary."""
+    if sigma is None:
+        return stderr
+    return np.where(sigma > 0, stderr / np.where(sigma > 0, sigma, 1), 0)
 
 
 def _given_others(record: Record, tested: Tested, variance: float) -> Tested:

@@ -84,10 +84,35 @@ def fit(
         for _, part, points in series:
             style = points.residual_bars | part.marks
             lower.errorbar(points.x, points.residual, fmt="o", **style)
-        is_orthogonal = record.has_errors_in_x
-        lower.set_ylabel("orthogonal\nresidual / σ" if is_orthogonal else "residual")
+        lower.set_ylabel(_residual_label(record))
     axes[-1, 0].set_xlabel(record.observed.xlabel if xlabel is None else xlabel)
     return figure
+
+
+def _residual_label(record: Record) -> str:
+    """What the residuals below a curve are."""
+    if record.has_errors_in_x:
+        return "orthogonal\nresidual / σ"
+    return (
+        _near_normal(record).name.replace(" ", "\n") if record.is_judged else "residual"
+    )
+
+
+class _NearNormal(NamedTuple):
+    """Residuals that are about normal, of the shape of y, and what they are."""
+
+    name: str
+    residuals: Any
+
+
+def _near_normal(record: Record) -> _NearNormal:
+    if record.has_errors_in_x:
+        return _NearNormal("orthogonal residual", record.orthogonal_residuals)
+    likelihood = record.observed.likelihood
+    if likelihood is None:
+        return _NearNormal("standardised residual", record.standardized_residuals)
+    kind = "deviance" if likelihood.is_deviance else "Pearson"
+    return _NearNormal(f"{kind} residual", record.deviance_residuals)
 
 
 class Part(NamedTuple):
@@ -169,9 +194,7 @@ def standardized_residuals(record: Record, xlabel: str | None) -> Any:
 
     plt = pyplot()
     observed = record.observed
-    words, residuals = "standardised residual", record.standardized_residuals
-    if record.has_errors_in_x:
-        words, residuals = "orthogonal residual", record.orthogonal_residuals
+    words, residuals = _near_normal(record)
     ratio = observed.counted(observed.split(residuals))
     x = middles(record.model, observed.data.x)
     is_tuple = isinstance(x, (tuple, list))
@@ -241,9 +264,7 @@ def corner(record: Record, names: str | Iterable[str] | None, number: int) -> An
     """A figure of the refits of each pair of parameters, see `Fit.plot_corner`."""
     plt = pyplot()
     chosen = list(record.varied if names is None else names)
-    samples = bootstrap(
-        record, number, resample="case" if record.dof <= 0 else "residual"
-    )
+    samples = bootstrap(record, number, resample="case" if record.dof <= 0 else None)
     good = samples.status > 0
     columns = {name: samples[name][good] for name in chosen}
     limits = {name: np.quantile(v, [0.001, 0.999]) for name, v in columns.items()}
@@ -327,8 +348,9 @@ def _points(record: Record, part: Part) -> _Points:
     )
     counts = np.flatnonzero(np.ones(y.shape) if valid is None else valid)
     order = counts[np.argsort(x.ravel()[counts], kind="stable")]
-    has_errors = record.has_errors_in_x
-    residual = record.orthogonal_residuals if has_errors else record.residuals
+    has_errors, residual = record.has_errors_in_x, record.residuals
+    if has_errors or record.is_judged:
+        residual = _near_normal(record).residuals
     return _Points(
         x=x.ravel()[order],
         y=part.of(y).ravel()[order],

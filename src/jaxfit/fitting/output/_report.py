@@ -17,7 +17,7 @@ from jaxfit.fitting._record import Record
 from jaxfit.fitting._together import Together
 from jaxfit.fitting.inference._statistics import quantile
 from jaxfit.fitting.output._warnings import warnings
-from jaxfit.losses import Loss
+from jaxfit.losses import Likelihood, Loss
 
 WIDTH = 88
 
@@ -73,7 +73,7 @@ def failure(record: Record) -> str:
     return (
         f"{record.model.label} found no solution. {record.message} After "
         f"{_counted(record.nfev, 'evaluation')} it stood at {values}, "
-        f"{_cost_name(record)} {2 * record.numbers.cost:.6g}. "
+        f"{_cost_name(record.observed.likelihood)} {2 * record.numbers.cost:.6g}. "
         f"{''.join(f'{remark} ' for remark in record.remarks)}"
         f"{advice} exception's attribute `fit` can be printed and plotted."
     )
@@ -150,9 +150,11 @@ def _of_all(record: BatchRecord, together: Together) -> list[str]:
     open_ones = [name for name in open_ones if name in single]
     if open_ones:
         table.append(f"! The data do not determine {listed(open_ones)}.")
+    loss = record.settings["loss"]
+    cost = _cost_name(loss) if isinstance(loss, Likelihood) else "chi²"
     measures = (
         f"{_counted(together.count, 'point')}, {_counted(together.dof, 'degree')} of "
-        f"freedom, chi² {together.chi_square:.5g} "
+        f"freedom, {cost} {together.chi_square:.5g} "
         f"(reduced {together.reduced_chi_square:.4g})"
     )
     return [*_wrapped(head), measures, "", *table, ""]
@@ -225,11 +227,10 @@ def _of_cost(record: Record) -> tuple[str, Any, str, Any]:
     if not record.is_judged:
         return "chi-square", g.chi_square, "reduced chi-square", g.reduced_chi_square
     told = "not known" if expected is None else _expectation(expected)
-    return _cost_name(record), g.chi_square, "expected", told
+    return _cost_name(record.observed.likelihood), g.chi_square, "expected", told
 
 
-def _cost_name(record: Record) -> str:
-    likelihood = record.observed.likelihood
+def _cost_name(likelihood: Likelihood | None) -> str:
     if likelihood is None:
         return "chi-square"
     return "deviance" if likelihood.is_deviance else "-2 log-likelihood"
@@ -271,7 +272,7 @@ def _measures(record: Record) -> str:
     g, expected = record.goodness, record.expected_deviance
     numbers = f"{_counted(g.ndata, 'point')}, {_counted(g.dof, 'degree')} of freedom, "
     if record.is_judged:
-        numbers += f"{_cost_name(record)} {g.chi_square:.5g}"
+        numbers += f"{_cost_name(record.observed.likelihood)} {g.chi_square:.5g}"
         return numbers + (f" ({_expectation(expected)} expected)" if expected else "")
     return (
         f"{numbers}chi² {g.chi_square:.5g} "

@@ -4,18 +4,21 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxfit._core.certificate import Status
 from jaxfit.fitting import _several
 from jaxfit.fitting._fitted import Parameter, listed
+from jaxfit.fitting._likelihood import counted, judged_by
 from jaxfit.fitting._record import Record
 from jaxfit.fitting.inference._statistics import pattern
+from jaxfit.losses import Binomial, Poisson, PoissonGaussian
 
 STRONG = 0.95  # a correlation that deserves a word
 VAGUE = 100.0  # an error so many times the value deserves a word
 FEW = 8  # points, of which all may lie on one side by chance
 ROUNDING = 1e-9
+COUNTED = 3.0  # the variance of counts, from which on their signs are even
 SURPRISING = 4.0  # standard deviations of the deviance that deserve a word
 RUNS = -3.0  # standard deviations of the runs test that deserve a word
 
@@ -68,6 +71,11 @@ def _without_errors(record: Record) -> Iterator[str]:
             f"A kink of the model holds {listed(names)}: there is no standard error; "
             "look at the profile intervals."
         )
+    elif names and record.dof > 0:
+        yield (
+            f"The cost has no curvature along {listed(names)}, so that there is no "
+            "standard error; look at the profile intervals."
+        )
     elif names:
         yield "No degree of freedom is left, so that there are no errors."
 
@@ -98,7 +106,7 @@ def _strongly_correlated(record: Record) -> Iterator[str]:
 def _on_one_side(record: Record) -> Iterator[str]:
     if record.observed.is_correlated:
         return
-    residuals = record.observed.counted(record.real_residuals)
+    residuals = record.observed.counted(_from_expected(record))
     size = np.max(np.abs(record.observed.counted(record.observed.data.y)))
     if len(residuals) >= FEW and _is_of_one_sign(residuals, ROUNDING * size):
         where = "below" if residuals[0] > 0 else "above"
@@ -108,12 +116,35 @@ def _on_one_side(record: Record) -> Iterator[str]:
         )
 
 
+def _from_expected(record: Record) -> Float[np.ndarray, "..."]:
+    """y less what is expected of it, in units of errors if it has a likelihood."""
+    return record.in_errors if record.is_judged else record.real_residuals
+
+
 def _worse_than_a_constant(record: Record) -> Iterator[str]:
-    if record.r_squared < -ROUNDING:
+    if record.is_judged:
+        if _is_less_likely_than_a_constant(record):
+            yield (
+                f"A constant {np.mean(_counted_y(record)):.4g} has a higher likelihood "
+                "than this fit. Try other starts or another model."
+            )
+    elif record.r_squared < -ROUNDING:
         yield (
             f"R² is {record.r_squared:.3g}, below 0: a constant describes the data "
             "better than this fit. Try other starts or another model."
         )
+
+
+def _counted_y(record: Record) -> Float[np.ndarray, " m"]:
+    return record.observed.counted(record.observed.data.y)
+
+
+def _is_less_likely_than_a_constant(record: Record) -> bool:
+    """Whether the mean of y at all points has a lower cost, without priors."""
+    y = _counted_y(record)
+    constant = judged_by(counted(record.observed), np.full_like(y, np.mean(y)), y)
+    own = float(np.sum(record.judged.cost))
+    return float(np.sum(constant.cost)) < own - ROUNDING * abs(own)
 
 
 def _with_a_pattern(record: Record) -> Iterator[str]:
@@ -177,10 +208,23 @@ def _runs(record: Record) -> float:
     axis = x[0] if isinstance(x, (tuple, list)) else x
     if not hasattr(axis, "shape") or axis.shape != y or len(y) != 1:
         return 0.0
-    residuals = record.in_errors
+    residuals = np.where(_has_two_sides(record), record.in_errors, np.nan)
     order = np.argsort(axis, kind="stable")
     ordered = residuals.reshape(len(axis), -1)[order].T  # complex ones in two parts
     return min(pattern(part[np.isfinite(part)]) for part in ordered)
+
+
+def _has_two_sides(record: Record) -> Bool[np.ndarray, "..."]:
+    """Which points lie above and below a right curve about equally often.
+
+    Of few counts most lie below their mean, all those between the peaks of a spectrum.
+    """
+    observed = record.observed
+    shape = np.shape(observed.data.y)
+    if not isinstance(observed.likelihood, (Poisson, PoissonGaussian, Binomial)):
+        return np.ones(shape, bool)
+    variance = np.broadcast_to(record.judged.variance, np.shape(_counted_y(record)))
+    return observed.spread(variance) > COUNTED
 
 
 def _with_another_deviance(record: Record) -> Iterator[str]:
