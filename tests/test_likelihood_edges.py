@@ -300,3 +300,23 @@ def test_a_joint_fit_of_linear_parameters_is_refused():
             loss=POISSON,
             linear=True,
         )
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_whole_numbers_are_counts(dtype):
+    """Counts and trials are whole numbers, as they come from a detector."""
+    t = np.linspace(0, 1, 20).astype(dtype)
+    k = np.arange(20) // 3
+
+    def fn(p, data):
+        trials, observed = data
+        mean = 9 * jax.nn.sigmoid(p[0] + p[1] * t)
+        return Prediction(mean, observed, losses.Binomial(trials))
+
+    start = jnp.zeros(2, dtype)
+    whole = solve(fn, start, (np.full(20, 9), k), loss=losses.Binomial(1))
+    floating = solve(
+        fn, start, (np.full(20, 9.0, dtype), k.astype(dtype)), loss=losses.Binomial(1)
+    )
+    assert whole.success
+    np.testing.assert_array_equal(whole.x, floating.x)

@@ -152,7 +152,7 @@ def _group(leaf: Any, loss: Likelihood, rows: Callable[[Any], Array]) -> Group:
         if number.ndim == 0:
             return number
         try:
-            return rows(jnp.broadcast_to(number, mean))
+            return rows(_floating(jnp.broadcast_to(number, mean), leaf.mean))
         except ValueError as error:
             raise ValueError(
                 f"{type(likelihood).__name__} has numbers of the shape {number.shape}, "
@@ -168,9 +168,15 @@ def _group(leaf: Any, loss: Likelihood, rows: Callable[[Any], Array]) -> Group:
         if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
             raise TypeError(f"The {name} of a Prediction is complex; give real ones.")
     return Group(
-        observed=rows(jnp.broadcast_to(leaf.observed, mean)),
+        observed=rows(_floating(jnp.broadcast_to(leaf.observed, mean), leaf.mean)),
         likelihood=jax.tree.map(for_each_row, likelihood),
     )
+
+
+def _floating(values: Array, mean: Any) -> Array:
+    """Whole numbers as floating ones, of the mean's dtype."""
+    is_floating = jnp.issubdtype(values.dtype, jnp.floating)
+    return values if is_floating else values.astype(jnp.result_type(mean))
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
