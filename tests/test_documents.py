@@ -72,8 +72,9 @@ def test_the_readme(tmp_path):
     assert {p.name for p in tmp_path.glob("*.png")} >= {"peak.png", "maps.png"}
 
 
-def test_the_doors(tmp_path):
-    text = (ROOT / "docs" / "interop.md").read_text()
+@pytest.mark.parametrize("name", ["interop", "likelihoods"])
+def test_a_guide(name, tmp_path):
+    text = (ROOT / "docs" / f"{name}.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert "Converged" in run("\n".join(blocks), tmp_path)
 
