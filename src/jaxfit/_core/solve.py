@@ -69,7 +69,9 @@ def solve(
 
     Args:
         fn: residuals of (x, data): an array or a pytree of arrays of any shapes.
-            Complex residuals count as their real and imaginary parts.
+            Complex residuals count as their real and imaginary parts. With a likelihood
+            a `Prediction(mean, observed)` in their place, or a pytree of them; plain
+            arrays beside them are residuals of variance 1, such as those of a prior.
         x0: the start: a pytree of real floating arrays or scalars. Their common dtype
             is the dtype of the fit.
         data: passed on to `fn`; a pytree. Masked elements are refused; residuals are
@@ -79,7 +81,10 @@ def solve(
         weights: None, or non-negative numbers that multiply the squared residuals, such
             as 1/sigma², in the residuals' structure or broadcast to it. A residual of
             weight zero does not count and may be NaN.
-        loss: a robust loss from `jaxfit.losses`; None is plain least squares.
+        loss: a robust loss from `jaxfit.losses`, of which "auto" ones find their scale
+            themselves; or a likelihood, whose cost is half the deviance where it has
+            one. Then weights are frequencies, and errors come from the expected
+            information, whatever `absolute` is. None is plain least squares.
         options: tolerances, scaling, the Jacobian: see `Options`.
         rows: how residual rows are visited: `Whole()`, which None is too,
             `Chunked(size)`, or `Sharded(mesh, axis)`.
