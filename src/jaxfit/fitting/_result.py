@@ -283,7 +283,8 @@ class Fit(Record):
         """Points with error bars, the curve and its band, components, and residuals.
 
         For an image: data, model and residuals side by side. With errors in x the bars
-        are those of both directions, and the residuals `orthogonal_residuals`.
+        are those of both directions, and the residuals `orthogonal_residuals`; with a
+        likelihood there are no bars, and the residuals are `deviance_residuals`.
 
         Args:
             level: of the confidence band.
@@ -309,7 +310,7 @@ class Fit(Record):
     def plot_residuals(self, *, xlabel: str | None = None) -> Any:
         """Standardised residuals against x, and against normal quantiles (Q-Q).
 
-        With errors in x `orthogonal_residuals`.
+        With errors in x `orthogonal_residuals`, with a likelihood `deviance_residuals`.
         """
         return _plot.standardized_residuals(self, xlabel)
 

@@ -123,7 +123,7 @@ def _from_expected(record: Record) -> Float[np.ndarray, "..."]:
 
 def _worse_than_a_constant(record: Record) -> Iterator[str]:
     if record.is_judged:
-        if _is_less_likely_than_a_constant(record):
+        if not record.problem.prior and _is_less_likely_than_a_constant(record):
             yield (
                 f"A constant {np.mean(_counted_y(record)):.4g} has a higher likelihood "
                 "than this fit. Try other starts or another model."
