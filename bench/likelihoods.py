@@ -267,7 +267,8 @@ def beside_peers(fits: int) -> str:
         "Poisson batches beside loops",
         ("", "fits per second", "ours is faster, times", "agree"),
         rows,
-        f"Loops over the first {LOOP_FITS} fits, SciPy with the analytic gradient, iminuit as it comes and with it. "
+        f"Loops over the first {LOOP_FITS} fits, SciPy with the analytic gradient, "
+        "iminuit as it comes and with it. "
         f"Fits that agree do so to {AGREEMENT} standard errors; the others were "
         "checked to have a higher cost than ours. Target: 500 times iminuit's loop.",
     )
