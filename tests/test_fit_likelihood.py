@@ -280,7 +280,7 @@ def test_the_deviance_of_simulations_is_what_is_expected():
     many = fit_batch(decay, T, drawn(1, 2000, a=4.0, b=0.3), **SETTINGS)
     good = many.success
     assert np.mean(good) > 0.99
-    predicted = many.expected_deviance()
+    predicted = many.expected_deviance
     error = np.std(many.deviance[good]) / np.sqrt(np.sum(good))
     difference = np.mean(many.deviance[good]) - np.mean(predicted.value[good])
     assert abs(difference) < 4 * error + 0.3
@@ -413,7 +413,7 @@ def test_shared_parameters_are_those_of_the_stacked_data(shared):
     assert_allclose(batch.errors["k"], stacked.errors["k"], rtol=1e-6)
     assert_allclose(np.sum(batch.deviance), stacked.deviance, rtol=1e-10)
     assert batch.dof == stacked.dof
-    one, all_ = batch.expected_deviance(), stacked.expected_deviance
+    one, all_ = batch.expected_deviance, stacked.expected_deviance
     assert_allclose(np.sum(one.value), all_.value, rtol=1e-9)
     assert_allclose(np.linalg.norm(one.deviation), all_.deviation, rtol=1e-9)
     first = batch.fit(0)
@@ -805,7 +805,7 @@ def test_a_batch_is_each_fit(kind, covariance):
         np.ma.masked_array(np.where(gone, -50, y), gone),
         **(settings | {"loss": losses.PoissonGaussian(numbers)}),
     )
-    predicted = batch.expected_deviance()
+    predicted = batch.expected_deviance
     for k in range(3):
         own = losses.PoissonGaussian(numbers[k] if kind == "each" else numbers)
         alone = fit(
@@ -829,7 +829,7 @@ def test_data_sets_without_points_and_points_without_x():
     y, x = drawn(6, 3), np.where(np.arange(T.size) == 9, np.nan, T)
     y[1] = np.nan
     batch = fit_batch(decay, x, y, **SETTINGS)
-    predicted = batch.expected_deviance()
+    predicted = batch.expected_deviance
     assert_array_equal(np.isfinite(predicted.value), [True, False, True])
     whole = batch.fit(2)
     assert_allclose(predicted.value[2], whole.expected_deviance.value, rtol=1e-9)

@@ -1,6 +1,7 @@
 """`BatchFit`: maps of what was found in many data sets."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -76,10 +77,11 @@ class BatchFit(BatchRecord):
     def deviance(self) -> Map:
         """`chi_square` by the name that it has with a likelihood: see `Fit.deviance`.
 
-        Beside it `expected_deviance()` tells how large it would be of a right model.
+        Beside it `expected_deviance` tells how large it would be of a right model.
         """
         return self.chi_square
 
+    @functools.cached_property
     def expected_deviance(self) -> ExpectedDeviance | None:
         """The deviance that a right model would have, as maps: see `Fit`.
 
