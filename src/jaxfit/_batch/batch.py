@@ -125,8 +125,8 @@ def solve_batch(
     layout = DeviceLayout(lanes, mesh, axis)
     if has_own_scale(loss):
         fit = AutoFit(fn, x0, unwrap_shared(data), weights, bounds, loss, options)
-        run = functools.partial(solve_batch, lanes=lanes, mesh=mesh, axis=axis)
-        solutions = batch_with_own_scales(run, fit, in_axes)
+        known = functools.partial(solve_batch, lanes=lanes, mesh=mesh, axis=axis)
+        solutions = batch_with_own_scales(known, fit, in_axes)
         return solutions if keep is None else jax.vmap(keep)(solutions)
     request = batch_request(fn, keep, loss, options, layout)
     arguments = ordinary((x0, unwrap_shared(data), bounds, weights))

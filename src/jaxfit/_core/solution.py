@@ -59,10 +59,12 @@ class Solution(eqx.Module):
     projection on the bounds, and τ = 1e-6 in float64, 1e-3 in float32, or the cost is
     below ε^1.5 of the start's (a problem without residuals). With a likelihood J and r
     are those of its rows (`_rows/predictions.py`), and |r|² is increased by one, the
-    unit of a deviance, which takes the place of the second alternative. On a kink (`Status.KINK`)
-    g is the least-norm element of the hull of the gradients sampled about x: see
-    `kink.py`. The gradient of such a solution is that element, and its Jacobian that
-    along the kink.
+    unit of a deviance, in place of the second alternative; it counts for no more than
+    the number of rows and the deviance.
+
+    On a kink (`Status.KINK`) g is the least-norm element of the hull of the gradients
+    sampled about x: see `kink.py`. The gradient of such a solution is that element, and
+    its Jacobian that along the kink.
 
     Attributes:
         x: the parameters, in the structure of `x0`.

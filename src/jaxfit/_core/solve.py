@@ -130,7 +130,7 @@ def solve(
 def _ways(rows: Whole | Chunked | Sharded | None) -> Ways:
     """How the stages of a fit that finds its scale are run."""
 
-    def run(fit: AutoFit) -> Solution:
+    def solved(fit: AutoFit) -> Solution:
         return solve(
             fit.fn,
             fit.x0,
@@ -147,7 +147,7 @@ def _ways(rows: Whole | Chunked | Sharded | None) -> Ways:
             return Shared(factor)
         return map_rows(lambda weight: jnp.asarray(weight) * factor, weights)
 
-    return Ways(run, run, run, Shared, weighted)
+    return Ways(solved, solved, solved, Shared, weighted)
 
 
 def _solve(is_lean: bool, request: Request) -> Any:
