@@ -598,7 +598,7 @@ def test_a_fit_of_ones_own_function_asks_for_it(tmp_path):
         ({"nan_policy": "drop"}, ValueError, "'raise' or 'omit'"),
         ({"loss": "huber"}, TypeError, "loss"),
         ({"starts": 0}, ValueError, "starts is 0"),
-        ({"covariance": "best"}, ValueError, "'gram', 'sandwich'"),
+        ({"covariance": "best"}, ValueError, "'gram', 'observed', 'sandwich'"),
     ],
 )
 def test_wrong_settings_are_explained(settings, kind, words):

@@ -40,7 +40,9 @@ def is_smooth(jaxpr: Any) -> bool:
 
 def depends_on_first(jaxpr: Any, but: int) -> bool:
     """Whether a function's results, but for the first ones, depend on its first
-    argument."""
+    argument, as far as can be seen: what has effects is kept in any case."""
+    if len(jaxpr.outvars) <= but or jaxpr.effects:
+        return False
     asked = [place >= but for place in range(len(jaxpr.outvars))]
     return partial_eval.dce_jaxpr(jaxpr, asked)[1][0]
 
