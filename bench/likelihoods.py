@@ -16,6 +16,7 @@ import scipy.optimize
 import scipy.special
 
 import jaxfit
+from bench.batch import seconds
 from bench.report import is_installed, section
 from bench.workloads import PSF, T2, Workload, problems
 from jaxfit import Prediction, losses
@@ -177,17 +178,6 @@ if is_installed("iminuit"):
 
 
 # Measuring
-
-
-def seconds(call: Callable, repeats: int = REPEATS) -> float:
-    """The least time of some calls; the first one is not counted."""
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def interleaved(calls: dict[str, Callable]) -> dict[str, float]:

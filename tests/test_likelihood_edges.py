@@ -98,11 +98,10 @@ def test_rates_of_any_size(number):
 # What is told
 
 
-def start_fails(fit):
-    assert fit.status == Status.NONFINITE_START
-    assert not fit.success
-    assert "a mean lies outside its range" in fit.message
-    assert "Check data and weights" in fit.message
+def has_no_start(fit):
+    words = "a mean lies outside its range", "Check data and weights"
+    told = all(part in fit.message for part in words)
+    return fit.status == Status.NONFINITE_START and not fit.success and told
 
 
 COUNTS = np.random.default_rng(2).poisson(1.0 + T).astype(float)
@@ -110,12 +109,12 @@ COUNTS = np.random.default_rng(2).poisson(1.0 + T).astype(float)
 
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
 def test_bad_counts(bad):
-    start_fails(fit_line(np.where(T == T[5], bad, COUNTS)))
+    assert has_no_start(fit_line(np.where(T == T[5], bad, COUNTS)))
 
 
 @pytest.mark.parametrize("x0", [(-1.0, 1.0), (0.0, 0.0)])
 def test_a_mean_that_starts_out_of_range(x0):
-    start_fails(fit_line(COUNTS, x0, bounds=None))
+    assert has_no_start(fit_line(COUNTS, x0, bounds=None))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +129,7 @@ def test_a_mean_that_starts_out_of_range(x0):
     ids=str,
 )
 def test_observed_beyond_the_range(loss, observed):
-    start_fails(fit_line(np.full(64, observed), (1.0, 0.1), loss=loss))
+    assert has_no_start(fit_line(np.full(64, observed), (1.0, 0.1), loss=loss))
 
 
 def wall(likelihood):

@@ -8,6 +8,7 @@ from scipy import integrate, optimize, stats
 
 from jaxfit import (
     Chunked,
+    Options,
     Sharded,
     Weighted,
     fit,
@@ -129,6 +130,22 @@ def test_ways_to_visit_rows(loss):
         np.testing.assert_allclose(other.x, whole.x, rtol=1e-8)
         np.testing.assert_allclose(other.loss_scale, whole.loss_scale, rtol=1e-8)
         np.testing.assert_allclose(other.stderr(), whole.stderr(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(x_scale=np.array([5.0, 1.0, 1.0])),
+        Options(jac=lambda p, data: jax.jacobian(residual)(p, data)),
+        Options(jac="rev"),
+    ],
+    ids=["x_scale", "jac", "rev"],
+)
+def test_options_are_those_of_the_parameters(options):
+    found, usual = solved(options=options), solved()
+    assert found.success
+    np.testing.assert_allclose(found.x, usual.x, rtol=1e-7)
+    np.testing.assert_allclose(found.loss_scale, usual.loss_scale, rtol=1e-7)
 
 
 def test_tukey_takes_the_scale_of_huber():

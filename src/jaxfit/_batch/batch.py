@@ -125,7 +125,8 @@ def solve_batch(
     layout = DeviceLayout(lanes, mesh, axis)
     if has_own_scale(loss):
         fit = AutoFit(fn, x0, unwrap_shared(data), weights, bounds, loss, options)
-        known = functools.partial(solve_batch, lanes=lanes, mesh=mesh, axis=axis)
+        way = {"lanes": lanes, "mesh": mesh, "axis": axis, "progress": progress}
+        known = functools.partial(solve_batch, **way)
         solutions = batch_with_own_scales(known, fit, in_axes)
         return solutions if keep is None else jax.vmap(keep)(solutions)
     request = batch_request(fn, keep, loss, options, layout)

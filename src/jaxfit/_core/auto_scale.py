@@ -85,6 +85,7 @@ def with_own_scale(fit: Fit, ways: Ways, free: Any) -> Solution:
             weights=None,
             bounds=_with_scale(fit.bounds),
             loss=RowWithScale(0.0, 0.0),
+            options=_options_with_scale(options),
         )
     )
     x, relative = joint.x
@@ -120,6 +121,16 @@ def number_of_free(x0: PyTree, bounds: Any) -> Any:
     if flat is None:
         return parameters.size
     return jnp.sum(flat.free).astype(parameters.dtype)
+
+
+def _options_with_scale(options: Options) -> Options:
+    """Options of the fit of (x, s): the derivative of s is known, its size is one."""
+    x_scale = options.x_scale
+    return dataclasses.replace(
+        options,
+        x_scale="jac" if x_scale is None else (x_scale, 1.0),
+        jac=None if callable(options.jac) else options.jac,
+    )
 
 
 def _with_scale(bounds: Any) -> tuple:

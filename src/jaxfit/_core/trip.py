@@ -62,18 +62,22 @@ def trip(linearize: Callable, setting: Setting, state: State) -> State:
         setting: what does not change.
         state: of one fit, or of lanes of fits.
     """
-    frame = frame_of(state)
-    if setting.is_lean:
-        frame = no_frame(state.trial.x)._replace(is_last=frame.is_last)
-    return decide(setting, state, linearize(state.trial.x, frame))
+    x = state.trial.x
+    frame = _marked(no_frame(x), state) if setting.is_lean else frame_of(state)
+    return decide(setting, state, linearize(x, frame))
 
 
 def frame_of(state: State) -> Frame:
     """The directions in which the trial point is to be differentiated."""
     frame = _frame(state.point.model.reduced.frame, state.trial.framed)
-    if state.point.linearization.is_likelihood:
-        frame = frame._replace(is_last=state.finishing)
-    return frame
+    return _marked(frame, state)
+
+
+def _marked(frame: Frame, state: State) -> Frame:
+    """A frame that says whether it is that of the last trip, where this matters."""
+    if not state.point.linearization.is_likelihood:
+        return frame
+    return frame._replace(is_last=state.finishing)
 
 
 def no_frame(x: Vector) -> Frame:

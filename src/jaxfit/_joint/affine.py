@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
 from jaxtyping import Array, PyTree
 
 from jaxfit._joint.block import Own
 from jaxfit._programs.one_function import holds
-from jaxfit._programs.smooth import CALLS, inner_jaxprs
+from jaxfit._programs.smooth import CALLS, inner_jaxprs, used_places
 from jaxfit._rows.residuals import Residuals
 
 
@@ -69,6 +68,4 @@ def _is_step(equation: Any, flags: list[bool]) -> bool:
 
 def used_inputs(function: Callable, *arguments: PyTree) -> set[int]:
     """The places, among all leaves of its arguments, on which a function depends."""
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return {place for place, is_used in enumerate(used) if is_used}
+    return used_places(jax.make_jaxpr(function)(*arguments).jaxpr)

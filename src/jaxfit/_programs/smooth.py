@@ -38,13 +38,15 @@ def is_smooth(jaxpr: Any) -> bool:
     return _dependent(jaxpr, depends) is not None
 
 
-def depends_on_first(jaxpr: Any, but: int) -> bool:
-    """Whether a function's results, but for the first ones, depend on its first
-    argument, as far as can be seen: what has effects is kept in any case."""
-    if len(jaxpr.outvars) <= but or jaxpr.effects:
-        return False
+def used_places(jaxpr: Any, but: int = 0) -> set[int]:
+    """The places of the inputs on which a function's results depend.
+
+    Args:
+        but: so many of the first results that are not asked about.
+    """
     asked = [place >= but for place in range(len(jaxpr.outvars))]
-    return partial_eval.dce_jaxpr(jaxpr, asked)[1][0]
+    _, used = partial_eval.dce_jaxpr(jaxpr, asked)
+    return {place for place, is_used in enumerate(used) if is_used}
 
 
 def _dependent(jaxpr: Any, depends: Sequence[bool]) -> list[bool] | None:

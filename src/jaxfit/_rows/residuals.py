@@ -17,7 +17,7 @@ from jaxfit._programs.one_function import (
     named_axes,
 )
 from jaxfit._programs.short import in_columns
-from jaxfit._programs.smooth import depends_on_first, is_smooth
+from jaxfit._programs.smooth import is_smooth, used_places
 from jaxfit._rows.predictions import Groups, grouped, means_of
 from jaxfit.losses import Likelihood, Loss
 
@@ -143,9 +143,7 @@ class Evaluated(NamedTuple):
 
     residual: Float[Array, "m *lanes"]
     columns: Float[Array, "n m *lanes"]
-    cost: (
-        Float[Array, "m *lanes"] | None
-    )  # of each row of a likelihood; None: half a square
+    cost: Float[Array, "m *lanes"] | None  # of a likelihood; None: half a square
     weights: Float[Array, "m *lanes"] | None = None
     limited: Bool[Array, "m *lanes"] | None = None  # of `LikelihoodTerms`
 
@@ -360,8 +358,12 @@ def trace_residuals(
 
 
 def _check_observed(jaxpr: Any) -> None:
-    """Refuse observed numbers that depend on the parameters."""
-    if depends_on_first(jaxpr, but=1):
+    """Refuse observed numbers that depend on the parameters, as far as can be seen.
+
+    What has effects, such as printing, counts as used for them.
+    """
+    has_observed = len(jaxpr.outvars) > 1
+    if has_observed and not jaxpr.effects and 0 in used_places(jaxpr, but=1):
         raise TypeError(
             "The observed numbers of a Prediction, or the numbers of its likelihood, "
             "depend on the parameters x. They must be data: put what depends on x "

@@ -35,8 +35,9 @@ from jaxfit.fitting._likelihood import check_exact_x, with_likelihood
 from jaxfit.fitting._numbers import Numbers
 from jaxfit.fitting._own_scale import batch_with_own_scales, check_scale_can_be_found
 from jaxfit.fitting._points import Axes, DataSet, Observed, observed
-from jaxfit.fitting._problem import from_middle, starts_about
+from jaxfit.fitting._problem import Method, Problem, from_middle, starts_about
 from jaxfit.fitting._run import batch_numbers
+from jaxfit.fitting._together import Together
 from jaxfit.interop.lmfit import Terms, without_lmfit
 from jaxfit.losses import Likelihood, Loss
 from jaxfit.models import as_model
@@ -162,44 +163,74 @@ def fit_batch(
     method = method_from(loss, options, absolute_sigma, covariance)
     check_method_with_errors(seen, method)
 
-    def fitted(spoken: Asked) -> BatchFit:
+    runs = _Runs(
+        given=asked.starts,
+        starts=starts,
+        seen=seen,
+        lead=lead,
+        method=method,
+        shared=names,
+        progress=progress,
+    )
+    found = with_functions(asked, seen.data.x, runs.fitted, bool(host))
+    return BatchFit(
+        problem=found.problem,
+        x=seen.data.x,
+        y=seen.y,
+        dates=dated.dates,
+        settings=settings,
+        numbers=found.numbers,
+        shape=lead,
+        labels=plain.labels,
+        together=found.together,
+    )
+
+
+class _Found(NamedTuple):
+    """What came of all fits."""
+
+    problem: Problem
+    numbers: Numbers
+    together: Together | None
+
+
+class _Runs(NamedTuple):
+    """What is asked of many fits besides their problem."""
+
+    given: dict[str, Any]  # starts by name, as they came
+    starts: dict[str, Any]  # one for each data set
+    seen: Observed
+    lead: tuple[int, ...]
+    method: Method
+    shared: tuple[str, ...]
+    progress: bool
+
+    def fitted(self, spoken: Asked) -> _Found:
+        """The fits, wherever they ended."""
+        seen, names, progress = self.seen, self.shared, self.progress
         check_unwatched(seen, False, spoken.is_on_host)
-        check_derivatives(method, spoken.is_on_host)
-        given = asked.starts
-        problem = from_middle(spoken.problem.for_data(seen), given, seen.data.x)
+        check_derivatives(self.method, spoken.is_on_host)
         if names:
-            check_known_scale(loss, "shared=")
+            check_known_scale(self.method.loss, "shared=")
         if names and spoken.is_on_host:
             raise ValueError(f"shared={names!r}: {ON_HOST}")
+        problem = from_middle(spoken.problem.for_data(seen), self.given, seen.data.x)
         problem, together = for_sharing(problem, names), None
-        flat = _flat(seen, starts_about(problem, starts), lead)
-        inputs = problem, flat.data_sets, flat.axes, spoken.method(method)
+        flat = _flat(seen, starts_about(problem, self.starts), self.lead)
+        method = spoken.method(self.method)
+        inputs = problem, flat.data_sets, flat.axes, method
         if names and flat.data_sets.data.y.size:
-            warn_of_incidental_parameters(
-                problem, flat.data_sets, spoken.method(method), names
-            )
+            warn_of_incidental_parameters(problem, flat.data_sets, method, names)
             joint = joint_numbers(*inputs, names, progress=progress)
             numbers, together = joint.numbers, joint.together
-        elif has_own_scale(loss):
+        elif has_own_scale(method.loss):
             check_scale_can_be_found(spoken.is_on_host)
             numbers = batch_with_own_scales(*inputs, progress=progress)
         else:
             numbers = batch_numbers(*inputs, progress=progress)
         spoken.check(seen.data, numbers)
         _forget_empty(numbers, flat.data_sets.valid)
-        return BatchFit(
-            problem=problem,
-            x=seen.data.x,
-            y=seen.y,
-            dates=dated.dates,
-            settings=settings,
-            numbers=numbers,
-            shape=lead,
-            labels=plain.labels,
-            together=together,
-        )
-
-    return with_functions(asked, seen.data.x, fitted, bool(host))
+        return _Found(problem, numbers, together)
 
 
 class _Flat(NamedTuple):
