@@ -108,5 +108,5 @@ def test_a_fit_that_failed_has_a_panel():
 
 def test_it_asks_for_what_it_needs(fit, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ipywidgets", None)
-    with pytest.raises(ImportError, match=r"jaxfit\[notebook\]"):
+    with pytest.raises(ImportError, match=r"jaxfit-lsq\[notebook\]"):
         fit.interactive()

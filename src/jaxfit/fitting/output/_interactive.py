@@ -126,7 +126,7 @@ def _ipywidgets() -> Any:
     except ImportError as error:
         raise ImportError(
             "A panel needs ipywidgets, which is not installed: "
-            'pip install "jaxfit[notebook]", or pip install ipywidgets matplotlib'
+            'pip install "jaxfit-lsq[notebook]", or pip install ipywidgets matplotlib'
         ) from error
     return ipywidgets
 

@@ -27,7 +27,7 @@ def pyplot() -> Any:
     except ImportError as error:
         raise ImportError(
             "Pictures need matplotlib, which is not installed: "
-            'pip install "jaxfit[plot]", or pip install matplotlib'
+            'pip install "jaxfit-lsq[plot]", or pip install matplotlib'
         ) from error
     return plt
 
