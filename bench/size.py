@@ -28,7 +28,7 @@ jax.config.update("jax_enable_x64", True)
 
 SIZES = {
     "peaks": (3, 6, 12, 24, 48, 96, 192),
-    "chain": (2, 5, 12, 13, 20, 50, 100, 200, 500, 1000, 2000),
+    "chain": (2, 5, 12, 20, 50, 100, 200, 500, 1000),
 }
 ENOUGH = 1.0  # seconds of warm fits, and at least three
 AGREEMENT = 1e-6
