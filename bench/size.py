@@ -88,9 +88,9 @@ def chain(n: int) -> Workload:
         return (3 - 2 * x) * x - around[:-2] - 2 * around[2:] + 1
 
     def jacobian(x: np.ndarray) -> Any:
-        ones = np.ones(n - 1)
+        ones, places = np.ones(n - 1), [0, -1, 1]
         diagonals = [3 - 4 * x, -ones, -2 * ones]
-        return scipy.sparse.diags_array(diagonals, offsets=[0, -1, 1], format="csr")
+        return scipy.sparse.diags(diagonals, places, format="csr")  # pyright: ignore[reportArgumentType]
 
     return Workload(residual, None, -np.ones(n), jacobian, is_sparse=True)
 
@@ -145,7 +145,7 @@ def compared(name: str, n: int) -> dict:
         ended = least_squares(
             lambda x: np.asarray(values(x)),
             work.start,
-            jacobian,
+            jacobian,  # pyright: ignore[reportArgumentType]
             x_scale="jac",
             ftol=1e-12,
             xtol=1e-12,

@@ -1,7 +1,8 @@
 """Digits of polynomial fits, beside the condition number of their Jacobians.
 
-65 points on [0, 1], powers up to the 20th, noise of 0.001; the exact solution by rational
-arithmetic. `python docs/pictures/condition.py` prints a table and draws `condition.png`.
+65 points on [0, 1], powers up to the 20th, noise of 0.001; the exact solution by
+rational arithmetic. `python docs/pictures/condition.py` prints a table and draws
+`condition.png`.
 """
 
 from fractions import Fraction
@@ -28,7 +29,10 @@ LOOKS = {
 
 def exact(columns, y):
     """The least-squares solution without rounding."""
-    rows = [[*map(Fraction, row), Fraction(b)] for row, b in zip(columns.tolist(), y.tolist())]
+    rows = [
+        [*map(Fraction, row), Fraction(b)]
+        for row, b in zip(columns.tolist(), y.tolist(), strict=True)
+    ]
     n = columns.shape[1]
     matrix = [[sum(r[i] * r[j] for r in rows) for j in range(n + 1)] for i in range(n)]
     for k in range(n):
@@ -36,7 +40,9 @@ def exact(columns, y):
         for i in range(n):
             if i != k:
                 factor = matrix[i][k]
-                matrix[i] = [a - factor * b for a, b in zip(matrix[i], matrix[k])]
+                matrix[i] = [
+                    a - factor * b for a, b in zip(matrix[i], matrix[k], strict=True)
+                ]
     return np.array([float(row[-1]) for row in matrix])
 
 
@@ -64,7 +70,12 @@ def solutions(columns, y):
 
     def minpack(method, **scale):
         return least_squares(
-            lambda b: columns @ b - y, zeros, lambda b: columns, method=method, **scale, **TIGHT
+            lambda b: columns @ b - y,
+            zeros,
+            lambda b: columns,
+            method=method,
+            **scale,
+            **TIGHT,
         )
 
     solution = jaxfit.solve(residual, zeros, (columns, y))
@@ -94,7 +105,16 @@ def main():
         status = jaxfit.Status(int(solution.status)).name
         determined = np.all(solution.determined())
         framed = bool(solution.linearization.framed)
-        print(n, f"{condition:.1e}", row, status, solution.nfev, framed, determined, flush=True)
+        print(
+            n,
+            f"{condition:.1e}",
+            row,
+            status,
+            solution.nfev,
+            framed,
+            determined,
+            flush=True,
+        )
     _draw(conditions, found)
 
 
