@@ -184,7 +184,7 @@ def played(name: str, n: int) -> dict:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g}"
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
 def _row(n: int, results: dict) -> tuple:
