@@ -15,6 +15,7 @@ from bench import (
     report,
     rows,
     single,
+    size,
     stream,
 )
 
@@ -43,6 +44,7 @@ def main() -> None:
         stream.report,
         joint.report,
         joint_stream.report,
+        size.report,
         likelihoods.report,
         layer.report,
         face.report,
