@@ -1,5 +1,6 @@
 """Everything that is run on this project: `nox -s tests`, `nox -s lint`, ..."""
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -9,6 +10,16 @@ nox.options.default_venv_backend = "venv"
 
 OLDEST = ["jax==0.10.0", "jaxlib==0.10.0", "equinox==0.13.4", "optax==0.2.5"]
 TESTS = ("pytest", "-n", "2", "--dist", "loadfile", "--durations=15")
+
+USED = """
+import importlib.metadata, numpy as np, jaxfit
+assert importlib.metadata.version("jaxfit-lsq") == jaxfit.__version__
+x = np.linspace(0, 10, 50)
+fit = jaxfit.fit("gaussian + constant", x, 3 * np.exp(-((x - 4) ** 2)) + 1)
+assert abs(fit["center"].value - 4) < 1e-8, fit
+print(jaxfit.__version__, jaxfit.__file__)
+print(fit)
+"""
 
 
 def _groups(session: nox.Session, *names: str) -> None:
@@ -46,6 +57,30 @@ def scipy_tests(session: nox.Session) -> None:
     session.install(".")
     _groups(session, "test")
     session.run("python", "tests/scipys_own.py", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, in site/; a warning is an error. `nox -s docs -- serve` shows it."""
+    session.install(".")
+    _groups(session, "docs")
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """A wheel and an sdist in dist/, each installed afresh and used."""
+    shutil.rmtree("dist", ignore_errors=True)
+    session.install("build", "twine")
+    session.run("python", "-m", "build")
+    files = sorted(map(str, Path("dist").glob("*")))
+    session.run("twine", "check", "--strict", *files)
+    for file in files:
+        session.install("--force-reinstall", "--no-deps", file)
+        session.install(file)
+        folder = session.create_tmp()
+        with session.chdir(folder):
+            session.run("python", "-c", USED)
 
 
 @nox.session

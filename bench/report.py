@@ -5,11 +5,12 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
+
+import jaxfit
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,8 +59,7 @@ def _processor() -> str:
 
 def _version(package: str) -> str:
     if package == "jaxfit":  # of this tree, which may not be installed
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-        return project["project"]["version"]
+        return jaxfit.__version__
     if not is_installed(package):
         return "not installed"
     return importlib.metadata.version(package)

@@ -1,8 +1,9 @@
 """From SciPy to jaxfit: the same script twice, the answers and the times side by side.
 
 Fluorescence decays from a plate reader. `work` is what a user of SciPy writes. It runs
-with SciPy, and then with `curve_fit` and `least_squares` from jaxfit. One curve is fitted with its errors, within
-bounds and robustly; then all 384 wells. At the end the loop goes too: `solve_batch`.
+with SciPy, and then with `curve_fit` and `least_squares` from jaxfit. One curve is
+fitted with its errors, within bounds and robustly; then all 384 wells. At the end the
+loop goes too: `solve_batch`.
 """
 
 import time

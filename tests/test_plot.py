@@ -153,5 +153,5 @@ def test_curves_alone_are_drawn(batch):
 def test_without_matplotlib_one_is_told_what_to_install(fit, batch, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     for draw in (fit.plot, fit.plot_residuals, fit.plot_profile, batch.plot):
-        with pytest.raises(ImportError, match=r'pip install "jaxfit\[plot\]"'):
+        with pytest.raises(ImportError, match=r'pip install "jaxfit-lsq\[plot\]"'):
             draw()

@@ -17,6 +17,7 @@ from jaxfit._core.certificate import Status
 from jaxfit._core.covariance import Uncertainty, uncertainty
 from jaxfit._programs.backend import is_eager_on_cpu
 from jaxfit._programs.compiled import compiled
+from jaxfit._programs.exportable import exportable
 from jaxfit._rows.linearization import COUNT_BASE, Linearization
 
 # of JAX, or of NumPy where a fit was done part by part
@@ -46,6 +47,7 @@ def at_once(method: Callable) -> Callable:
     return called
 
 
+@exportable
 class Solution(eqx.Module):
     """The result of a fit: a pytree of arrays.
 

@@ -17,6 +17,7 @@ from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
 from jaxfit._joint.sweep import Sweep, newton_step, sweep
 from jaxfit._linalg.kernels import Vector, identity
+from jaxfit._programs.exportable import exportable
 from jaxfit._rows.linearization import (
     Frame,
     Linearization,
@@ -75,6 +76,7 @@ class OwnStarts(NamedTuple):
         return setup._replace(start=start, setting=setting)
 
 
+@exportable
 class Factors(NamedTuple):
     """What the errors of the local parameters are made of, all that may move following.
 

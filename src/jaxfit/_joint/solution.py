@@ -21,6 +21,7 @@ from jaxfit._core.solution import (
 )
 from jaxfit._joint.blocks import Factors
 from jaxfit._linalg.inverse import inverse_gram
+from jaxfit._programs.exportable import exportable
 from jaxfit._rows.linearization import Linearization
 
 # A local parameter that moves the residuals by less than this part of what the others
@@ -28,6 +29,7 @@ from jaxfit._rows.linearization import Linearization
 TAKES_PART = 1e-8
 
 
+@exportable
 class JointSolution(Solution):
     """The result of `solve_joint`: that of a fit of x, and of each block's own.
 

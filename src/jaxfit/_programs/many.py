@@ -26,6 +26,7 @@ from jaxtyping import Array, PyTree
 
 from jaxfit._linalg.branches import varying_with
 from jaxfit._linalg.kernels import Flag
+from jaxfit._programs.exportable import Dimension
 from jaxfit._programs.one_function import Closed, marked, on_platform
 from jaxfit._programs.spread import spread
 
@@ -76,7 +77,9 @@ class _Fit(NamedTuple):
     lanes: Callable
     is_lanes: bool
 
-    def over(self, sizes: tuple[int, ...]) -> Callable[[Inputs, Flag | None], list]:
+    def over(
+        self, sizes: tuple[Dimension, ...]
+    ) -> Callable[[Inputs, Flag | None], list]:
         """The fits of inputs with such leading axes, or 1 where all share.
 
         `jax.vmap` of it is the same over one axis more.
@@ -89,7 +92,7 @@ class _Fit(NamedTuple):
             if math.prod(sizes) == 0:
                 return _zeros(sizes, self.closed.results)
 
-            def many(length: int, operands: PyTree, is_for_one: bool) -> list:
+            def many(length: Dimension, operands: PyTree, is_for_one: bool) -> list:
                 is_marked = self.in_parts if is_for_one else self.in_one_function
                 return self.many((length, *sizes[1:]), is_marked, *operands)
 
@@ -97,7 +100,7 @@ class _Fit(NamedTuple):
 
         @fits.def_vmap
         def batched(
-            size: int, in_batched: PyTree, inputs: Inputs, idle: Flag | None
+            size: Dimension, in_batched: PyTree, inputs: Inputs, idle: Flag | None
         ) -> tuple:
             def wide(leaf: Any, is_batched: bool) -> Any:
                 return leaf if is_batched else jnp.asarray(leaf)[None]
@@ -199,7 +202,7 @@ def _in_turn(
     return [leaf.reshape(*sizes, *leaf.shape[1:]) for leaf in results]
 
 
-def _index(number: int) -> Callable:
+def _index(number: Dimension) -> Callable:
     """Integers that count so many fits."""
     if number <= np.iinfo(np.int32).max:
         return jnp.int32
@@ -211,7 +214,7 @@ def _index(number: int) -> Callable:
     )
 
 
-def _unraveled(k: Array, sizes: tuple[int, ...]) -> list:
+def _unraveled(k: Array, sizes: tuple[Dimension, ...]) -> list:
     """The index along each axis of the kth element."""
     places = []
     for size in reversed(sizes):

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxfit._programs.arrays import is_extended
+from jaxfit._programs.exportable import Dimension
 from jaxfit._programs.one_function import is_of_one_device
 
 # (length of the leading axis, arrays, whether they are one device's) -> results
@@ -27,7 +28,7 @@ def is_explicit(leaf: Any) -> bool:
     return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
-def spread(many: Many, length: int, arrays: PyTree) -> list:
+def spread(many: Many, length: Dimension, arrays: PyTree) -> list:
     """`many(length, arrays, ...)`, and on several devices of each its own part.
 
     Args:
@@ -46,7 +47,7 @@ def spread(many: Many, length: int, arrays: PyTree) -> list:
     return _in_compiled_parts(many, length, leaves, structure)
 
 
-def _gathered(many: Many, length: int, leaves: list, structure: Any) -> list:
+def _gathered(many: Many, length: Dimension, leaves: list, structure: Any) -> list:
     """On all devices the same: arrays whose types say where they lie.
 
     (A traced function keeps the mesh that it was traced with, and cannot be called
@@ -64,7 +65,9 @@ def _leading(leaf: Any) -> Any:
     return spec[0] if len(spec) else None
 
 
-def _in_compiled_parts(many: Many, length: int, leaves: list, structure: Any) -> list:
+def _in_compiled_parts(
+    many: Many, length: Dimension, leaves: list, structure: Any
+) -> list:
     """The parts that the compiler makes, wherever it has put the arrays."""
     is_long = [leaf.shape[0] == length for leaf in leaves]
     is_wide, number = jax.config.jax_enable_x64, len(leaves)

@@ -31,6 +31,7 @@ from jaxfit._linalg.kernels import (
     transpose,
 )
 from jaxfit._linalg.precision import precision_of
+from jaxfit._programs.exportable import exportable
 
 # A cost is known to so many units of rounding for each residual.
 COST_ROUNDING = 4
@@ -55,6 +56,7 @@ class Kind(enum.Enum):
     PLAIN = "plain"  # that of a likelihood without its unit
 
 
+@exportable
 class CostTerms(eqx.Module):
     """What a cost that is no sum of squares adds to a linearization."""
 
@@ -64,6 +66,7 @@ class CostTerms(eqx.Module):
     influence: Scalar
 
 
+@exportable
 class Swept(eqx.Module):
     """What a linearization keeps of local parameters that were swept out of it.
 
@@ -76,6 +79,7 @@ class Swept(eqx.Module):
     uncertified: Int[Array, "2 *lanes"]  # blocks whose local ones fail the certificate
 
 
+@exportable
 class Linearization(eqx.Module):
     """The robust least-squares problem near one point, as n x n numbers.
 

@@ -145,7 +145,7 @@ def reduced(rows: Weighted, terms: LossTerms | None, frame: Frame) -> Linearizat
     """Weighted rows, and what a loss makes of them, as n x n."""
     residual, counts = rows.residual, rows.counts
     if counts is None:
-        words = divmod(len(residual), COUNT_BASE)
+        words = divmod(residual.shape[0], COUNT_BASE)
         counted = jnp.stack([jnp.full(residual.shape[1:], n, jnp.int32) for n in words])
     else:
         counted = _count(counts)

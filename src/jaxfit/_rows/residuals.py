@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxfit._linalg.kernels import Flag, Matrix, Vector
 from jaxfit._programs.errors import ONLY_REVERSE, is_only_reverse
+from jaxfit._programs.exportable import Dimension
 from jaxfit._programs.hoist import hoisted
 from jaxfit._programs.one_function import (
     LARGEST_REDUCTION,
@@ -174,7 +175,7 @@ class Residuals(NamedTuple):
     in_columns: bool = False  # see `_programs/short.py`
 
     @property
-    def number(self) -> int:
+    def number(self) -> Dimension:
         """The number of residuals; complex ones count as two."""
         return _number(self.structure)
 
@@ -371,7 +372,7 @@ def _check_observed(jaxpr: Any) -> None:
         )
 
 
-def _number(structure: PyTree) -> int:
+def _number(structure: PyTree) -> Dimension:
     return sum(
         leaf.size * (2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1)
         for leaf in jax.tree.leaves(structure)

@@ -77,8 +77,8 @@ def fit_batch(
     Every data set has its own start, guessed from its data, in one compiled program.
 
     Args:
-        model, bounds, fixed, loss, options, tie, prior, absolute_sigma, covariance,
-            rowwise, host: those of `fit`.
+        model, bounds, fixed, loss, options, tie, prior, absolute_sigma, rowwise: those
+            of `fit`, as are `covariance` and `host`.
         x: the coordinates that all share: (m,), or a tuple of arrays for several. For
             an `xarray.DataArray` as `Y` also the name of one of its dimensions. Dates
             as in `fit`.

@@ -28,7 +28,15 @@ from jaxfit.fitting.inference._intervals import (
     Level,
     Profile,
 )
-from jaxfit.fitting.output import _plot, _report, _save, _tables, _warnings
+from jaxfit.fitting.output import (
+    _interactive,
+    _plot,
+    _plot_inference,
+    _report,
+    _save,
+    _tables,
+    _warnings,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -320,7 +328,7 @@ class Fit(Record):
         The straight line is what the standard error says, and the marks are the ends of
         the intervals of one and two standard deviations, 68.3 % and 95.4 %.
         """
-        return _plot.profiles(self, names)
+        return _plot_inference.profiles(self, names)
 
     def plot_contour(
         self,
@@ -339,13 +347,26 @@ class Fit(Record):
             level: one probability or several.
             axes: matplotlib axes to draw into; None makes a figure.
         """
-        return _plot.regions(self, a, b, level, axes)
+        return _plot_inference.regions(self, a, b, level, axes)
 
     def plot_corner(
         self, names: Iterable[str] | None = None, number: int = 2000
     ) -> Any:
         """Bootstrap refits of each pair of parameters, with their histograms."""
-        return _plot.corner(self, names, number)
+        return _plot_inference.corner(self, names, number)
+
+    def interactive(self, *, xscale: str = "linear") -> _interactive.Panel:
+        """A panel for a notebook: a slider for each start, and the fit that follows.
+
+        Every move of a slider fits anew from there. Its attribute `fit` is the latest
+        fit, `starts` where it began. A fit that found no solution has it too:
+        `error.fit.interactive()` of a `FitError`. It needs ipywidgets, the extra
+        `notebook`.
+
+        Args:
+            xscale: "linear" or "log".
+        """
+        return _interactive.Panel(self, xscale)
 
 
 def of_record(record: Record) -> Fit:

@@ -4,7 +4,7 @@ Each function makes a figure and returns it; nothing is shown or saved.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,7 @@ import numpy as np
 from jaxfit.fitting import _several
 from jaxfit.fitting._bins import middles
 from jaxfit.fitting._record import Record
-from jaxfit.fitting.inference import _bands, _intervals
-from jaxfit.fitting.inference._bootstrap import bootstrap
-from jaxfit.fitting.inference._intervals import SIGMAS, Contour, Level
-from jaxfit.fitting.inference._statistics import joint_threshold, quantile
+from jaxfit.fitting.inference import _bands
 from jaxfit.fitting.output._lines import Line, line_of
 
 DATA = {"color": "0.35", "markersize": 3.5, "linewidth": 0.8}
@@ -30,7 +27,7 @@ def pyplot() -> Any:
     except ImportError as error:
         raise ImportError(
             "Pictures need matplotlib, which is not installed: "
-            'pip install "jaxfit[plot]", or pip install matplotlib'
+            'pip install "jaxfit-lsq[plot]", or pip install matplotlib'
         ) from error
     return plt
 
@@ -48,21 +45,21 @@ def fit(
     xlabel: str | None,
     ylabel: str,
     title: str | None,
+    new_figure: Callable | None = None,
 ) -> Any:
-    """A figure of the data and the curve, see `Fit.plot`."""
-    plt = pyplot()
-    is_one = record.observed.shapes is None
-    if is_one and isinstance(middles(record.model, record.observed.data.x), tuple):
-        return _image(record, plt, title)
+    """A figure of the data and the curve, see `Fit.plot`.
+
+    Args:
+        new_figure: what makes the figure; None: pyplot, which then holds it.
+    """
+    new_figure = new_figure or pyplot().figure
+    if is_image(record):
+        return _image(record, new_figure, title)
     series = _series(record)
     panels = 2 if residuals else 1
-    figure, axes = plt.subplots(
-        nrows=panels,
-        sharex=True,
-        squeeze=False,
-        figsize=(7, 5 if residuals else 4),
-        height_ratios=[3, 1][:panels],
-        layout="constrained",
+    figure = new_figure(figsize=(7, 5 if residuals else 4), layout="constrained")
+    axes = figure.subplots(
+        nrows=panels, sharex=True, squeeze=False, height_ratios=[3, 1][:panels]
     )
     main = axes[0, 0]
     main.set_xscale(xscale)
@@ -87,6 +84,12 @@ def fit(
         lower.set_ylabel(_residual_label(record))
     axes[-1, 0].set_xlabel(record.observed.xlabel if xlabel is None else xlabel)
     return figure
+
+
+def is_image(record: Record) -> bool:
+    """Whether the data have several coordinates."""
+    is_one = record.observed.shapes is None
+    return is_one and isinstance(middles(record.model, record.observed.data.x), tuple)
 
 
 def _residual_label(record: Record) -> str:
@@ -173,6 +176,20 @@ def _draw_components(record: Record, axis: Any, line: Line, part: Part) -> None:
         axis.plot(*corners, style, color=color, linewidth=1.2, label=label)
 
 
+def draw_start(figure: Any, start: Record, xscale: str) -> None:
+    """The curve where a fit begins, into the figure of `fit` with one x.
+
+    Args:
+        start: the fit, with the start in the place of its result.
+    """
+    for one, part, points in _series(start):
+        line = line_of(one.model, one.observed.data.x, points.x, xscale)
+        corners = line.drawn(part.of(_bands.predicted(one, line.x)))
+        style = {"color": "0.1", "linewidth": 1.4, "label": f"start{part.name}"}
+        figure.axes[0].plot(*corners, ":", zorder=2.5, **style)
+    figure.axes[0].legend(frameon=False, fontsize="small")
+
+
 def _draw_band(record: Record, axis: Any, line: Line, level: float, part: Part) -> None:
     value, lower, upper, _ = map(part.of, _bands.confidence(record, line.x, level))
     axis.fill_between(
@@ -224,94 +241,6 @@ def standardized_residuals(record: Record, xlabel: str | None) -> Any:
     return figure
 
 
-def profiles(record: Record, names: str | Iterable[str] | None) -> Any:
-    """A figure of ζ against each parameter, see `Fit.plot_profile`."""
-    plt = pyplot()
-    traces = _intervals.profile(record, names)
-    if not traces:
-        raise ValueError("No parameter of this fit is determined: nothing to draw.")
-    figure, axes = grid_of(plt, len(traces), 3.0, 2.6)
-    for axis, trace in zip(axes, traces, strict=False):
-        k = record.varied.index(trace.name)
-        value, error = record.numbers.x[k], np.sqrt(record.covariance[k, k])
-        reach = np.array([trace.values.min(), trace.values.max()])
-        axis.plot(reach, (reach - value) / error, color="0.6", linewidth=0.9)
-        axis.plot(trace.values, trace.zeta, color=CURVE)
-        for level, style in zip(SIGMAS, ("-", ":"), strict=True):
-            t = quantile(level, record.dof, record.absolute_sigma)
-            ends = np.interp([-t, t], trace.zeta, trace.values)
-            axis.vlines(ends, -t, t, color="C0", linewidth=0.9, linestyle=style)
-            axis.hlines([-t, t], *ends, color="C0", linewidth=0.9, linestyle=style)
-        axis.set(xlabel=trace.name, ylabel="ζ", ylim=(-3.4, 3.4))
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
-        axis.locator_params(axis="x", nbins=4)
-    return figure
-
-
-def regions(record: Record, a: str, b: str, level: Level, axes: Any) -> Any:
-    """A figure of joint regions of two parameters, see `Fit.plot_contour`."""
-    plt = pyplot()
-    edges = _intervals.contour(record, a, b, level)
-    if axes is None:
-        axes = plt.subplots(figsize=(4.6, 4), layout="constrained")[1]
-    _draw_regions(record, axes, edges)
-    axes.set(xlabel=a, ylabel=b)
-    axes.legend(frameon=False, fontsize="small")
-    return axes.figure
-
-
-def corner(record: Record, names: str | Iterable[str] | None, number: int) -> Any:
-    """A figure of the refits of each pair of parameters, see `Fit.plot_corner`."""
-    plt = pyplot()
-    chosen = list(record.varied if names is None else names)
-    samples = bootstrap(record, number, resample="case" if record.dof <= 0 else None)
-    good = samples.status > 0
-    columns = {name: samples[name][good] for name in chosen}
-    limits = {name: np.quantile(v, [0.001, 0.999]) for name, v in columns.items()}
-    n = len(chosen)
-    size = max(4.0, 1.7 * n)
-    figure, axes = plt.subplots(
-        nrows=n, ncols=n, figsize=(size, size), squeeze=False, layout="constrained"
-    )
-    for i, down in enumerate(chosen):
-        for j, across in enumerate(chosen):
-            axis = axes[i, j]
-            if j > i:
-                axis.axis("off")
-                continue
-            if i == j:
-                axis.hist(columns[down], 40, range=limits[down], color="C0", alpha=0.6)
-                axis.axvline(record[down].value, color=CURVE, linewidth=1)
-                axis.set_yticks([])
-            else:
-                axis.plot(columns[across], columns[down], ",", color="C0", alpha=0.5)
-                best = record[across].value, record[down].value
-                axis.plot(*best, "+", color=CURVE)
-                axis.set_ylim(limits[down])
-            axis.set_xlim(limits[across])
-            _label_corner(axis, across, down, is_lowest=i == n - 1, is_first=j == 0)
-    return figure
-
-
-def _label_corner(
-    axis: Any, across: str, down: str, *, is_lowest: bool, is_first: bool
-) -> None:
-    """Names at the edge of the triangle, and no numbers within it."""
-    axis.locator_params(nbins=3)
-    axis.tick_params(labelsize="x-small")
-    axis.ticklabel_format(style="sci", scilimits=(-3, 4), useOffset=False)
-    if is_lowest:
-        axis.set_xlabel(across, fontsize="small")
-    else:
-        axis.set_xticklabels([])
-    if across == down:
-        return
-    if is_first:
-        axis.set_ylabel(down, fontsize="small")
-    else:
-        axis.set_yticklabels([])
-
-
 class _Points(NamedTuple):
     """Points that count, in the order of x."""
 
@@ -360,7 +289,7 @@ def _points(record: Record, part: Part) -> _Points:
     )
 
 
-def _image(record: Record, plt: Any, title: str | None) -> Any:
+def _image(record: Record, new_figure: Callable, title: str | None) -> Any:
     """A figure of points, model and residuals of a function of two coordinates."""
     x = middles(record.model, record.observed.data.x)
     shape = np.shape(record.observed.y)
@@ -371,7 +300,8 @@ def _image(record: Record, plt: Any, title: str | None) -> Any:
     low = np.nanmin([np.nanmin(v) for v in panels.values()])
     panels["residual"] = record.residuals
     reach = np.nanmax(np.abs(record.residuals)) or 1.0
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), layout="constrained")
+    figure = new_figure(figsize=(10, 3.3), layout="constrained")
+    axes = figure.subplots(1, 3)
     across, down = (np.broadcast_to(axis, shape) for axis in x[:2])
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
         color = {"cmap": "viridis", "vmin": low, "vmax": top}
@@ -387,28 +317,6 @@ def _image(record: Record, plt: Any, title: str | None) -> Any:
     heading = title if title is not None else record.model.label
     figure.suptitle(heading, fontsize="medium")
     return figure
-
-
-def _draw_regions(record: Record, axis: Any, edges: Contour) -> None:
-    i, j = (record.varied.index(name) for name in edges.names)
-    pair = record.covariance[np.ix_([i, j], [i, j])]
-    angle = np.linspace(0, 2 * np.pi, 200)
-    circle = np.linalg.cholesky(pair) @ np.stack([np.cos(angle), np.sin(angle)])
-    center = record.numbers.x[[i, j]]
-    for k, (level, line) in enumerate(zip(edges.levels, edges.points, strict=True)):
-        closed = np.concatenate([line, line[:1]])
-        axis.plot(*closed.T, color=CURVE, linewidth=1.4, label=f"{level:.1%}")
-        reach = np.sqrt(joint_threshold(level, 2, record.dof, record.absolute_sigma))
-        axis.plot(
-            *(center[:, None] + reach * circle),
-            "--",
-            color="0.55",
-            linewidth=0.9,
-            label="ellipse" if k == 0 else None,
-        )
-        axis.lines[-2].set_alpha(1 if k == 0 else 0.6)
-    axis.plot(*center, "+", color=CURVE)
-    axis.ticklabel_format(style="sci", scilimits=(-3, 4), useOffset=False)
 
 
 class Grid(NamedTuple):

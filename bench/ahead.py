@@ -1,0 +1,126 @@
+"""How long a process waits for its first fit: from source, from bytes, ready to run.
+
+    python -m bench.ahead
+
+Each way is a fresh process that gets x0 and data, and times the call that first gives
+numbers, and a later one. Imports are beside.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+SETUP = """
+import time
+begun = time.perf_counter()
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+t = np.linspace(0, 4, 1000)
+y = 2.5 * np.exp(-1.3 * t) + 0.5 + 0.05 * np.random.default_rng(0).normal(size=1000)
+x0 = np.array([1.0, 1.0, 0.0])
+"""
+MODEL = """
+import jax.numpy as jnp
+import jaxfit
+
+def residual(x, data):
+    t, y = data
+    return x[0] * jnp.exp(-x[1] * t) + x[2] - y
+
+def program(x0, data):
+    solution = jaxfit.solve(residual, x0, data)
+    return {"x": solution.x, "stderr": solution.stderr(), "status": solution.status}
+"""
+CACHE = """
+jax.config.update("jax_compilation_cache_dir", "cache")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+"""
+BYTES = """
+from jax import export
+fit = jax.jit(export.deserialize(open("fit.bin", "rb").read()).call)
+"""
+WRITE = """
+import pickle
+from jax import export
+from jax.experimental import serialize_executable
+jitted = jax.jit(program)
+open("fit.bin", "wb").write(export.export(jitted)(x0, (t, y)).serialize())
+ready = serialize_executable.serialize(jitted.lower(x0, (t, y)).compile())
+pickle.dump(ready, open("fit.ready", "wb"))
+print(len(open("fit.bin", "rb").read()), len(ready[0]))
+"""
+READY = """
+import pickle
+from jax.experimental import serialize_executable
+fit = serialize_executable.deserialize_and_load(*pickle.load(open("fit.ready", "rb")))
+"""
+TIMES = """
+imported = time.perf_counter()
+{load}
+first = jax.block_until_ready(fit(x0, (t, y)))
+called = time.perf_counter()
+later = []
+for _ in range(200):
+    start = time.perf_counter()
+    jax.block_until_ready(fit(x0, (t, y)))
+    later.append(time.perf_counter() - start)
+print(imported - begun, called - imported, sorted(later)[100], *first["x"])
+"""
+WAYS = {
+    "the source, `solve` in `jax.jit`": (MODEL, "fit = jax.jit(program)"),
+    "the source, JAX's cache filled": (CACHE + MODEL, "fit = jax.jit(program)"),
+    "exported bytes": ("", BYTES),
+    "exported bytes, JAX's cache filled": (CACHE, BYTES),
+    "an executable, serialized": ("", READY),
+}
+PROCESSES = 5
+
+
+def report() -> str:
+    """The table, as Markdown."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = _run(SETUP + MODEL + WRITE, folder)
+        lines = [
+            f"A fit of 1000 points in a fresh process, medians of {PROCESSES}. The "
+            f"bytes are {sizes[0] / 1e3:.0f} kB, the executable {sizes[1] / 1e3:.0f}.",
+            "",
+            "| what the process has | imports, s | load and first fit, s | later, µs |",
+            "|---|---:|---:|---:|",
+        ]
+        answers = []
+        for name, (imports, load) in WAYS.items():
+            script = SETUP + imports + TIMES.format(load=load)
+            if "cache" in imports:
+                _run(script, folder)  # fills it
+            runs = [_run(script, folder) for _ in range(PROCESSES)]
+            medians = [statistics.median(run[i] for run in runs) for i in range(3)]
+            answers.append(runs[0][3:])
+            lines.append(
+                f"| {name} | {medians[0]:.2f} | {medians[1]:.3f} "
+                f"| {medians[2] * 1e6:.0f} |"
+            )
+        for answer in answers:
+            difference = [a - b for a, b in zip(answer, answers[0], strict=True)]
+            assert max(map(abs, difference)) < 1e-9
+    return "\n".join(lines)
+
+
+def _run(script: str, folder: str) -> list[float]:
+    paths = [str(Path(__file__).parents[1] / "src"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [float(word) for word in done.stdout.split()]
+
+
+if __name__ == "__main__":
+    print(report())
