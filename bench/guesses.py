@@ -3,7 +3,7 @@
 Data sets are simulated, and each is fitted from the model's own guess; those that end
 wrong are fitted again with several starts. An end is wrong if its chi-square is 5 %
 above that of the true parameters, or if the fit is refused and the one that starts at
-the truth is not. The table is that of docs/guesses.md.
+the truth is not. The table is that of docs/guides/guesses.md.
 """
 
 import argparse

@@ -12,6 +12,7 @@ import sys
 import types
 import weakref
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lmfit
@@ -724,6 +725,17 @@ def test_modules_that_are_held_are_known():
         first = reading(function).key
         assert reading.is_known is is_known
         assert Reading()(function).key == first
+
+
+def test_annotations_of_a_union_are_read():
+    @eqx.filter_jit
+    def decay(t: object, rate: float | None = None, *, steps: int | None = None):
+        return jnp.exp(-rate * t)  # diffrax.diffeqsolve is such a function
+
+    reading = Reading()
+    first = reading(decay).key
+    assert reading.is_known
+    assert Reading()(decay).key == first
 
 
 def test_a_loop_over_new_data_compiles_once():

@@ -216,6 +216,8 @@ class Reading:
             return Part((type(value), ordered))
         if isinstance(value, types.MappingProxyType):
             return self._by_value("mapping", dict(value))
+        if isinstance(value, types.UnionType):  # in annotations; it has no reduction
+            return self._by_value("union", value.__args__)
         if isinstance(value, io.IOBase):
             is_open = not value.closed
             if is_open and value.readable():
@@ -390,8 +392,7 @@ class Reading:
         return part
 
     def _note(self, place: Place, key: Hashable) -> None:
-        """A place that may be written to; what an object keeps of itself is none of
-        the user's counters."""
+        """A place that may be written to; an object's own state is no counter."""
         self._places.append((place, None if self._is_reducing else key))
 
     def _by_value(self, head: Hashable, value: Any) -> Part:
