@@ -1,7 +1,8 @@
 """Files of the repository outside of docs/, as pages of the site.
 
-Examples and the benchmarks' tables are shown; a link to any other file leads to the
-repository where it has an address, and is else the name alone.
+The first page is the README. Examples and the benchmarks' tables are shown; a link to
+any other file leads to the repository where it has an address, and is else the name
+alone.
 """
 
 import posixpath
@@ -28,6 +29,8 @@ def on_files(files: Files, *, config: Any) -> Files:
 def on_page_markdown(
     markdown: str, *, page: Page, config: Any, files: Files, **_: Any
 ) -> str:
+    if page.file.src_uri == "index.md":
+        markdown = _readme()
     folder = posixpath.dirname(page.file.src_uri)
 
     def link(found: re.Match[str]) -> str:
@@ -50,3 +53,10 @@ def on_page_markdown(
 
 def _page(name: str) -> str:
     return "repository/" + name.removesuffix(".py").removesuffix(".md") + ".md"
+
+
+def _readme() -> str:
+    """The README as a page of the site."""
+    text = (ROOT / "README.md").read_text()
+    text = text.replace("](docs/", "](").replace("](CHANGELOG.md", "](changelog.md")
+    return text.replace("](CONTRIBUTING.md", "](../CONTRIBUTING.md")
