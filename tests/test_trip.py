@@ -165,12 +165,16 @@ def verdict_of(gain, accepted, stays=False, is_step=True):
 @pytest.mark.parametrize(
     ("rules", "gain", "length", "radius"),
     [
-        (OURS, 0.45, 1.0, 2.0),  # nine tenths of what was promised, at the edge
-        (OURS, 0.45, 0.5, 1.0),  # inside
-        (OURS, 0.25, 1.0, 1.0),
-        (OURS, 0.05, 1.0, 0.5263157894736842),  # the parabola's minimum
-        (SCIPY, 0.05, 1.0, 0.25),
-        (SCIPY, 0.45, 1.0, 2.0),
+        (OURS, 0.46, 1.0, 2.0),  # 92 % of what was promised, at the edge
+        (OURS, 0.46, 0.5, 1.0),  # inside
+        (OURS, 0.44, 1.0, 1.0),  # 88 %
+        (OURS, 0.03, 1.0, 1.0),  # 6 %
+        (OURS, 0.02, 1.0, 0.5 / 0.98),  # 4 %: the parabola's minimum
+        (OURS, 0.06, 0.5, 0.25 / 0.94),  # inside
+        (SCIPY, 0.06, 1.0, 0.25),
+        (SCIPY, 0.12, 1.0, 0.25),
+        (SCIPY, 0.13, 1.0, 1.0),
+        (SCIPY, 0.44, 1.0, 2.0),
     ],
 )
 def test_region_after_a_step(rules, gain, length, radius):
@@ -185,7 +189,7 @@ def test_region_after_a_step(rules, gain, length, radius):
 
 @pytest.mark.parametrize(
     ("rules", "gain", "shrinkage"),
-    [(OURS, -1.0, 0.3), (OURS, np.nan, 0.3), (OURS, 0.1, 0.5 / 0.9)]
+    [(OURS, -1.0, 0.4), (OURS, np.nan, 0.4), (OURS, 0.1, 0.5 / 0.9)]
     + [(SCIPY, gain, 0.25) for gain in (-1.0, np.nan)],
 )
 def test_region_after_a_refusal(rules, gain, shrinkage):

@@ -6,12 +6,24 @@ is: see the three of them at the end.
 
     ratio = (cost before - cost after) / (reduction that the quadratic promised)
 
-    ratio < 0.25                      radius <- shrinkage · |step|
-    ratio > 0.75, step at the edge    radius <- 2 · radius
-    else                              radius stays
+                                      SciPy    ours
+    ratio <                           0.25     0.05, and 0.25 of a Newton step
+                                               radius <- shrinkage · |step|
+    ratio >, step at the edge         0.75     0.9
+                                               radius <- 2 · radius
+    else                                       radius stays
+    shrinkage                         0.25     0.4 to 0.6, by a parabola
 
 (Moré 1978 has the same shape with other numbers.) Which steps are accepted, `accept` in
 `decisions.py` says: SciPy's are all that lower the cost at all.
+
+Our numbers are for canyons: long curved valleys of the cost. Along one the quadratic
+errs by the fourth power of the step (half the curvature of the valley, squared), so
+that of all lengths the one that gains most has a ratio of about 3/4. A step of that
+ratio is to be repeated as it is. If it is doubled, it is refused, and every second
+evaluation is lost; and what is shortened to a third after a refusal goes too slowly
+from then on. Where a Newton step gains little the cause is another: the curvature is
+more than that of JᵀJ, and half the step is better.
 """
 
 from collections.abc import Callable
@@ -49,20 +61,28 @@ def gain_ratio(gain: Scalar, predicted: Scalar) -> Scalar:
 
 
 def by_parabola(gain: Scalar, slope: Scalar) -> Scalar:
-    """The factor that shortens a step which gained too little: 0.3 to 0.6.
+    """The factor that shortens a step which gained too little: 0.4 to 0.6.
 
     The minimum of the parabola through both costs with the slope at the old point
-    (Moré 1978, section 5, who cuts it to 0.1 and 0.5). SciPy always takes a quarter,
-    which costs a third more evaluations in long curved valleys.
+    (Moré 1978, section 5, who cuts it to 0.1 and 0.5). SciPy always takes a quarter.
     """
+    least, most = 0.4, 0.6
     vertex = slope / (2 * jnp.where(slope > gain, slope - gain, 1))
-    vertex = jnp.where(jnp.isfinite(gain) & (slope > gain), vertex, 0.3)
-    return jnp.clip(vertex, 0.3, 0.6)
+    vertex = jnp.where(jnp.isfinite(gain) & (slope > gain), vertex, least)
+    return jnp.clip(vertex, least, most)
 
 
 def by_a_quarter(gain: Scalar, slope: Scalar) -> float:
     """The factor by which SciPy shortens such a step."""
     return 0.25
+
+
+class Thresholds(NamedTuple):
+    """The ratios of actual to predicted gain at which the radius changes."""
+
+    good: float  # above it a step at the edge makes the region larger
+    poor: float  # below it a step at the edge makes it smaller
+    poor_inside: float  # and a Newton step, which lies inside
 
 
 class Region(NamedTuple):
@@ -73,7 +93,11 @@ class Region(NamedTuple):
 
 
 def after_step(
-    region: Region, ratio: Scalar, length: Scalar, shrinkage: Scalar | float
+    region: Region,
+    ratio: Scalar,
+    length: Scalar,
+    shrinkage: Scalar | float,
+    thresholds: Thresholds,
 ) -> Region:
     """The region after a step was accepted.
 
@@ -81,11 +105,13 @@ def after_step(
         ratio: of actual to predicted gain.
         length: of the step.
         shrinkage: of a step that gained too little.
+        thresholds: of the ratio.
     """
     radius = region.radius
-    is_longer = (ratio > 0.75) & (length > INSIDE * radius)
-    new = jnp.where(is_longer, 2 * radius, radius)
-    new = jnp.where(ratio >= 0.25, new, shrinkage * length)
+    is_at_edge = length > INSIDE * radius
+    poor = jnp.where(is_at_edge, thresholds.poor, thresholds.poor_inside)
+    new = jnp.where((ratio > thresholds.good) & is_at_edge, 2 * radius, radius)
+    new = jnp.where(ratio >= poor, new, shrinkage * length)
     return Region(new, region.alpha * (radius / jnp.where(new > 0, new, 1)))
 
 
@@ -208,6 +234,7 @@ def scaled_gradient(
 class Rules(NamedTuple):
     """What a fit does where SciPy and we do not agree."""
 
+    thresholds: Thresholds  # at which the radius changes
     shrinkage: Callable  # (gain, slope) -> of a step that gained too little
     noise: Callable  # a point -> how large a rise of the cost may be rounding
     tests: Callable  # (limits, bounds, tried) -> a status, or RUNNING
@@ -217,6 +244,7 @@ class Rules(NamedTuple):
 
 
 OURS = Rules(
+    thresholds=Thresholds(good=0.9, poor=0.05, poor_inside=0.25),
     shrinkage=by_parabola,
     noise=cost_noise,
     tests=our_tests,
@@ -230,6 +258,7 @@ SCIPY_TESTS = OURS._replace(tests=scipy_tests)
 
 # `least_squares`: SciPy's path and end.
 SCIPY = Rules(
+    thresholds=Thresholds(good=0.75, poor=0.25, poor_inside=0.25),
     shrinkage=by_a_quarter,
     noise=no_noise,
     tests=scipy_tests,
