@@ -7,17 +7,18 @@ from fitbenchmarking.cost_func.weighted_nlls_cost_func import WeightedNLLSCostFu
 
 import jaxfit
 
-MINIMIZERS = ["trf", "trf-tight"]
-TOLERANCES = {"trf": 1e-8, "trf-tight": 1e-15}
+MINIMIZERS = ["least_squares", "fit"]
+EVALUATIONS = 500  # at most, as FitBenchmarking's controllers of SciPy
 
 
 class JaxfitController(Controller):
-    """`jaxfit.least_squares` on the cost function that FitBenchmarking gives.
+    """jaxfit on the cost function that FitBenchmarking gives.
 
     Its functions are written in NumPy. jaxfit compiles them where it can, with exact
     derivatives of its own; what it cannot compile NumPy computes on the host, with
-    differences. FitBenchmarking's Jacobian is not used. "trf" has the tolerances of
-    SciPy, 1e-8, "trf-tight" 1e-15, at which rounding ends a fit.
+    differences. FitBenchmarking's Jacobian is not used. "least_squares" takes the path
+    of SciPy's trf to SciPy's tolerances, "fit" goes its own way to the certificate of
+    `jaxfit.Solution`, and computes errors too.
     """
 
     controller_name = "jaxfit"
@@ -30,31 +31,53 @@ class JaxfitController(Controller):
     support_for_bounds = True
 
     def setup(self):
-        """Residuals, the start and bounds."""
-        self.residuals = residuals(self.cost_func)
+        """The function, and bounds."""
         self.limits = (-np.inf, np.inf)
         if self.value_ranges is not None:
             self.limits = tuple(np.transpose(self.value_ranges))
+        if self.minimizer == "fit":
+            self.function = model(self.problem.function, len(self.initial_params))
+        else:
+            self.function = residuals(self.cost_func)
 
     def fit(self):
         """What is timed."""
-        tolerance = TOLERANCES[self.minimizer]
+        if self.minimizer == "fit":
+            self.result = self._fit()
+            return
         self.result = jaxfit.least_squares(
-            self.residuals,
+            self.function,
             self.initial_params,
             bounds=self.limits,
-            ftol=tolerance,
-            xtol=tolerance,
-            gtol=tolerance,
-            max_nfev=500,
+            max_nfev=EVALUATIONS,
         )
 
+    def _fit(self):
+        try:
+            fit = jaxfit.fit(
+                self.function,
+                self.data_x,
+                self.data_y,
+                p0=self.initial_params,
+                sigma=self.data_e,
+                bounds=self.limits,
+                options=jaxfit.Options(max_steps=EVALUATIONS),
+            )
+        except jaxfit.FitError as error:
+            return error.fit.numbers
+        return fit.numbers
+
     def cleanup(self):
-        """The result as FitBenchmarking reads it; a flag of 1 is the limit of trips."""
-        status = self.result.status
-        self.flag = 0 if status > 0 else 1 if status == 0 else 2
+        """The result as FitBenchmarking reads it; a flag of 2 is no success."""
+        self.flag = 0 if self.result.success else 2
         self.func_evals = int(self.result.nfev)
-        self.final_params = np.asarray(self.result.x)
+        self.final_params = np.asarray(self.result.x, float)
+
+
+def model(function, size):
+    """The same function with its parameters named, which `fit` asks for."""
+    names = ", ".join(f"p{i}" for i in range(size))
+    return eval(f"lambda x, {names}: function(x, {names})", {"function": function})
 
 
 def residuals(cost_func):

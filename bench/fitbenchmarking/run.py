@@ -92,13 +92,15 @@ def _described(problem: str, solver: str, one) -> dict:
 def excesses(found: list[dict]) -> None:
     """Add how far each sum of squares lies above the best of its problem.
 
-    It is relative to the best; sums below 1e-20 are zero.
+    The best is that of all solvers from all starts. The excess is relative to it; sums
+    below 1e-20 are zero.
     """
     least: dict[str, float] = {}
     for one in found:
-        least[one["problem"]] = min(least.get(one["problem"], np.inf), one["accuracy"])
+        name = one["problem"].partition(", Start")[0]
+        least[name] = min(least.get(name, np.inf), one["accuracy"])
     for one in found:
-        best = least[one["problem"]]
+        best = least[one["problem"].partition(", Start")[0]]
         one["best"] = best
         one["excess"] = max(one["accuracy"] - best, 0) / max(best, 1e-20)
 
