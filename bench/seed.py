@@ -46,14 +46,17 @@ def measured(package, workload):
     noise = 0.05 * np.random.default_rng(0).normal(size=x.shape)
     y = model(workload, np)(x, *TRUTHS[workload]) + noise
     function, start = model(workload, xp), np.array(STARTS[workload])
-    times, values = [], None
+    times, values, processor = [], None, time.process_time()
     for _ in range(1 + REPEATS):
         begin = time.perf_counter()
         values, _ = curve_fit(function, x, y, p0=start)
         times.append(time.perf_counter() - begin)
+        if len(times) == 1:
+            processor = time.process_time() - processor
     return {
         "import": imported - before,
         "first": times[0],
+        "processor": processor,
         "then": float(np.median(times[1:])),
         "x": np.asarray(values, float).tolist(),
     }

