@@ -31,7 +31,7 @@ SEED_WORDS = (
     "`curve_fit` on a line of 100 points and an exponential of 1000, in fresh "
     "processes without a cache on disk: the least of {rounds}. First: the first call, "
     "after the import, with all that is compiled and JAX's own start; then: the median "
-    "of 30 more. The old package's own figures, as its change told them, were 468 ms "
+    "of up to 30 more. The old package's own figures, as its change told them, were 468 ms "
     "(line) and 511 ms (exponential) before, 432 and 529 ms after, on another machine."
 )
 
@@ -303,8 +303,8 @@ def _digits() -> str:
         "of -log10 of the relative error, at most 11; 0 where there is no answer. All at "
         "their own default tolerances, with exact Jacobians. iminuit is told the "
         "certified standard deviation, since its tolerance is absolute in chi-square. "
-        "Evaluations are counted as each package does: lsqfit and fides count "
-        "iterations, NLSQ tells none.\n\n"
+        "Evaluations are counted as each package does; lsqfit and fides count "
+        "iterations.\n\n"
     ) + report.markdown(head, rows)
 
 
