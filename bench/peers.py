@@ -30,9 +30,10 @@ SEED_ROUNDS = 2
 SEED_WORDS = (
     "`curve_fit` on a line of 100 points and an exponential of 1000, in fresh "
     "processes without a cache on disk: the least of {rounds}. First: the first call, "
-    "after the import, with all that is compiled and JAX's own start; then: the median "
-    "of up to 30 more. The old package's own figures, as its change told them, were 468 ms "
-    "(line) and 511 ms (exponential) before, 432 and 529 ms after, on another machine."
+    "after the import, with all that is compiled and JAX's own start, by the clock and "
+    "by the processor; then: the median of up to 30 more calls. The old package's own "
+    "figures, as its change told them, were 468 ms (line) and 511 ms (exponential) "
+    "before, 432 and 529 ms after, on another machine."
 )
 
 
@@ -300,11 +301,11 @@ def _digits() -> str:
             rows.append((name, *cells))
     return (
         "## NIST\n\nBoth starts of 27 problems. Digits: the least over the parameters "
-        "of -log10 of the relative error, at most 11; 0 where there is no answer. All at "
-        "their own default tolerances, with exact Jacobians. iminuit is told the "
-        "certified standard deviation, since its tolerance is absolute in chi-square. "
-        "Evaluations are counted as each package does; lsqfit and fides count "
-        "iterations.\n\n"
+        "of -log10 of the relative error, at most 11; 0 where there is no answer. All "
+        "have exact Jacobians, and the tolerances that each has by default. iminuit is "
+        "told the certified standard deviation, since its tolerance is absolute in "
+        "chi-square. Evaluations are counted as each package does; lsqfit and fides "
+        "count iterations.\n\n"
     ) + report.markdown(head, rows)
 
 
