@@ -89,7 +89,7 @@ def report() -> str:
         *("evaluations", "success claimed at < 2 digits", "seconds, warm"),
     )
     rows = [
-        (name, *_summary(runs(build)))
+        (name, *summary(runs(build)))
         for name, package, build in METHODS
         if is_installed(package)
     ]
@@ -100,7 +100,8 @@ def report() -> str:
     ) + markdown(head, rows)
 
 
-def _summary(all_runs: list[Run]) -> tuple:
+def summary(all_runs: list[Run]) -> tuple:
+    """How good and how quick the runs of one method are."""
     digits = np.array([run.digits for run in all_runs])
     success = np.array([bool(run.result.success) for run in all_runs])
     return (

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = (
     *("jax", "jaxlib", "jaxfit", "numpy", "scipy", "equinox"),
     *("optimistix", "jaxopt", "lmfit", "xarray", "nlsq", "deerlab", "odrpack"),
-    "iminuit",
+    *("iminuit", "lsqfit", "fides"),
 )
 
 
