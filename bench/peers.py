@@ -74,7 +74,7 @@ def _nlsq(problem):
     return fit
 
 
-def _iminuit(problem):
+def _iminuit(problem, tolerance=0.1):
     from iminuit import Minuit
 
     values, jacobian = _residuals(problem)
@@ -86,6 +86,7 @@ def _iminuit(problem):
             start,
             grad=lambda b: 2 * values(b) @ jacobian(b) / variance,
         )
+        minuit.tol = tolerance
         minuit.migrad()
         return _result(minuit.values, minuit.nfcn, minuit.valid)
 
@@ -202,7 +203,9 @@ def competitors() -> list[single.Competitor]:
         "jaxfit.curve_fit", "jaxfit", _curve_fit, itemgetter(0), "host"
     )
     kept = [named[name] for name in (single.OURS, single.SCIPY, "SciPy lm", "NLSQ")]
-    kept += [_host(*method) for method in METHODS[3:]]
+    tighter = functools.partial(_iminuit, tolerance=1e-4)  # answers are compared
+    kept.append(_host("iminuit, migrad", "iminuit", tighter))
+    kept += [_host(*method) for method in METHODS[4:]]
     return [one for one in (kept[0], front, *kept[1:]) if is_installed(one.package)]
 
 
@@ -316,7 +319,11 @@ def main() -> None:
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     logging.disable()
-    parts = [report.header().replace("# Benchmarks", "# Peers", 1)]
+    load = f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
+    parts = [
+        report.header().replace("# Benchmarks", "# Peers", 1),
+        f"All in one run, which shared the machine: its load was {load} at the start.",
+    ]
     sections = (
         lambda: _seed(arguments.seed),
         lambda: "\n\n".join(_times()),

@@ -194,11 +194,11 @@ def machine() -> str:
 INTRODUCTION = """# FitBenchmarking
 
 How these came about, and what they say, is in README.md beside this file. A problem is
-missed from a start where a solver ends above the best sum of squares that any found from
-any start. A blank is within 1e-8 of it, a number is how far above it, relative to it.
-"none" gave no answer: it failed, ran longer than a minute, or knows no bounds. "Times
-the fastest" is the median over the problems of the time beside the quickest solver that
-did not miss."""
+missed from a start where a solver ends above the best sum of squares that any found,
+from any start. A blank is within 1e-8 of it, a number is how far above it, relative to
+it. "none" gave no answer: it failed, ran longer than a minute, or knows no bounds.
+"Times the fastest" is the median over the problems of the time beside the quickest
+solver that did not miss."""
 TITLES = {
     "nist": "NIST: 25 problems, two starts of each",
     "cutest": f"CUTEst: problems with up to {LARGEST} parameters and more values",
