@@ -47,7 +47,7 @@ def test_every_run_is_right(fits):
 
 
 def test_few_evaluations(fits):
-    assert sum(int(solution.nfev) for _, solution, _ in fits.values()) <= 3500
+    assert sum(int(solution.nfev) for _, solution, _ in fits.values()) <= 2143
 
 
 @pytest.mark.parametrize("name", ["MGH17", "Gauss1"])

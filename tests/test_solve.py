@@ -306,7 +306,7 @@ def test_ill_conditioned_keeps_its_digits():
 # How a fit ends
 
 
-@pytest.mark.parametrize("curvature", [1.6, 1.9, 1.99, 1.999, 2.0, 2.01])
+@pytest.mark.parametrize("curvature", [1.9, 1.99, 1.999, 2.0, 2.01])
 def test_steps_do_not_zigzag(curvature):
     """Curvature twice that of JᵀJ mirrors steps; slopes tell where costs cannot."""
 

@@ -168,9 +168,8 @@ def verdict_of(gain, accepted, stays=False, is_step=True):
         (OURS, 0.46, 1.0, 2.0),  # 92 % of what was promised, at the edge
         (OURS, 0.46, 0.5, 1.0),  # inside
         (OURS, 0.44, 1.0, 1.0),  # 88 %
-        (OURS, 0.03, 1.0, 1.0),  # 6 %
-        (OURS, 0.02, 1.0, 0.5 / 0.98),  # 4 %: the parabola's minimum
-        (OURS, 0.06, 0.5, 0.25 / 0.94),  # inside
+        (OURS, 0.13, 1.0, 1.0),
+        (OURS, 0.12, 1.0, 0.5 / 0.88),  # the parabola's minimum
         (SCIPY, 0.06, 1.0, 0.25),
         (SCIPY, 0.12, 1.0, 0.25),
         (SCIPY, 0.13, 1.0, 1.0),

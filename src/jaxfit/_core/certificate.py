@@ -98,7 +98,7 @@ _MESSAGES_OF_LIKELIHOOD = {
 }
 
 
-def _least_square(dtype: Any) -> float:
+def least_square(dtype: Any) -> float:
     """The least square with all digits: below it what has underflowed may count."""
     kind = jnp.finfo(dtype)
     return float(kind.tiny) / float(kind.eps)
@@ -132,7 +132,7 @@ def _largest_move(
     squared = columns.squared_norms
     size = jnp.abs(gradient)
     lost = linearization.count * jnp.finfo(x.dtype).tiny  # at most, by each sum
-    tiny = squared < _least_square(x.dtype)
+    tiny = squared < least_square(x.dtype)
     terms = jnp.where(tiny, size + lost, size) / jnp.sqrt(squared)
     largest_term = jnp.sqrt(linearization.squared_residual + lost)
     terms = jnp.where(tiny, jnp.minimum(terms, largest_term), terms)
@@ -168,7 +168,7 @@ def is_certified(
         rounding: from `model_rounding`.
     """
     cost, limit = linearization.cost, certificate_limit(linearization, rounding)
-    seen = largest(diagonal(linearization.held)) >= _least_square(x.dtype)
+    seen = largest(diagonal(linearization.held)) >= least_square(x.dtype)
     stationary = (projected <= limit) & seen
     solved = cost < jnp.finfo(x.dtype).eps ** 1.5 * start_cost
     if linearization.is_likelihood:  # whose cost may have no zero

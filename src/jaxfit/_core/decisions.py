@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxfit._core.certificate import INCOMPLETE, RUNNING, Status
+from jaxfit._core.certificate import INCOMPLETE, RUNNING, Status, least_square
 from jaxfit._core.rules import (
     INSIDE,
     Region,
@@ -126,7 +126,7 @@ def _moved(setting: Setting, state: State, new: Point, verdict: Verdict) -> Stan
         ratio=gain_ratio(gain, trial.predicted),
         length=trial.length,
         shrinkage=rules.shrinkage(gain, trial.slope),
-        thresholds=rules.thresholds,
+        good=rules.good,
     )
     radius = region.radius
     start = first_radius(new.x, new.model.scaling)
@@ -196,12 +196,17 @@ def _tested(
 
 
 def _is_hopeless(tried: Tried) -> Flag:
-    """Whether after a refused step a shorter one can gain nothing either."""
+    """Whether after a refused step a shorter one can gain nothing either.
+
+    A solution whose cost has underflowed is as good as any.
+    """
     trial, old = tried.trial, tried.old
     step, length = norm((trial.x - old.x) / tried.scale), norm(old.x / tried.scale)
     eps = jnp.finfo(step.dtype).eps
     wasted = trial.predicted <= GAIN_ROUNDING * eps * old.linearization.cost_scale
-    return (wasted & jnp.isfinite(tried.gain)) | ~(step > 0.5 * eps * length)
+    wasted = wasted & jnp.isfinite(tried.gain)
+    underflows = old.linearization.cost_scale < least_square(step.dtype)
+    return wasted | (old.certified & underflows) | ~(step > 0.5 * eps * length)
 
 
 # Judge

@@ -7,11 +7,9 @@ is: see the three of them at the end.
     ratio = (cost before - cost after) / (reduction that the quadratic promised)
 
                                       SciPy    ours
-    ratio <                           0.25     0.05, and 0.25 of a Newton step
-                                               radius <- shrinkage · |step|
-    ratio >, step at the edge         0.75     0.9
-                                               radius <- 2 · radius
-    else                                       radius stays
+    ratio <                           0.25     0.25    radius <- shrinkage · |step|
+    ratio >, step at the edge         0.75     0.9     radius <- 2 · radius
+    else                                               radius stays
     shrinkage                         0.25     0.4 to 0.6, by a parabola
 
 (Moré 1978 has the same shape with other numbers.) Which steps are accepted, `accept` in
@@ -22,8 +20,8 @@ errs by the fourth power of the step (half the curvature of the valley, squared)
 that of all lengths the one that gains most has a ratio of about 3/4. A step of that
 ratio is to be repeated as it is. If it is doubled, it is refused, and every second
 evaluation is lost; and what is shortened to a third after a refusal goes too slowly
-from then on. Where a Newton step gains little the cause is another: the curvature is
-more than that of JᵀJ, and half the step is better.
+from then on. A step that gains less than a quarter is shortened here too: along a kink
+such steps go on for ever, from one side to the other.
 """
 
 from collections.abc import Callable
@@ -77,14 +75,6 @@ def by_a_quarter(gain: Scalar, slope: Scalar) -> float:
     return 0.25
 
 
-class Thresholds(NamedTuple):
-    """The ratios of actual to predicted gain at which the radius changes."""
-
-    good: float  # above it a step at the edge makes the region larger
-    poor: float  # below it a step at the edge makes it smaller
-    poor_inside: float  # and a Newton step, which lies inside
-
-
 class Region(NamedTuple):
     """The trust region, and the damping to try first in it."""
 
@@ -97,7 +87,7 @@ def after_step(
     ratio: Scalar,
     length: Scalar,
     shrinkage: Scalar | float,
-    thresholds: Thresholds,
+    good: float,
 ) -> Region:
     """The region after a step was accepted.
 
@@ -105,13 +95,12 @@ def after_step(
         ratio: of actual to predicted gain.
         length: of the step.
         shrinkage: of a step that gained too little.
-        thresholds: of the ratio.
+        good: the ratio above which a step at the edge makes the region larger.
     """
     radius = region.radius
-    is_at_edge = length > INSIDE * radius
-    poor = jnp.where(is_at_edge, thresholds.poor, thresholds.poor_inside)
-    new = jnp.where((ratio > thresholds.good) & is_at_edge, 2 * radius, radius)
-    new = jnp.where(ratio >= poor, new, shrinkage * length)
+    is_longer = (ratio > good) & (length > INSIDE * radius)
+    new = jnp.where(is_longer, 2 * radius, radius)
+    new = jnp.where(ratio >= 0.25, new, shrinkage * length)
     return Region(new, region.alpha * (radius / jnp.where(new > 0, new, 1)))
 
 
@@ -234,7 +223,7 @@ def scaled_gradient(
 class Rules(NamedTuple):
     """What a fit does where SciPy and we do not agree."""
 
-    thresholds: Thresholds  # at which the radius changes
+    good: float  # the ratio above which a step at the edge makes the region larger
     shrinkage: Callable  # (gain, slope) -> of a step that gained too little
     noise: Callable  # a point -> how large a rise of the cost may be rounding
     tests: Callable  # (limits, bounds, tried) -> a status, or RUNNING
@@ -244,7 +233,7 @@ class Rules(NamedTuple):
 
 
 OURS = Rules(
-    thresholds=Thresholds(good=0.9, poor=0.05, poor_inside=0.25),
+    good=0.9,
     shrinkage=by_parabola,
     noise=cost_noise,
     tests=our_tests,
@@ -258,7 +247,7 @@ SCIPY_TESTS = OURS._replace(tests=scipy_tests)
 
 # `least_squares`: SciPy's path and end.
 SCIPY = Rules(
-    thresholds=Thresholds(good=0.75, poor=0.25, poor_inside=0.25),
+    good=0.75,
     shrinkage=by_a_quarter,
     noise=no_noise,
     tests=scipy_tests,
