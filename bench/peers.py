@@ -214,8 +214,8 @@ def _times() -> Iterator[str]:
         "## Single fits\n\nWarm, µs of one fit, least and median of "
         f"{single.REPEATS} interleaved repeats. All parameters agree to "
         f"{single.AGREEMENT:g}. iminuit, lsqfit and fides call compiled residuals and "
-        "an exact Jacobian, lsqfit the model in NumPy; both cross to Python and back "
-        "at each evaluation."
+        "an exact Jacobian, lsqfit the model in NumPy; all three cross to Python and "
+        "back at each evaluation."
     )
     for workload in single.WORKLOADS:
         seconds = single.time_in_turns(workload, competitors())
@@ -264,6 +264,10 @@ def _seed(python: str | None) -> str:
         *("exponential, first", "of the processor", "then"),
     )
     words = SEED_WORDS.format(rounds=SEED_ROUNDS)
+    for name, interpreter, _ in doors:
+        if interpreter != sys.executable:
+            under = measured[name, "line"][0]["under"]
+            words += f" {name} ran under {under}; no present jax imports it."
     return f"## The seed's benchmark\n\n{words}\n\n" + report.markdown(head, rows)
 
 

@@ -59,8 +59,15 @@ def measured(package, workload):
         "first": times[0],
         "processor": processor,
         "then": float(np.median(times[1:])),
+        "under": _versions(),
         "x": np.asarray(values, float).tolist(),
     }
+
+
+def _versions():
+    jax = sys.modules.get("jax")
+    python = f"Python {sys.version.split()[0]}"
+    return f"{python}, jax {jax.__version__}" if jax else python
 
 
 if __name__ == "__main__":

@@ -133,14 +133,14 @@ def summary(found: list[dict]) -> str:
     fastest: dict[str, float] = {}
     for one in found:
         if one["excess"] <= WORSE:
-            time = np.median(one["seconds"][1:])
+            time = min(one["seconds"][1:])
             fastest[one["problem"]] = min(fastest.get(one["problem"], np.inf), time)
     rows = []
     for solver, fits in by_solver(found).items():
         values = list(fits.values())
         answers = [one for one in values if np.isfinite(one["accuracy"])]
         missed = [one for one in answers if one["excess"] > WORSE]
-        then = [np.median(one["seconds"][1:]) for one in answers]
+        then = [min(one["seconds"][1:]) for one in answers]
         ratios = [
             time / fastest[one["problem"]]
             for one, time in zip(answers, then, strict=True)
