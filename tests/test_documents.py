@@ -16,7 +16,7 @@ SCRIPTS = {
     "by name": ("README", "guides/fit", "guides/command_line", "guides/xarray"),
     "in JAX": ("guides/solve", "guides/many", "guides/gpus", "guides/layer"),
     "large": ("guides/joint", "guides/rows", "guides/optimistix"),
-    "people": ("faq", "guides/scipy", "guides/lmfit", "models/index"),
+    "people": ("faq", "guides/scipy", "guides/lmfit", "guides/nlsq", "models/index"),
     "others": ("guides/interop", "guides/likelihoods"),
     "ahead": ("guides/export", "guides/interactive"),
     "theory": (

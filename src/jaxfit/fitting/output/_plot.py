@@ -52,12 +52,12 @@ def fit(
     Args:
         new_figure: what makes the figure; None: pyplot, which then holds it.
     """
-    new_figure = new_figure or pyplot().figure
+    make = pyplot().figure if new_figure is None else new_figure
     if is_image(record):
-        return _image(record, new_figure, title)
+        return _image(record, make, title)
     series = _series(record)
     panels = 2 if residuals else 1
-    figure = new_figure(figsize=(7, 5 if residuals else 4), layout="constrained")
+    figure = make(figsize=(7, 5 if residuals else 4), layout="constrained")
     axes = figure.subplots(
         nrows=panels, sharex=True, squeeze=False, height_ratios=[3, 1][:panels]
     )
