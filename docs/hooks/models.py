@@ -84,7 +84,8 @@ def section(name: str) -> str:
     first = inspect.cleandoc(type(model).__doc__).partition("\n\n")[0]
     words, _, arguments = text.partition("Args:")
     rows = "\n".join(
-        f"| `{parameter}` | {unit} | {_interval(model.limits.get(parameter))} |"
+        f"| `{parameter}` | {_in_words_of(SHOWN[name].family, unit)} "
+        f"| {_interval(model.limits.get(parameter))} |"
         for parameter, unit in units(name).items()
     )
     parts = [
@@ -107,6 +108,15 @@ def _in_words(line: str) -> str:
     pieces = re.split(r": |(?<=\)), ", line)
     words = [p for p in pieces if len(p) > 2 and not re.search(r"[()^/+]", p)]
     return ". ".join(p[0].upper() + p[1:] for p in words)
+
+
+def _in_words_of(family: str, unit: str) -> str:
+    """A unit, where x and y are not what is given and what is measured."""
+    return (
+        {"x": "coordinate", "y": "value"}.get(unit, unit)
+        if family == "images"
+        else unit
+    )
 
 
 def _paragraphs(text: str) -> Iterator[str]:
