@@ -112,11 +112,8 @@ def _in_words(line: str) -> str:
 
 def _in_words_of(family: str, unit: str) -> str:
     """A unit, where x and y are not what is given and what is measured."""
-    return (
-        {"x": "coordinate", "y": "value"}.get(unit, unit)
-        if family == "images"
-        else unit
-    )
+    names = {"x": "coordinate", "y": "value"} if family == "images" else {}
+    return names.get(unit, unit)
 
 
 def _paragraphs(text: str) -> Iterator[str]:
