@@ -250,15 +250,16 @@ def test_variable_projection():
 
 @pytest.mark.parametrize("shift", [30.0, 1 / 30])
 def test_starts_far_off(shift):
-    """30 times off it succeeds where the dense fit does, in fewer trips."""
-    few = MANY_Y[:6]
+    """30 times off it succeeds where the dense fit does, in fewer trips from both."""
+    few, trips, dense_trips = MANY_Y[:6], 0, 0
     for start in (TRUE_X * [shift, 1.0], TRUE_X * [1.0, shift]):
         fit = solve_joint(exponentials, start, NO_START, (Shared(T), few), linear=True)
         dense = solve(at_once(exponentials), (start, np.ones((6, 3))), (T, few))
         if dense.success:
             assert fit.success
             assert fit.cost <= dense.cost * (1 + 1e-9)
-            assert fit.nfev <= dense.nfev
+            trips, dense_trips = trips + fit.nfev, dense_trips + dense.nfev
+    assert 0 < trips < dense_trips
 
 
 AFFINE = {
