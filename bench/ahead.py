@@ -12,8 +12,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
-from pathlib import Path
+
+from bench.report import ROOT, markdown
 
 SETUP = """
 import time
@@ -79,20 +79,14 @@ WAYS = {
     "an executable, serialized": ("", READY),
 }
 PROCESSES = 3
+HEAD = "what the process has", "imports, s", "load and first fit, s", "later, µs"
 
 
 def report() -> str:
     """The table, as Markdown."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = _run(SETUP + MODEL + WRITE, folder)
-        lines = [
-            f"A fit of 1000 points in a fresh process, medians of {PROCESSES}. The "
-            f"bytes are {sizes[0] / 1e3:.0f} kB, the executable {sizes[1] / 1e3:.0f}.",
-            "",
-            "| what the process has | imports, s | load and first fit, s | later, µs |",
-            "|---|---:|---:|---:|",
-        ]
-        answers = []
+        rows, answers = [], []
         for name, (imports, load) in WAYS.items():
             script = SETUP + imports + TIMES.format(load=load)
             if "cache" in imports:
@@ -100,20 +94,21 @@ def report() -> str:
             runs = [_run(script, folder) for _ in range(PROCESSES)]
             medians = [statistics.median(run[i] for run in runs) for i in range(3)]
             answers.append(runs[0][3:])
-            lines.append(
-                f"| {name} | {medians[0]:.2f} | {medians[1]:.3f} "
-                f"| {medians[2] * 1e6:.0f} |"
-            )
+            imported, first, later = medians
+            rows.append((name, f"{imported:.2f}", f"{first:.3f}", f"{1e6 * later:.0f}"))
         for answer in answers:
             difference = [a - b for a, b in zip(answer, answers[0], strict=True)]
             assert max(map(abs, difference)) < 1e-9
-    return "\n".join(lines)
+    return (
+        f"A fit of 1000 points in a fresh process, medians of {PROCESSES}. The bytes "
+        f"are {sizes[0] / 1e3:.0f} kB, the executable {sizes[1] / 1e3:.0f}.\n\n"
+    ) + markdown(HEAD, rows)
 
 
 def _run(script: str, folder: str) -> list[float]:
-    paths = [str(Path(__file__).parents[1] / "src"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "-c", script],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         capture_output=True,

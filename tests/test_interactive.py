@@ -79,11 +79,13 @@ def test_its_buttons(fit):
 @pytest.mark.parametrize(
     ("starts", "words"),
     [
-        ({"middle": 1.0}, "no parameter 'middle'; sliders are height, center"),
+        ({"middle": 1.0}, "no slider for 'middle'; there are height, center, width"),
+        ({"c": 1.0}, "no slider for 'c'"),  # fixed: not ignored
         ({"width": -1.0}, r"width = -1 is outside its bounds \(0.1, 20.0\)"),
     ],
 )
-def test_what_cannot_move(fit, starts, words):
+def test_what_cannot_move(starts, words):
+    fit = jaxfit.fit(MODEL, X, Y, bounds={"width": (0.1, 20.0)}, fixed={"c": 1.0})
     panel = fit.interactive()
     with pytest.raises(ValueError, match=words):
         panel.move(starts)

@@ -38,12 +38,8 @@ class Shown(NamedTuple):
     family: str
 
 
-SHOWN = {
-    name: Shown(**shown)
-    for name, shown in tomllib.loads(
-        (Path(__file__).parent / "models.toml").read_text()
-    ).items()
-}
+TABLE = tomllib.loads((Path(__file__).parent / "models.toml").read_text())
+SHOWN = {name: Shown(**shown) for name, shown in TABLE.items()}
 FAMILIES = {
     "peaks": "Peaks",
     "curves": "Curves",
@@ -52,15 +48,14 @@ FAMILIES = {
 }
 LOGARITHMIC = {"FourParameterLogistic"}
 ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98), "ncols": 3}
-KNOWN_UNITS = {("Arrhenius", "energy"): "J/mol", ("Arrhenius", "x"): "K"}
+KNOWN_UNITS = {("Arrhenius", "energy"): "J/mol"}
 
 
 def on_files(files: Files, *, config: Any) -> Files:
     missing = {
         name
         for name, value in vars(models).items()
-        if inspect.isclass(value)
-        and value.__module__.split("._")[-1] in ("peaks", "curves", "waves", "images")
+        if inspect.isclass(value) and value.__module__.split("._")[-1] in FAMILIES
     } ^ {*SHOWN}
     if missing:
         raise ValueError(f"docs/hooks/models.py and jaxfit.models differ in {missing}")
@@ -80,17 +75,16 @@ def _add(files: Files, config: Any, path: str, content: str) -> None:
 def section(name: str) -> str:
     """A model's part of its page."""
     model = getattr(models, name)()
-    _, _, text = inspect.cleandoc(type(model).__doc__).partition("\n\n")
-    first = inspect.cleandoc(type(model).__doc__).partition("\n\n")[0]
+    first, _, text = inspect.cleandoc(type(model).__doc__).partition("\n\n")
     words, _, arguments = text.partition("Args:")
     rows = "\n".join(
-        f"| `{parameter}` | {_in_words_of(SHOWN[name].family, unit)} "
+        f"| `{parameter}` | {_unit_in_words(SHOWN[name].family, unit)} "
         f"| {_interval(model.limits.get(parameter))} |"
         for parameter, unit in units(name).items()
     )
     parts = [
         f"## {name}",
-        _in_words(first),
+        _beside_the_formula(first),
         f"$$\n{SHOWN[name].formula}\n$$",
         f"![{name}](pictures/{name.lower()}.svg){{ .model loading=lazy }}",
         f"| parameter | unit | between |\n|---|---|---|\n{rows}",
@@ -103,14 +97,14 @@ def section(name: str) -> str:
     return "\n\n".join(parts)
 
 
-def _in_words(line: str) -> str:
+def _beside_the_formula(line: str) -> str:
     """What a docstring's first line says beside the formula."""
     pieces = re.split(r": |(?<=\)), ", line)
     words = [p for p in pieces if len(p) > 2 and not re.search(r"[()^/+]", p)]
     return ". ".join(p[0].upper() + p[1:] for p in words)
 
 
-def _in_words_of(family: str, unit: str) -> str:
+def _unit_in_words(family: str, unit: str) -> str:
     """A unit, where x and y are not what is given and what is measured."""
     names = {"x": "coordinate", "y": "value"} if family == "images" else {}
     return names.get(unit, unit)

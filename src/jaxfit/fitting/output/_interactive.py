@@ -45,7 +45,7 @@ class Panel:
         for slider in self.sliders.values():
             slider.observe(lambda _: self._follow(), names="value")
         take = widgets.Button(description="Start at the fit")
-        take.on_click(lambda _: self.move(self.fit.values))
+        take.on_click(lambda _: self.move({n: self.fit[n].value for n in first}))
         back = widgets.Button(description="Back")
         back.on_click(lambda _: self.move(first))
         self._picture = widgets.Image(
@@ -72,8 +72,8 @@ class Panel:
             self._check(name, value)
         self._is_moving = True
         try:
-            for name in moved.keys() & self.sliders.keys():
-                slider, value = self.sliders[name], moved[name]
+            for name, value in moved.items():
+                slider = self.sliders[name]
                 slider.max, slider.min = max(slider.max, value), min(slider.min, value)
                 slider.value = value
         finally:
@@ -81,9 +81,9 @@ class Panel:
         self._follow()
 
     def _check(self, name: str, value: float) -> None:
-        if name not in self.fit.values:
+        if name not in self.sliders:
             known = ", ".join(self.sliders)
-            raise ValueError(f"There is no parameter {name!r}; sliders are {known}.")
+            raise ValueError(f"There is no slider for {name!r}; there are {known}.")
         bounds = self.fit[name].lower, self.fit[name].upper
         if not bounds[0] <= value <= bounds[1]:
             raise ValueError(f"{name} = {value:g} is outside its bounds {bounds}.")
