@@ -95,6 +95,35 @@ def test_rates_of_any_size(number):
     assert_allclose(fit.stderr(), error, rtol=1e-6)
 
 
+@pytest.mark.parametrize("start", [(10.0, 0.5, 3.0), (0.1, 2.0, 0.1), (5.0, 3.0, 0.01)])
+def test_few_events_in_many_bins(start):
+    """Some hundred or thousand events in a hundred thousand bins, from far off.
+
+    The gradient by complex steps says that it is the minimum.
+    """
+    t = np.linspace(0.0, 5.0, 100_000)
+    rng = np.random.default_rng(2)
+
+    def decay(xp, x):
+        return x[0] * xp.exp(-x[1] * t) + x[2]
+
+    def model(x, observed):
+        return Prediction(decay(jnp, x), observed)
+
+    for number in (3e-3, 3e-2):
+        true = np.array([number, 1.0, 0.1 * number])
+        observed = rng.poisson(decay(np, true)).astype(float)
+        assert 50 < np.sum(observed) < 1500
+        fit = solve(model, true * start, observed, bounds=POSITIVE, loss=POISSON)
+        assert fit.success
+        assert fit.nfev <= 30
+        for step in 1e-30 * np.diag(true):
+            mean = decay(np, np.asarray(fit.x) + 1j * step)
+            slope = np.sum(mean - observed * np.log(mean)).imag / np.sum(step)
+            error = fit.stderr()[np.flatnonzero(step)[0]]
+            assert_allclose(slope * error, 0, atol=1e-6)
+
+
 # What is told
 
 

@@ -30,7 +30,7 @@ from jaxfit._core.solution import Solution
 from jaxfit._rows.linearization import Linearization
 from jaxfit._rows.table import unwrap_shared
 from jaxfit.losses import Huber, Likelihood, LikelihoodTerms, Loss, Prediction
-from jaxfit.losses._likelihood import IsLast
+from jaxfit.losses._likelihood import MOST, Most
 
 LEAST = 1e-10  # of the scale, in that of the residuals at the start
 
@@ -202,7 +202,7 @@ class RowWithScale(Likelihood):
         return _joined(jnp.where(pairs.counts, cost, 0), jnp.zeros_like(cost))
 
     def evaluate(
-        self, mean: Float[Array, " k"], observed: Any, is_last: IsLast = False
+        self, mean: Float[Array, " k"], observed: Any, most: Most = MOST
     ) -> LikelihoodTerms:
         pairs = _Pairs.of(mean, self)
         weight = K / jnp.maximum(jnp.abs(pairs.t), K)

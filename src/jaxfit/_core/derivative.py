@@ -373,10 +373,8 @@ def on_face(
 def _same_frame(linearization: Linearization) -> Frame:
     """The frame of a linearization, as a constant."""
     inverse = jax.lax.stop_gradient(linearization.frame)
-    is_last = None
-    if linearization.is_likelihood:
-        is_last = ~jax.lax.stop_gradient(jnp.asarray(linearization.is_limited))
-    return Frame(inverse, transpose(_unframed(inverse)), is_last)
+    most = linearization.believed(is_last=~jnp.asarray(linearization.is_limited))
+    return Frame(inverse, transpose(_unframed(inverse)), jax.lax.stop_gradient(most))
 
 
 @batched_in_lanes

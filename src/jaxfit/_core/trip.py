@@ -75,9 +75,7 @@ def frame_of(state: State) -> Frame:
 
 def _marked(frame: Frame, state: State) -> Frame:
     """A frame that says whether it is that of the last trip, where this matters."""
-    if not state.point.linearization.is_likelihood:
-        return frame
-    return frame._replace(is_last=state.finishing)
+    return frame._replace(most=state.point.linearization.believed(state.finishing))
 
 
 def no_frame(x: Vector) -> Frame:

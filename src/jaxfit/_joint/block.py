@@ -16,7 +16,7 @@ from jaxfit._core.certificate import (
 from jaxfit._core.derivative import Outcome
 from jaxfit._core.fit import Setup
 from jaxfit._joint.sweep import Sweep, newton_step, sweep
-from jaxfit._linalg.kernels import Vector, identity
+from jaxfit._linalg.kernels import Scalar, Vector, identity
 from jaxfit._programs.exportable import exportable
 from jaxfit._rows.linearization import (
     Frame,
@@ -27,6 +27,7 @@ from jaxfit._rows.linearization import (
 )
 from jaxfit._rows.residuals import Predicted
 from jaxfit._rows.visit import Rows
+from jaxfit.losses._likelihood import MOST
 
 Own = Float[Array, " l"]  # one for each local parameter
 OwnFlags = Bool[Array, " l"]
@@ -134,9 +135,18 @@ class Block(NamedTuple):
     def swept(self, u: Own, free: OwnFlags) -> Sweep:
         """The block with these local parameters following x."""
         rows = self.setup.rows
-        own = rows.evaluated(u, identity(u), self.frame.is_last)
-        across = self.across(u).evaluated(self.x, *self.frame[1:])
+        most = self._believed
+        own = rows.evaluated(u, identity(u), most)
+        across = self.across(u).evaluated(self.x, self.frame.directions, most)
         return sweep(own, across, free, rows.loss, self.frame)
+
+    @property
+    def _believed(self) -> Scalar | None:
+        """`Linearization.believed`, by the rows of this block."""
+        if self.frame.most is None:
+            return None
+        least = max(MOST, self.setup.rows.residuals.number)
+        return jnp.where(self.frame.most < jnp.inf, least, self.frame.most)
 
     @property
     def free(self) -> OwnFlags:

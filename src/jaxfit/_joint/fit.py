@@ -353,8 +353,8 @@ def with_report(outcome: Outcome, lin: Linearization) -> Outcome:
 def frame_from(lin: Linearization) -> Frame:
     """The frame of a linearization at the end of a fit, as a constant."""
     inverse = lax.stop_gradient(lin.frame)
-    is_last = jnp.ones((), bool) if lin.is_likelihood else None
-    return Frame(inverse, transpose(inverse_of(inverse)), is_last)
+    most = lin.believed(is_last=True)
+    return Frame(inverse, transpose(inverse_of(inverse)), most)
 
 
 def joint_solution(setup: JointSetup, outcome: Outcome) -> JointSolution:

@@ -8,7 +8,7 @@ visited. `reduction.py` makes them of rows, and `visit.py` visits the rows.
 
 import enum
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -32,6 +32,7 @@ from jaxfit._linalg.kernels import (
 )
 from jaxfit._linalg.precision import precision_of
 from jaxfit._programs.exportable import exportable
+from jaxfit.losses._likelihood import MOST
 
 # A cost is known to so many units of rounding for each residual.
 COST_ROUNDING = 4
@@ -44,7 +45,7 @@ class Frame(NamedTuple):
 
     inverse: Matrix  # P⁻¹
     directions: Matrix  # Pᵀ, a direction in each row
-    is_last: Flag | None = None  # of a likelihood: no curvature is limited any more
+    most: Scalar | None = None  # of a likelihood: see `Linearization.believed`
 
 
 class Kind(enum.Enum):
@@ -192,6 +193,16 @@ class Linearization(eqx.Module):
         if self.terms is None or self.terms.limited is None:
             return False
         return self.terms.limited > 0
+
+    def believed(self, is_last: Any) -> Scalar | None:
+        """How many times what a row of a likelihood shows of its curvature is believed.
+
+        That of all rows together as much as that of one (`MOST`); at the end all of it.
+        """
+        if not self.is_likelihood:
+            return None
+        most = jnp.maximum(self.count, MOST)
+        return jnp.where(is_last, jnp.inf, most).astype(self.normal.dtype)
 
     @property
     def rhs(self) -> Vector:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxfit._linalg.kernels import Flag
 from jaxfit._rows.linearization import Kind
 from jaxfit.losses import Likelihood, LikelihoodTerms, Linear, Loss, Prediction
+from jaxfit.losses._likelihood import Most
 
 
 def kind_of(loss: Loss | Likelihood | None) -> Kind:
@@ -58,10 +58,10 @@ class Group(NamedTuple):
             return 0.5 * (mean - self.observed) ** 2
         return self.likelihood.cost(mean, self.observed)
 
-    def terms(self, mean: Float[Array, " k"], is_last: Any) -> LikelihoodTerms:
+    def terms(self, mean: Float[Array, " k"], most: Most) -> LikelihoodTerms:
         """Cost, residual and root of each row."""
         if self.likelihood is not None:
-            return self.likelihood.evaluate(mean, self.observed, is_last)
+            return self.likelihood.evaluate(mean, self.observed, most)
         residual = mean - self.observed
         return LikelihoodTerms(0.5 * residual**2, residual, jnp.ones_like(mean))
 
@@ -71,9 +71,9 @@ class Groups(NamedTuple):
 
     parts: list[Group]
 
-    def terms(self, means: Float[Array, " m"], is_last: Flag) -> LikelihoodTerms:
-        """Cost, residual and root of each row; see `Frame` for the last trip."""
-        terms = [part.terms(mean, is_last) for part, mean in self._with(means)]
+    def terms(self, means: Float[Array, " m"], most: Most) -> LikelihoodTerms:
+        """Cost, residual and root of each row; see `Frame`."""
+        terms = [part.terms(mean, most) for part, mean in self._with(means)]
         if len(terms) == 1:
             return terms[0]
         limited = [

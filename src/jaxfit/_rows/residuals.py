@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxfit._linalg.kernels import Flag, Matrix, Vector
+from jaxfit._linalg.kernels import Matrix, Scalar, Vector
 from jaxfit._programs.errors import ONLY_REVERSE, is_only_reverse
 from jaxfit._programs.exportable import Dimension
 from jaxfit._programs.hoist import hoisted
@@ -21,6 +21,7 @@ from jaxfit._programs.short import in_columns
 from jaxfit._programs.smooth import is_smooth, used_places
 from jaxfit._rows.predictions import Groups, grouped, means_of
 from jaxfit.losses import Likelihood, Loss
+from jaxfit.losses._likelihood import MOST
 
 
 def _real_vector(leaf: Array, dtype: Any) -> Array:
@@ -210,25 +211,24 @@ class Residuals(NamedTuple):
         x: Vector,
         directions: Matrix,
         *pieces: PyTree,
-        is_last: Flag | None = None,
+        most: Scalar | None = None,
     ) -> Evaluated:
         """Residuals, and their derivatives along directions (the rows).
 
         Args:
-            is_last: of a likelihood, that no curvature is limited: see `Frame`.
+            most: times what a row of a likelihood shows of its curvature is believed.
         """
         if self.in_columns:
             plain = self._replace(in_columns=False)
 
-            def evaluated(x: Any, directions: Any, pieces: Any, last: Any) -> Evaluated:
-                return plain.evaluate(x, directions, *pieces, is_last=last)
+            def evaluated(x: Any, directions: Any, pieces: Any, most: Any) -> Evaluated:
+                return plain.evaluate(x, directions, *pieces, most=most)
 
-            return in_columns(evaluated, x, directions, pieces, is_last)
+            return in_columns(evaluated, x, directions, pieces, most)
         pushed = self._pushed(x, directions, *pieces)
         if pushed.groups is None:
             return Evaluated(pushed.values, pushed.columns, None)
-        is_last = jnp.zeros((), bool) if is_last is None else is_last
-        terms = pushed.groups.terms(pushed.values, is_last)
+        terms = pushed.groups.terms(pushed.values, MOST if most is None else most)
         return Evaluated(
             residual=terms.residual,
             columns=terms.root * pushed.columns,

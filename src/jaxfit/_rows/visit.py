@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxfit._linalg.branches import varying_with
-from jaxfit._linalg.kernels import Flag, Matrix, Scalar, Vector, identity
+from jaxfit._linalg.kernels import Matrix, Scalar, Vector, identity
 from jaxfit._programs.memory import Budget, budget
 from jaxfit._programs.one_function import can_be_one_function, holds
 from jaxfit._rows.chunks import Chunks, Piece
@@ -131,11 +131,11 @@ class Rows(NamedTuple):
         return self._over_chunks(add, 0 * x[0])
 
     def evaluated(
-        self, x: Vector, directions: Matrix, is_last: Flag | None = None
+        self, x: Vector, directions: Matrix, most: Scalar | None = None
     ) -> Evaluated:
         """Residuals and derivatives of rows whole."""
         pieces = self.chunks.whole.rows
-        rows = self.residuals.evaluate(x, directions, pieces, is_last=is_last)
+        rows = self.residuals.evaluate(x, directions, pieces, most=most)
         return rows._replace(weights=self.weights(pieces, x.dtype))
 
     def residual_and_jacobian(self, x: Vector) -> tuple[Array, Array]:
@@ -217,7 +217,7 @@ class Rows(NamedTuple):
 
     def _linearization(self, chunk: Chunk, x: Vector, frame: Frame) -> Linearization:
         pieces, directions = chunk.pieces, frame.directions
-        rows = self.residuals.evaluate(x, directions, pieces, is_last=frame.is_last)
+        rows = self.residuals.evaluate(x, directions, pieces, most=frame.most)
         rows = rows._replace(weights=self.weights(pieces, x.dtype))
         return reduce_rows(rows, self.loss, frame, chunk.counts)
 

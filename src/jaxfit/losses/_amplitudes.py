@@ -10,12 +10,13 @@ from jaxtyping import Array, Key
 
 from jaxfit.losses import _rice
 from jaxfit.losses._likelihood import (
+    MOST,
     Elements,
     ExpectedDeviance,
-    IsLast,
     Likelihood,
     LikelihoodTerms,
     Means,
+    Most,
     Observed,
     Rows,
     floating,
@@ -56,7 +57,7 @@ class Gamma(Likelihood):
         return like(mean, self.shape) / mean / mean
 
     def evaluate(
-        self, mean: Elements, observed: Observed, is_last: IsLast = False
+        self, mean: Elements, observed: Observed, most: Most = MOST
     ) -> LikelihoodTerms:
         relative = jnp.sqrt(like(mean, self.shape))
         return LikelihoodTerms(
@@ -127,7 +128,7 @@ class Rician(Likelihood):
         return a * a * _rice.relative_information(a) / sigma**2
 
     def evaluate(
-        self, mean: Elements, observed: Observed, is_last: IsLast = False
+        self, mean: Elements, observed: Observed, most: Most = MOST
     ) -> LikelihoodTerms:
         sigma = like(mean, self.sigma)
         m, a = like(mean, observed) / sigma, mean / sigma

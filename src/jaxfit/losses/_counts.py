@@ -9,12 +9,13 @@ from jaxtyping import Array, Bool, Key
 
 from jaxfit.losses._deviance import deviance_of_counts
 from jaxfit.losses._likelihood import (
+    MOST,
     Elements,
     ExpectedDeviance,
-    IsLast,
     Likelihood,
     LikelihoodTerms,
     Means,
+    Most,
     Observed,
     Rows,
     floating,
@@ -38,32 +39,34 @@ class Counts(NamedTuple):
     mean: Rows
 
 
-# The cost of a row without counts is the mean itself, which has no curvature; what is
-# expected, 1 / mean, would hold up a fit as a wall does. While a fit is under way such
-# a mean counts as this where it is less.
-EDGE = 1e-3
-
-
 class Known(NamedTuple):
-    """The mean whose inverse is the curvature that a solver sees."""
+    """The mean whose inverse is the curvature that a solver sees.
+
+    The cost of a row without counts is the mean itself, which has no curvature; what is
+    expected, 1 / mean, would hold up a fit as a wall does. While a fit is under way
+    such a mean counts as 1 / `most` where it is less. That is 1e-3, or less where even
+    so all rows together would not expect one count: where counts are few in many rows,
+    it is the expected curvature that tells how few.
+    """
 
     mean: Rows
     is_empty: Bool[Array, "..."]  # nothing was counted
     limited: Bool[Array, "..."]
 
 
-def known(observed: Rows, mean: Rows, is_last: IsLast) -> Known:
+def known(observed: Rows, mean: Rows, most: Most) -> Known:
     """A mean as a solver sees its curvature."""
     is_empty, dtype = observed == 0, mean.dtype
-    edge = jnp.where(is_last, least_mean(mean), EDGE).astype(dtype)
+    most = jnp.asarray(most, dtype)
+    edge = jnp.maximum(1 / most, least_mean(mean))
     tiny = jnp.asarray(float(jnp.finfo(dtype).tiny) ** 0.5, dtype)
-    limited = is_empty & (mean < edge) & ~jnp.asarray(is_last)
+    limited = is_empty & (mean < edge) & (most < jnp.inf)
     return Known(jnp.maximum(mean, jnp.where(is_empty, edge, tiny)), is_empty, limited)
 
 
-def terms_of_count(observed: Rows, mean: Rows, is_last: IsLast) -> LikelihoodTerms:
+def terms_of_count(observed: Rows, mean: Rows, most: Most) -> LikelihoodTerms:
     """What a solver takes, with one root and two divisions."""
-    seen = known(observed, mean, is_last)
+    seen = known(observed, mean, most)
     root = jnp.sqrt(1 / seen.mean)
     return LikelihoodTerms(
         cost=half_deviance(observed, mean),
@@ -96,9 +99,9 @@ class Poisson(Likelihood):
         return 1 / floored(mean)
 
     def evaluate(
-        self, mean: Elements, observed: Observed, is_last: IsLast = False
+        self, mean: Elements, observed: Observed, most: Most = MOST
     ) -> LikelihoodTerms:
-        return terms_of_count(like(mean, observed), mean, is_last)
+        return terms_of_count(like(mean, observed), mean, most)
 
     def constant(self, observed: Observed) -> Rows:
         return log_factorial_rest(floating(observed))
@@ -152,10 +155,10 @@ class PoissonGaussian(Likelihood):
         return 1 / floored(mean + like(mean, self.readout))
 
     def evaluate(
-        self, mean: Elements, observed: Observed, is_last: IsLast = False
+        self, mean: Elements, observed: Observed, most: Most = MOST
     ) -> LikelihoodTerms:
         count, shifted = self._shifted(mean, observed)
-        return terms_of_count(count, shifted, is_last)
+        return terms_of_count(count, shifted, most)
 
     def constant(self, observed: Observed) -> Rows:
         observed = floating(observed)
@@ -214,10 +217,10 @@ class Binomial(Likelihood):
         return 1 / floored(mean) + 1 / floored(n - mean)
 
     def evaluate(
-        self, mean: Elements, observed: Observed, is_last: IsLast = False
+        self, mean: Elements, observed: Observed, most: Most = MOST
     ) -> LikelihoodTerms:
         k, n = like(mean, observed), like(mean, self.trials)
-        one, other = known(k, mean, is_last), known(n - k, n - mean, is_last)
+        one, other = known(k, mean, most), known(n - k, n - mean, most)
         root = jnp.sqrt(1 / one.mean + 1 / other.mean)
         return LikelihoodTerms(
             cost=self.cost(mean, observed),

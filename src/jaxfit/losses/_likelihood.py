@@ -23,9 +23,9 @@ Elements = Float[Array, "*shape"]  # the means of rows
 Rows = Float[Array, "..."]  # of what means and observed values broadcast to
 Observed = Real[Array | np.ndarray, "..."]
 Means = Real[Array | np.ndarray, "..."]  # on the host
-IsLast = Bool[Array, "..."] | bool  # whether a fit is over
+Most = Float[Array, ""] | float  # times what a row shows of curvature is believed
 
-MOST = 1e3  # times what a row shows of curvature, and more of it is not believed
+MOST = 1e3  # or as many times as there are rows, where these are more
 
 
 class LikelihoodTerms(NamedTuple):
@@ -85,26 +85,28 @@ class Likelihood(eqx.Module):
         return jax.jvp(lambda m: self.slope(m, mean), (mean,), (ones,))[1]
 
     def evaluate(
-        self, mean: Elements, observed: Observed, is_last: IsLast = False
+        self, mean: Elements, observed: Observed, most: Most = MOST
     ) -> LikelihoodTerms:
         """Cost, residual and root of each row; residual * root is the slope.
 
         Where the curvature is not a positive number, the squared slope stands in for
-        it, whose expectation it is. Where it is more than `MOST` times what both
+        it, whose expectation it is. Where it is more than `most` times what both
         squared slope and observed curvature are, the mean has come to the edge of its
         range, and no more than that is taken: such a row would hold up a fit as a wall
         does.
 
         Args:
-            is_last: the fit is over, and the whole curvature is asked for.
+            most: infinite where the fit is over, and the whole curvature asked for.
         """
         ones = jnp.ones_like(mean)
         slope, second = jax.jvp(lambda m: self.slope(m, observed), (mean,), (ones,))
         curvature = jnp.broadcast_to(self.curvature(mean, observed), slope.shape)
         is_usable = (curvature > 0) & (curvature < jnp.inf)
         expected = jnp.where(is_usable, curvature, 1)
-        seen = MOST * jnp.maximum(slope * slope, jnp.abs(second)) / expected
-        limited = is_usable & (seen < 1) & ~jnp.asarray(is_last)
+        is_limit = jnp.asarray(most) < jnp.inf
+        shown = jnp.maximum(slope * slope, jnp.abs(second))
+        seen = jnp.where(is_limit, most, 1).astype(shown.dtype) * shown / expected
+        limited = is_usable & (seen < 1) & is_limit
         root = jnp.sqrt(expected * jnp.where(limited, jnp.maximum(seen, 1e-16), 1))
         return LikelihoodTerms(
             cost=self.cost(mean, observed),
