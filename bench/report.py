@@ -45,7 +45,7 @@ def header() -> str:
         ("system", f"{platform.system()} {platform.machine()}"),
         ("device of JAX", jax.devices()[0].device_kind),
         ("Python", platform.python_version()),
-        *((package, _version(package)) for package in PACKAGES),
+        *((package, version_of(package)) for package in PACKAGES),
     ]
     return "# Benchmarks\n\nFloat64.\n\n" + markdown(("", "version"), rows)
 
@@ -57,9 +57,11 @@ def _processor() -> str:
     return names[0].strip() if names else platform.processor()
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of a package, or that it is not installed."""
     if package == "jaxfit":  # of this tree, which may not be installed
         return jaxfit.__version__
-    if not is_installed(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return "not installed"
-    return importlib.metadata.version(package)

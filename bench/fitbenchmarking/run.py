@@ -6,7 +6,6 @@ report is had by `register(); fitbenchmarking.cli.main.main()`.
 """
 
 import argparse
-import importlib.metadata
 import json
 import tempfile
 from pathlib import Path
@@ -181,12 +180,7 @@ def machine() -> str:
     """The versions and the machine."""
     text = report.header().partition("\n\n| ")[2]
     kept = [line for line in text.splitlines() if " not installed " not in line]
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            versions.append(f"{package}: not installed")
+    versions = [f"{package} {report.version_of(package)}" for package in PACKAGES]
     return "\n".join(f"| {line.removeprefix('| ')}" for line in kept[:6]) + (
         "\n\nVersions: " + ", ".join(versions) + "."
     )
