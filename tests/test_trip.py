@@ -168,8 +168,9 @@ def verdict_of(gain, accepted, stays=False, is_step=True):
         (OURS, 0.46, 1.0, 2.0),  # 92 % of what was promised, at the edge
         (OURS, 0.46, 0.5, 1.0),  # inside
         (OURS, 0.44, 1.0, 1.0),  # 88 %
-        (OURS, 0.13, 1.0, 1.0),
-        (OURS, 0.12, 1.0, 0.5 / 0.88),  # the parabola's minimum
+        (OURS, 0.026, 1.0, 1.0),  # 5.2 %
+        (OURS, 0.024, 1.0, 0.5 / 0.976),  # 4.8 %: the parabola's minimum
+        (OURS, 0.12, 0.5, 0.25 / 0.88),  # 24 %, inside
         (SCIPY, 0.06, 1.0, 0.25),
         (SCIPY, 0.12, 1.0, 0.25),
         (SCIPY, 0.13, 1.0, 1.0),

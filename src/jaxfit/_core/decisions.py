@@ -126,6 +126,7 @@ def _moved(setting: Setting, state: State, new: Point, verdict: Verdict) -> Stan
         ratio=gain_ratio(gain, trial.predicted),
         length=trial.length,
         shrinkage=rules.shrinkage(gain, trial.slope),
+        poor=setting.poor,
         good=rules.good,
     )
     radius = region.radius

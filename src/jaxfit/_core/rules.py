@@ -7,7 +7,8 @@ is: see the three of them at the end.
     ratio = (cost before - cost after) / (reduction that the quadratic promised)
 
                                       SciPy    ours
-    ratio <                           0.25     0.25    radius <- shrinkage · |step|
+    ratio <, step inside              0.25     0.25    radius <- shrinkage · |step|
+    ratio <, step at the edge         0.25     0.05    the same
     ratio >, step at the edge         0.75     0.9     radius <- 2 · radius
     else                                               radius stays
     shrinkage                         0.25     0.4 to 0.6, by a parabola
@@ -19,9 +20,10 @@ Our numbers are for canyons: long curved valleys of the cost. Along one the quad
 errs by the fourth power of the step (half the curvature of the valley, squared), so
 that of all lengths the one that gains most has a ratio of about 3/4. A step of that
 ratio is to be repeated as it is. If it is doubled, it is refused, and every second
-evaluation is lost; and what is shortened to a third after a refusal goes too slowly
-from then on. A step that gains less than a quarter is shortened here too: along a kink
-such steps go on for ever, from one side to the other.
+evaluation is lost; and what is shortened to a third after a refusal, or after a step
+that gained less than a quarter, goes too slowly from then on. (Where the residuals may
+have kinks such a step is shortened here too: along a kink it would go on for ever, from
+one side to the other.)
 """
 
 from collections.abc import Callable
@@ -39,6 +41,8 @@ from jaxfit._rows.linearization import Linearization, cost_rounding
 
 # A step shorter than this part of the radius is a Newton step.
 INSIDE = 0.95
+
+POOR = 0.25  # a step with less of the reduction that was promised gained too little
 
 # The region
 
@@ -87,6 +91,7 @@ def after_step(
     ratio: Scalar,
     length: Scalar,
     shrinkage: Scalar | float,
+    poor: Scalar | float,
     good: float,
 ) -> Region:
     """The region after a step was accepted.
@@ -95,12 +100,14 @@ def after_step(
         ratio: of actual to predicted gain.
         length: of the step.
         shrinkage: of a step that gained too little.
-        good: the ratio above which a step at the edge makes the region larger.
+        poor: the ratio below which a step at the edge makes the region smaller.
+        good: the ratio above which it makes the region larger.
     """
     radius = region.radius
-    is_longer = (ratio > good) & (length > INSIDE * radius)
-    new = jnp.where(is_longer, 2 * radius, radius)
-    new = jnp.where(ratio >= 0.25, new, shrinkage * length)
+    at_edge = length > INSIDE * radius
+    new = jnp.where(at_edge & (ratio > good), 2 * radius, radius)
+    is_enough = ratio >= jnp.where(at_edge, poor, POOR)
+    new = jnp.where(is_enough, new, shrinkage * length)
     return Region(new, region.alpha * (radius / jnp.where(new > 0, new, 1)))
 
 
@@ -223,6 +230,7 @@ def scaled_gradient(
 class Rules(NamedTuple):
     """What a fit does where SciPy and we do not agree."""
 
+    poor: float  # `POOR` of a step at the edge, where the residuals have no kink
     good: float  # the ratio above which a step at the edge makes the region larger
     shrinkage: Callable  # (gain, slope) -> of a step that gained too little
     noise: Callable  # a point -> how large a rise of the cost may be rounding
@@ -233,6 +241,7 @@ class Rules(NamedTuple):
 
 
 OURS = Rules(
+    poor=0.05,
     good=0.9,
     shrinkage=by_parabola,
     noise=cost_noise,
@@ -247,6 +256,7 @@ SCIPY_TESTS = OURS._replace(tests=scipy_tests)
 
 # `least_squares`: SciPy's path and end.
 SCIPY = Rules(
+    poor=POOR,
     good=0.75,
     shrinkage=by_a_quarter,
     noise=no_noise,

@@ -8,7 +8,7 @@ from jaxfit._core.bounds import Bounds, start_inside
 from jaxfit._core.certificate import INCOMPLETE, RUNNING, Status
 from jaxfit._core.kink import Search
 from jaxfit._core.options import Limits
-from jaxfit._core.rules import OURS, Rules
+from jaxfit._core.rules import OURS, POOR, Rules
 from jaxfit._core.state import Point, State, Trial
 from jaxfit._linalg.branches import varying_with
 from jaxfit._linalg.kernels import Flag, Scalar, Vector, every
@@ -25,8 +25,12 @@ class Setting(eqx.Module):
     rounding: Scalar | None = eqx.field(kw_only=True, default=None)
     kind: Kind = eqx.field(static=True)  # of the cost
     rules: Rules = eqx.field(static=True, default=OURS)
+    # some residual may have a kink, where `is_smooth` does not say so: of streams
+    is_kinked: Flag | None = eqx.field(kw_only=True, default=None)
     # the residuals can have no kink
     is_smooth: bool = eqx.field(static=True, default=False)
+    # where a fit stalls it looks for a kink
+    may_search: bool = eqx.field(static=True, default=True)
     # local parameters are swept out of every linearization
     is_swept: bool = eqx.field(static=True, default=False)
     # what is decided in a trip is one function, on CPUs, where the whole fit is none
@@ -35,9 +39,16 @@ class Setting(eqx.Module):
     is_lean: bool = eqx.field(static=True, default=False)
 
     @property
+    def poor(self) -> Scalar | float:
+        """The ratio below which a step at the edge makes the region smaller."""
+        if self.is_kinked is None:
+            return self.rules.poor if self.is_smooth else POOR
+        return jnp.where(self.is_kinked, POOR, self.rules.poor)
+
+    @property
     def can_have_kinks(self) -> bool:
         """Whether a fit that stalls may have stalled on a kink."""
-        return self.rules.certifies and not self.is_smooth
+        return self.rules.certifies and self.may_search and not self.is_smooth
 
     @property
     def looks_for_kinks(self) -> bool:

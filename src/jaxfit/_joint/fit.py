@@ -137,7 +137,7 @@ def set_up_joint(request: JointRequest) -> JointSetup:
     )
     if request.is_affine.value:
         check_affine(template.rows.residuals, template.start, template.rows.table.rows)
-    own = dataclasses.replace(template.setting, is_smooth=True)
+    own = dataclasses.replace(template.setting, may_search=False)
     template = template._replace(setting=own)
     if len(start) + of_one.size > MANY:  # products of matrices, from a library
         template = template._replace(is_one_function=False, in_parts=False)
@@ -237,7 +237,7 @@ def shared_setting(parameters: Parameters, request: JointRequest) -> Setting:
     is_few = parameters.size <= MANY
     return dataclasses.replace(
         setting_of(parameters, of_x),
-        is_smooth=True,
+        may_search=False,
         is_swept=True,
         in_one_function=is_possible(options.one_function) and is_few,
     )

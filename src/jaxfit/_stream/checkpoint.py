@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-VERSION = 4
+VERSION = 5
 _VERSION, _FIT = "jaxfit_checkpoint", "fit"
 
 

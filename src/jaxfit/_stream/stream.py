@@ -10,14 +10,16 @@ Start, sum, decision and result are the functions of `solve`, each a compiled pr
 What lies between them is a few n x n arrays; the loop is that of `passes.py`.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxfit._core.auto_scale import Fit, has_own_scale
 from jaxfit._core.derivative import Outcome
@@ -244,11 +246,18 @@ def words_of(state: State) -> list[str]:
     return words
 
 
+class Pass(NamedTuple):
+    """What the blocks of a pass add up to."""
+
+    sum: RunningSum
+    is_kinked: Bool[Array, ""]  # the residuals of some block may have a kink
+
+
 class Turn(NamedTuple):
-    """A state, and the empty sum of its pass."""
+    """A state, and its pass before the first block."""
 
     state: State
-    running: RunningSum
+    running: Pass
 
 
 def _started(request: Request) -> Turn:
@@ -258,10 +267,11 @@ def _started(request: Request) -> Turn:
     return Turn(state, _nothing(setting, state))
 
 
-def _nothing(setting: Setting, state: State) -> RunningSum:
-    """The empty sum of a pass at the trial point of a state."""
-    frame = frame_of(state)
-    return RunningSum.of_nothing(state.trial.x, frame.inverse, setting.kind)
+def _nothing(setting: Setting, state: State) -> Pass:
+    """A pass at the trial point of a state, before the first block."""
+    x, inverse = state.trial.x, frame_of(state).inverse
+    nothing = RunningSum.of_nothing(x, inverse, setting.kind)
+    return Pass(nothing, jnp.zeros((), bool))
 
 
 def _accumulated(
@@ -269,19 +279,24 @@ def _accumulated(
     state: State,
     rows: Int[Array, ""],
     omit: Static,
-    running: RunningSum,
-) -> RunningSum:
+    running: Pass,
+) -> Pass:
     parameters = Parameters(request.x0)
     model = ResidualModel(request.fn, request.jac, parameters.unravel, request.loss)
     table, x = split_rows(request.data, request.weights), state.trial.x
     size = default_size(table, len(x), x.dtype)
     traced = trace_rows(model, table, x, size, rows, omit.value)
-    return traced.add_to(running, x, frame_of(state), traced.chunks.number_with_valid)
+    number = traced.chunks.number_with_valid
+    return Pass(
+        traced.add_to(running.sum, x, frame_of(state), number),
+        running.is_kinked | (not traced.is_smooth),
+    )
 
 
-def _decided(request: Request, state: State, running: RunningSum) -> Turn:
+def _decided(request: Request, state: State, running: Pass) -> Turn:
     setting = setting_of(Parameters(request.x0), request)
-    state = decide(setting, state, running.total())
+    setting = dataclasses.replace(setting, is_kinked=running.is_kinked)
+    state = decide(setting, state, running.sum.total())
     return Turn(state, _nothing(setting, state))
 
 
