@@ -27,11 +27,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"also write {RESULTS}")
     parser.add_argument(
-        "--nist", action="store_true", help="only print jaxfit's digits on each problem"
+        "--nist", action="store_true", help="only print the digits on NIST's problems"
     )
     arguments = parser.parse_args()
     if arguments.nist:
-        print(accuracy.problems())
+        print(accuracy.report(), accuracy.problems(), sep="\n\n")
         return
     parts = []
     for section in (

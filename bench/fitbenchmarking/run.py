@@ -144,6 +144,7 @@ def summary(found: list[dict]) -> str:
         ratios = [
             time / fastest[one["problem"]]
             for one, time in zip(answers, then, strict=True)
+            if one["problem"] in fastest  # which nobody may have solved
         ]
         rows.append(
             (
