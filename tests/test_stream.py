@@ -149,6 +149,29 @@ def test_files_with_weights_shared_values_and_losses(tmp_path):
     np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-13)
 
 
+def test_as_many_passes_as_evaluations():
+    """A stream goes the way of all rows at once, which kinks change."""
+
+    def valley(x, data, size):
+        return jnp.stack([10 * data * (x[1] - size(x[0]) ** 2), data * (1 - x[0])], -1)
+
+    def smooth(x, data):
+        return valley(x, data, lambda u: u)
+
+    def kinked(x, data):
+        return valley(x, data, jnp.abs)
+
+    x0, data, evaluations = np.array([-1.2, 1.0]), np.ones(8), []
+    for fn in (smooth, kinked):
+        at_once = solve(fn, x0, data)
+        streamed = solve_stream(fn, x0, [data[:3], data[3:]])
+        assert at_once.success
+        np.testing.assert_allclose(streamed.x, at_once.x, rtol=1e-10)
+        assert streamed.nfev == at_once.nfev
+        evaluations.append(int(streamed.nfev))
+    assert evaluations[0] != evaluations[1]  # else the test shows nothing
+
+
 def test_one_program_serves_all_blocks():
     traces = []
 
