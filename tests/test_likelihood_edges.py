@@ -122,7 +122,7 @@ def test_few_events_in_many_bins(start, dtype, errors):
         for step in 1e-30 * np.diag(true):
             mean = decay(np, np.asarray(fit.x, float) + 1j * step)
             slope = np.sum(mean - observed * np.log(mean)).imag / np.sum(step)
-            error = fit.stderr()[np.flatnonzero(step)[0]]
+            error = float(fit.stderr()[np.flatnonzero(step)[0]])
             assert_allclose(slope * error, 0, atol=errors)
 
 
