@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit._numpy.memory import Cell, Value
-from jaxfit._numpy.needs import NeedsHost, the_call
+from jaxfit._numpy.needs import NeedsHost, note_jax
 from jaxfit._numpy.values import is_known
 
 
@@ -31,9 +31,7 @@ class Asked:
 
     def __jax_array__(self) -> jax.Array:
         """The array of JAX, beside one that a user's function has made."""
-        going_on = the_call()
-        if going_on is not None:
-            going_on.uses_jax = True
+        note_jax()
         return jnp.asarray(self._cell.read())
 
     def _number(self, kind: Callable[[Any], Any], words: str) -> Any:

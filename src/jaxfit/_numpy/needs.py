@@ -39,7 +39,7 @@ class Call:
             else go on with something else than NumPy computes.
         required: traced booleans; where one is false NumPy gives something else, or an
             error.
-        uses_jax: whether it was given to a function of JAX's.
+        uses_jax: whether it was given to a function of JAX's, or met an array of JAX.
         steps: how many operations on traced values, and writes of them, it may do.
     """
 
@@ -92,6 +92,13 @@ def call(steps: float = math.inf) -> Iterator[Call]:
 def the_call() -> Call | None:
     """The call of a user's function that is going on."""
     return _calls.get()
+
+
+def note_jax() -> None:
+    """Note that the call that is going on uses JAX."""
+    going_on = the_call()
+    if going_on is not None:
+        going_on.uses_jax = True
 
 
 def step(number: int = 1) -> None:

@@ -1,12 +1,13 @@
 """scipy.special in JAX: the twin of each of its functions that NumPy can dispatch."""
 
+import functools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import scipy.special
 from jax.scipy import special
 
 from jaxfit._numpy.faddeeva import faddeeva
@@ -14,7 +15,17 @@ from jaxfit._numpy.memory import Value
 
 
 def special_twins() -> dict[Any, Callable]:
-    """From a function of scipy.special to its twin."""
+    """From a function of scipy.special to its twin.
+
+    Nobody calls one of them where it was not imported, which takes 0.15 s.
+    """
+    return _twins() if "scipy.special" in sys.modules else {}
+
+
+@functools.cache
+def _twins() -> dict[Any, Callable]:
+    import scipy.special
+
     twins = {name: getattr(special, name, None) for name in _SAME} | _COMPOSED
     homes = (scipy.special, scipy.special._ufuncs)
     return {

@@ -28,7 +28,7 @@ from jaxfit._numpy.indices import (
 )
 from jaxfit._numpy.inside import as_array, as_index, is_choice, operand, raw
 from jaxfit._numpy.memory import Cell, Owner, Relative, Value, View
-from jaxfit._numpy.needs import NeedsHost, once
+from jaxfit._numpy.needs import NeedsHost, note_jax, once
 from jaxfit._numpy.shaped import Shaped
 from jaxfit._numpy.tables import FRESH, PERHAPS_VIEWS, SPOKEN
 from jaxfit._numpy.ufuncs import add_at
@@ -71,6 +71,8 @@ class Traced(Asked, Shaped, ByFunction):
             return self._act_at(ufunc, *inputs)
         if not all(isinstance(value, SPEAKERS) for value in (*inputs, *outs)):
             return NotImplemented
+        if any(isinstance(value, jax.Array) for value in inputs):
+            note_jax()
         values = [as_array(value) for value in inputs]
         settings = {name: raw(value) for name, value in settings.items()}
         if method == "__call__" and settings.get("where", True) is not True:

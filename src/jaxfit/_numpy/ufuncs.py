@@ -26,7 +26,7 @@ _TWINS: dict[Any, Callable] = {
     if isinstance(function, np.ufunc)
     and name not in _WITHOUT_TWIN
     and hasattr(jnp, name)
-} | special_twins()
+}
 
 
 def _of_integers(twin: Callable) -> Callable:
@@ -58,7 +58,7 @@ def twin_of(ufunc: np.ufunc) -> Callable:
     Raises:
         NeedsHost: if there is none.
     """
-    twin = _TWINS.get(ufunc)
+    twin = _TWINS.get(ufunc) or special_twins().get(ufunc)
     if twin is None:
         raise NeedsHost(f"it calls {ufunc.__name__}, which has no counterpart in JAX")
     return twin
