@@ -414,6 +414,9 @@ y = 2.5 * np.exp(-1.3 * x) + 0.5
 popt, pcov = jaxfit.curve_fit(lambda x, a, b, c: a * jnp.exp(-b * x) + c, x, y)
 assert popt.dtype == pcov.dtype == np.float64
 assert np.max(np.abs(popt - [2.5, 1.3, 0.5])) < 1e-10, popt
+popt, pcov = jaxfit.curve_fit(lambda x, a, b, c: a * np.exp(-b * x) + c, x, y)
+assert np.max(np.abs(popt - [2.5, 1.3, 0.5])) < 1e-10, popt
+assert "scipy.special" not in sys.modules
 found = jaxfit.least_squares(lambda x: jnp.stack([x[0] - 1, x[1] - x[0]]), [0.0, 0.0])
 assert found.x.dtype == found.jac.dtype == np.float64
 assert dict(jax.config.values) == before

@@ -108,3 +108,14 @@ def test_arithmetic_in_more_digits_than_jax_has():
     with jax.enable_x64(False):
         fit = jaxfit.solve(residual, jnp.ones(2), Y)
     np.testing.assert_allclose(fit.x, TRUTH, rtol=1e-5)
+
+
+def test_arrays_of_jax_that_meet_numpys_alone():
+    """The model is JAX's: NumPy's float64 would be compared with JAX's float32."""
+
+    def line(x, a, b):
+        return a * x + b * jnp.ones_like(x)
+
+    with jax.enable_x64(False):
+        found, _ = jaxfit.curve_fit(line, T, 2 * T + 1)
+    np.testing.assert_allclose(found, [2, 1], rtol=1e-8)
