@@ -18,7 +18,7 @@ import jaxfit
 from bench.report import is_installed, markdown, section
 from bench.workloads import G5, MIXED, PSF, T2, Workload, problems, residual
 from jaxfit import Options
-from jaxfit._core.fit import set_up
+from jaxfit._core.fit import Request, set_up
 from jaxfit._programs.one_function import one_function
 from jaxfit._rows.linearization import Frame
 
@@ -134,7 +134,7 @@ def plainly(fn: Callable, x, y):
 
 def as_the_solver(fn: Callable, x, y):
     """The same as a fit does it."""
-    setup = set_up(fn, None, x, y, None, None, None, Options())
+    setup = set_up(Request(fn, None, x, y, None, None, None, Options()))
     frame = Frame(jnp.eye(len(x)), jnp.eye(len(x)))
     return jnp.sum(setup.rows.linearize(x, frame).normal)
 
