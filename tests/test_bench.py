@@ -27,7 +27,7 @@ def test_each_can_be_imported(name):
 
 
 def test_an_evaluation_as_a_fit_does_it():
-    """Beside the same by hand: the sum over the Gram matrix of Jacobian and residual."""
+    """Beside the same by hand: the sum over a Gram matrix of Jacobian and residual."""
     batch = importlib.import_module("bench.batch")
     workloads = importlib.import_module("bench.workloads")
     fn = workloads.residual(workloads.T2)
