@@ -74,7 +74,7 @@ def frame_of(state: State) -> Frame:
 
 
 def _marked(frame: Frame, state: State) -> Frame:
-    """A frame that says whether it is that of the last trip, where this matters."""
+    """A frame that says how much of the curvature of a row is believed."""
     return frame._replace(most=state.point.linearization.believed(state.finishing))
 
 

@@ -24,10 +24,10 @@ from jaxfit._rows.linearization import (
     Swept,
     columns_of,
     in_words,
+    times_believed,
 )
 from jaxfit._rows.residuals import Predicted
 from jaxfit._rows.visit import Rows
-from jaxfit.losses._likelihood import MOST
 
 Own = Float[Array, " l"]  # one for each local parameter
 OwnFlags = Bool[Array, " l"]
@@ -142,11 +142,12 @@ class Block(NamedTuple):
 
     @property
     def _believed(self) -> Scalar | None:
-        """`Linearization.believed`, by the rows of this block."""
-        if self.frame.most is None:
+        """The same as of the frame, by the rows of this block."""
+        most = self.frame.most
+        if most is None:
             return None
-        least = max(MOST, self.setup.rows.residuals.number)
-        return jnp.where(self.frame.most < jnp.inf, least, self.frame.most)
+        number = jnp.asarray(self.setup.rows.residuals.number, most.dtype)
+        return times_believed(number, jnp.isinf(most))
 
     @property
     def free(self) -> OwnFlags:

@@ -195,14 +195,8 @@ class Linearization(eqx.Module):
         return self.terms.limited > 0
 
     def believed(self, is_last: Any) -> Scalar | None:
-        """How many times what a row of a likelihood shows of its curvature is believed.
-
-        That of all rows together as much as that of one (`MOST`); at the end all of it.
-        """
-        if not self.is_likelihood:
-            return None
-        most = jnp.maximum(self.count, MOST)
-        return jnp.where(is_last, jnp.inf, most).astype(self.normal.dtype)
+        """`times_believed`, of a likelihood."""
+        return times_believed(self.count, is_last) if self.is_likelihood else None
 
     @property
     def rhs(self) -> Vector:
@@ -419,6 +413,14 @@ def lost_in_sum(so_far: Array, a: Array, b: Array, added: Array) -> Array:
     """What rounding took from a running sum, after another addition."""
     from_b = added - a
     return so_far + ((a - (added - from_b)) + (b - from_b))
+
+
+def times_believed(count: Scalar, is_last: Any) -> Scalar:
+    """How many times what a row of a likelihood shows of its curvature is believed.
+
+    `MOST` times, or as often as there are rows; in the last trip whatever it is.
+    """
+    return jnp.where(is_last, jnp.inf, jnp.maximum(count, MOST)).astype(count.dtype)
 
 
 def cost_rounding(linearization: Linearization) -> Scalar:
